@@ -1,0 +1,34 @@
+"""The nodes: schema in, one call, outputs out."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..training import events, host
+from ..training.captioner import FOLDER
+from ..training.config import CUSTOM, PRESETS, preset_values
+from .apply_lora_preview import ApplyLoRAPreview
+from .caption_images import CaptionImages
+from .load_dataset import LoadDataset
+from .lora_config import LoRAConfigNode
+from .save_lora import SaveLoRA
+from .train_lora import TrainLoRA
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadDataset,
+    CaptionImages,
+    LoRAConfigNode,
+    TrainLoRA,
+    SaveLoRA,
+    ApplyLoRAPreview,
+]
+
+
+class KilnExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def on_load(self) -> None:
+        host.register_model_folder(FOLDER)
+        host.serve_json("/kiln/runs", events.histories)
+        host.serve_json("/kiln/presets", lambda: {name: preset_values(name) for name in PRESETS if name != CUSTOM})
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,115 @@
+"""Caption Images: captions by an image-to-text model."""
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..training import host
+from ..training.captioner import (
+    FOLDER,
+    KNOWN_IDS,
+    CaptionSettings,
+    caption_images,
+    find_model,
+    local_models,
+    write_sidecar,
+)
+from ..training.dataset import Dataset
+from ..training.pictures import to_image
+from ..training.problems import InputError
+from .load_dataset import dataset_sheet
+from .types import CATEGORY, KilnDataset
+
+KEEP, NEW_FILES, OVERWRITE = "no", "where there is none", "over existing text"
+
+
+class CaptionImages(io.ComfyNode):
+    """Writes captions for the pictures of a dataset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        models = [*local_models(), *KNOWN_IDS]
+        return io.Schema(
+            node_id="KilnCaptionImages",
+            display_name="Caption Images",
+            category=CATEGORY,
+            description="Describes the pictures of a dataset with an image-to-text model.",
+            search_aliases=["blip", "florence", "git", "auto caption", "interrogate"],
+            inputs=[
+                KilnDataset.Input("dataset", tooltip="From Load Dataset."),
+                io.Combo.Input(
+                    "model", options=models, default=models[0],
+                    tooltip=f"A folder in models/{FOLDER}, or a model of the Hugging Face hub, which is downloaded "
+                    "once. BLIP, BLIP-2, GIT and Florence-2 work; weights must be safetensors.",
+                ),
+                io.Combo.Input(
+                    "pictures", options=["without caption", "all"], default="without caption",
+                    tooltip="Which pictures get a new caption.",
+                ),
+                io.String.Input("prefix", default="", tooltip="Put before each new caption."),
+                io.String.Input("suffix", default="", tooltip="Put after each new caption."),
+                io.String.Input(
+                    "trigger_word", default="", tooltip="Put in front of new captions that lack it.",
+                ),
+                io.Combo.Input(
+                    "write_files", options=[KEEP, NEW_FILES, OVERWRITE], default=KEEP,
+                    tooltip="Also write the captions as .txt files beside the pictures. Text that is already there "
+                    "is kept unless you choose otherwise.",
+                ),
+                io.String.Input(
+                    "prompt", default="", advanced=True,
+                    tooltip="What the model is asked, where it takes a prompt. Florence-2: <CAPTION>, "
+                    "<DETAILED_CAPTION> or <MORE_DETAILED_CAPTION>.",
+                ),
+                io.Int.Input(
+                    "max_new_tokens", default=60, min=4, max=1024, advanced=True,
+                    tooltip="Longest caption, in the model's tokens.",
+                ),
+                io.Int.Input(
+                    "num_beams", default=3, min=1, max=16, advanced=True,
+                    tooltip="Beam search width: more is slower and a little better; 1 takes the likeliest word.",
+                ),
+            ],
+            outputs=[
+                KilnDataset.Output(display_name="dataset", tooltip="The dataset with captions."),
+                io.String.Output(display_name="captions", tooltip="A line a picture, as it will be trained."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, model: Any = None) -> bool | str:
+        try:
+            if model is not None:
+                find_model(model)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        dataset: Dataset,
+        model: str,
+        pictures: str,
+        write_files: str,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        wanted = [index for index, picture in enumerate(dataset.pictures) if pictures == "all" or not picture.caption]
+        fits = dataset.fits()
+        progress = host.progress_bar(max(1, len(wanted)))
+
+        def on_caption(done: int, caption: str) -> None:
+            path = dataset.pictures[wanted[done]].path
+            if path is not None and write_files != KEEP:
+                write_sidecar(path, caption, overwrite=write_files == OVERWRITE)
+            host.show_text(f"{done + 1} of {len(wanted)}: {caption}")
+            progress(done + 1)
+
+        new: list[str] = []
+        if wanted:
+            images = [lambda index=index: to_image(dataset.pictures[index].load(fits[index])) for index in wanted]
+            new = caption_images(model, images, CaptionSettings(**settings), on_caption)
+        captioned = dataset.with_captions(dict(zip(wanted, new, strict=True)))
+        host.show_text(f"{len(new)} of {len(dataset.pictures)} pictures captioned")
+        texts = "\n".join(captioned.caption(index) for index in range(len(captioned.pictures)))
+        return io.NodeOutput(captioned, texts, ui=ui.PreviewImage(dataset_sheet(captioned), cls=cls))

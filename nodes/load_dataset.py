@@ -1,0 +1,245 @@
+"""Load Dataset: pictures and captions from a folder or from the graph."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..training import host
+from ..training.dataset import (
+    Dataset,
+    DatasetSettings,
+    Picture,
+    bucket_table,
+    folder_fingerprint,
+    pictures_from_images,
+    read_folder,
+)
+from ..training.pictures import ENDINGS
+from ..training.problems import InputError, raise_if_any
+from ..training.sheets import contact_sheet
+from .types import CATEGORY, NONE, KilnDataset
+
+SHEET_PICTURES = 24
+DEEPEST = 3
+"""levels of folders offered in the list"""
+
+
+class LoadDataset(io.ComfyNode):
+    """Pictures, captions and how to draw from them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        folders = [NONE, *_folders()]
+        return io.Schema(
+            node_id="KilnLoadDataset",
+            display_name="Load Dataset",
+            category=CATEGORY,
+            description="Reads pictures and captions to train on, and shows them as the trainer will see them.",
+            search_aliases=["training images", "image folder", "lora dataset"],
+            is_input_list=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder", options=folders, default=folders[1] if len(folders) > 1 else NONE,
+                    tooltip="A folder of pictures inside ComfyUI's input folder. Captions lie beside the pictures as "
+                    ".txt or .caption, or in metadata.jsonl. A folder named 10_cat repeats its pictures 10 times. "
+                    "Choose none to use pictures from the graph.",
+                ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="Pictures from the graph, instead of a folder or in addition to it.",
+                ),
+                io.String.Input(
+                    "captions", optional=True, force_input=True,
+                    tooltip="Captions for the pictures from the graph: a line a picture, or one line for all.",
+                ),
+                io.Int.Input(
+                    "resolution", default=512, min=64, max=4096, step=64,
+                    tooltip="Side of a square training picture, in pixels: 512 for SD1.5, 1024 for SDXL. "
+                    "Other shapes get about the same area.",
+                ),
+                io.String.Input(
+                    "trigger_word", default="",
+                    tooltip="The word that calls up what is trained. Put in front of captions that lack it.",
+                ),
+                io.Boolean.Input(
+                    "flip", default=False,
+                    tooltip="Shows each picture mirrored half of the time. Not for faces, text or anything one-sided.",
+                ),
+                io.Boolean.Input(
+                    "shuffle_tags", default=False,
+                    tooltip="Shows comma-separated tags in changing order, so that none is learned by its place.",
+                ),
+                io.Int.Input(
+                    "keep_tokens", default=1, min=0, max=64,
+                    tooltip="With shuffle_tags: this many tags at the front stay where they are.",
+                ),
+                io.Float.Input(
+                    "caption_dropout", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of samples trained without caption. 0.05 to 0.1 helps styles.",
+                ),
+                io.Int.Input(
+                    "repeats", default=1, min=1, max=1000, advanced=True,
+                    tooltip="Times each picture counts in one epoch, multiplied with the folder's own number.",
+                ),
+                io.Int.Input(
+                    "bucket_step", default=64, min=8, max=256, step=8, advanced=True,
+                    tooltip="Sides of training pictures are multiples of this, in pixels.",
+                ),
+                io.Int.Input(
+                    "shortest_side", default=256, min=64, max=4096, step=64, advanced=True,
+                    tooltip="No training picture has a side below this, in pixels.",
+                ),
+                io.Int.Input(
+                    "longest_side", default=2048, min=64, max=8192, step=64, advanced=True,
+                    tooltip="No training picture has a side above this, in pixels.",
+                ),
+                io.Combo.Input(
+                    "regularisation_folder", options=folders, default=NONE, advanced=True,
+                    tooltip="Pictures of the same kind but not of the subject: they keep the model from forgetting "
+                    "what it knows. As many of them are shown as of your own.",
+                ),
+                io.Float.Input(
+                    "prior_loss_weight", default=1.0, min=0.0, max=10.0, step=0.05, advanced=True,
+                    tooltip="Weight of the regularisation pictures' loss.",
+                ),
+                io.Combo.Input(
+                    "bad_pictures", options=["leave out", "stop"], default="leave out", advanced=True,
+                    tooltip="What to do about files that cannot be used: leave them out and say so, or stop.",
+                ),
+            ],
+            outputs=[
+                KilnDataset.Output(display_name="dataset", tooltip="For Caption Images and Train LoRA."),
+                io.Image.Output(display_name="preview", tooltip="Contact sheet of what the trainer will see."),
+                io.String.Output(display_name="captions", tooltip="A line a picture, as it will be trained."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, folder: Any = None, regularisation_folder: Any = None) -> bool | str:
+        try:
+            for field, name in (("folder", _one(folder)), ("regularisation_folder", _one(regularisation_folder))):
+                if name not in (None, "", NONE):
+                    host.resolve_folder(name, field)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        prints = []
+        for field in ("folder", "regularisation_folder"):
+            name = _one(inputs.get(field))
+            if name not in (None, "", NONE):
+                prints.append(folder_fingerprint(host.resolve_folder(name, field)))
+        return "|".join(prints)
+
+    @classmethod
+    def execute(
+        cls,
+        folder: list[str],
+        images: list[torch.Tensor] | None = None,
+        captions: list[str] | None = None,
+        **settings: list[Any],
+    ) -> io.NodeOutput:
+        values = {name: value[0] for name, value in settings.items()}
+        regularisation = values.pop("regularisation_folder", NONE)
+        repeats = values.pop("repeats", 1)
+        stop_at_problems = values.pop("bad_pictures", "leave out") == "stop"
+        dataset = _read(
+            _one(folder), regularisation, images or [], _lines(captions or []), repeats, stop_at_problems,
+            DatasetSettings(**values),
+        )  # fmt: skip
+        host.show_text(_summary(dataset))
+        sheet = dataset_sheet(dataset)
+        texts = "\n".join(dataset.caption(index) for index in range(len(dataset.pictures)))
+        return io.NodeOutput(dataset, sheet, texts, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def dataset_sheet(dataset: Dataset) -> torch.Tensor:
+    """Contact sheet of the pictures as cut for training, each with its name, bucket and caption: (1, H, W, 3)."""
+    fits = dataset.fits()
+    chosen = range(len(dataset.pictures))[:SHEET_PICTURES]
+    cells = []
+    for index in chosen:
+        picture, fit = dataset.pictures[index], fits[index]
+        heading = f"{fit.width} x {fit.height}" + (f"  x{picture.repeats}" if picture.repeats > 1 else "")
+        heading += "  regularisation" if picture.is_regularisation else ""
+        cells.append((picture.load(fit), heading, dataset.caption(index) or "(no caption)"))
+    return contact_sheet(cells, columns=min(6, max(3, len(cells))), side=176)
+
+
+def _read(
+    folder: str,
+    regularisation: str,
+    images: list[torch.Tensor],
+    captions: list[str],
+    repeats: int,
+    stop_at_problems: bool,
+    settings: DatasetSettings,
+) -> Dataset:
+    pictures: list[Picture] = []
+    problems: list[str] = []
+    name = "images"
+    if folder not in ("", NONE):
+        path = host.resolve_folder(folder, "folder")
+        name = path.name
+        pictures, problems = read_folder(path, repeats=repeats)
+        if not pictures and not problems:
+            endings = " ".join(ENDINGS)
+            raise_if_any("Load Dataset", [f"folder {folder!r} holds no picture ({endings}): put some there."])
+        if not pictures:
+            raise_if_any("Load Dataset", [f"folder {folder!r} holds no usable picture.", *problems])
+    pictures += pictures_from_images(images, captions, repeats)
+    if not pictures:
+        raise_if_any("Load Dataset", ["folder is 'none' and no images are connected: choose one of the two."])
+    if regularisation not in ("", NONE):
+        prior, found = read_folder(host.resolve_folder(regularisation, "regularisation_folder"), True)
+        pictures, problems = pictures + prior, problems + found
+        if not prior:
+            problems.append(f"regularisation_folder {regularisation!r} holds no usable picture.")
+            raise_if_any("Load Dataset", problems)
+    if stop_at_problems:
+        raise_if_any("Load Dataset", problems)
+    return Dataset(tuple(pictures), settings, name, tuple(problems))
+
+
+def _summary(dataset: Dataset) -> str:
+    prior = sum(picture.is_regularisation for picture in dataset.pictures)
+    uncaptioned = sum(not picture.caption for picture in dataset.pictures)
+    buckets = ", ".join(f"{w}x{h} ({count})" for (w, h), count in bucket_table(dataset).items())
+    lines = [f"{len(dataset.pictures) - prior} pictures" + (f" + {prior} regularisation" if prior else "")]
+    lines.append(f"buckets: {buckets}")
+    if uncaptioned:
+        lines.append(f"{uncaptioned} without caption")
+    if dataset.problems:
+        lines += [f"{len(dataset.problems)} left out:", *dataset.problems[:10]]
+    return "\n".join(lines)
+
+
+def _folders() -> list[str]:
+    """Folders with pictures in or below them: relative to the input folder, absolute for other allowed roots."""
+    found: list[str] = []
+    for number, root in enumerate(host.data_roots()):
+        for path, names, files in os.walk(root):
+            here = Path(path)
+            depth = len(here.relative_to(root).parts)
+            names[:] = sorted(name for name in names if not name.startswith(".") and depth < DEEPEST)
+            has_pictures = any(name.lower().endswith(ENDINGS) for name in files)
+            if has_pictures and (depth or number):
+                candidates = [here, *(parent for parent in here.parents if parent.is_relative_to(root))]
+                for candidate in candidates:
+                    if candidate != root or number:
+                        found.append(candidate.relative_to(root).as_posix() if number == 0 else str(candidate))
+    return sorted(set(found))
+
+
+def _lines(captions: list[str]) -> list[str]:
+    return captions[0].strip("\n").splitlines() if len(captions) == 1 else list(captions)
+
+
+def _one(value: Any) -> Any:
+    """A node with is_input_list gets every value in a list, except where the host does not know yet."""
+    return value[0] if isinstance(value, list) and value else value

@@ -1,0 +1,80 @@
+"""Train LoRA: the run itself."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..training import host
+from ..training.config import LoRAConfig
+from ..training.dataset import Dataset
+from ..training.export import check_name
+from ..training.problems import InputError
+from ..training.sheets import strength_grid
+from ..training.trainer import SamplePicture, train_lora
+from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
+
+
+class TrainLoRA(io.ComfyNode):
+    """Trains a LoRA in this process, on the model the graph has loaded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnTrainLoRA",
+            display_name="Train LoRA",
+            category=CATEGORY,
+            description="Trains a LoRA on the graph's own MODEL, which is left exactly as it was.",
+            search_aliases=["finetune", "dreambooth", "kohya", "lora trainer"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model to train for; LoRAs already on it stay on."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                KilnDataset.Input("dataset", tooltip="From Load Dataset or Caption Images."),
+                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                io.String.Input(
+                    "name", default="my_lora",
+                    tooltip="Name of the LoRA; files written on the way start with it.",
+                ),
+            ],
+            outputs=[
+                LoraModel.Output(display_name="lora", tooltip="For Save LoRA and Apply LoRA Preview."),
+                io.Model.Output(display_name="model", tooltip="The MODEL with the LoRA on, at strength 1."),
+                io.Clip.Output(display_name="clip", tooltip="The CLIP with the LoRA on, at strength 1."),
+                LossMap.Output(display_name="loss_map", tooltip="For Plot Loss Graph."),
+                io.Image.Output(display_name="samples", tooltip="Sample pictures in rows, if any were asked for."),
+                io.String.Output(display_name="report", tooltip="What was trained, on what, how it went."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, name: Any = None) -> bool | str:
+        try:
+            if name is not None:
+                check_name(name, "name", "Train LoRA")
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Dataset, config: LoRAConfig, name: str) -> io.NodeOutput:
+        trained = train_lora(model, clip, vae, dataset, config, check_name(name, "name", "Train LoRA"))
+        model_with, clip_with = host.with_lora(model, clip, trained.lora, 1.0)
+        samples = samples_sheet(trained.samples) if trained.samples else None
+        return io.NodeOutput(
+            trained.lora,
+            model_with,
+            clip_with,
+            {"loss": trained.losses},
+            host.blocked() if samples is None else samples,
+            trained.report,
+            ui=None if samples is None else ui.PreviewImage(samples, cls=cls),
+        )
+
+
+def samples_sheet(samples: list[SamplePicture]) -> torch.Tensor:
+    """One row a prompt, one column a step: (1, H, W, 3)."""
+    steps = sorted({sample.step for sample in samples})
+    prompts = list(dict.fromkeys(sample.prompt for sample in samples))
+    rows = [(prompt, [sample.pixels for sample in samples if sample.prompt == prompt]) for prompt in prompts]
+    return strength_grid(rows, [f"step {step}" for step in steps])

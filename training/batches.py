@@ -1,0 +1,89 @@
+"""Batches of a run: which samples at which step, and their noise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .config import LoRAConfig
+from .dataset import Dataset, Sample
+from .objective import Family, draw_noise, draw_sigma
+from .randomness import tensor_generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: all on the model's device, float32."""
+
+    x_0: torch.Tensor
+    """(B, C, ...) clean latents in model space"""
+    noise: torch.Tensor
+    """(B, C, ...)"""
+    sigma: torch.Tensor
+    """(B,)"""
+    weight: torch.Tensor
+    """(B,) of each sample's loss"""
+    cond: Any
+    """what `predict` takes"""
+
+
+class Plan:
+    """The samples of every forward pass of a run, epoch after epoch; a function of dataset, config and seed."""
+
+    def __init__(self, dataset: Dataset, config: LoRAConfig):
+        self.dataset = dataset
+        self.config = config
+        self.batches_per_epoch = dataset.batches_per_epoch(config.batch_size)
+        self.steps = config.total_steps(self.batches_per_epoch)
+        self._epochs: dict[int, list[list[Sample]]] = {}
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch (from 0) that a step begins in."""
+        return step * self.config.gradient_accumulation // self.batches_per_epoch
+
+    def samples_at(self, step: int, micro: int) -> list[Sample]:
+        """The samples of one forward pass."""
+        epoch, index = divmod(step * self.config.gradient_accumulation + micro, self.batches_per_epoch)
+        if epoch not in self._epochs:
+            self._epochs[epoch] = self.dataset.epoch_batches(epoch, self.config.batch_size, self.config.seed)
+        batches = self._epochs[epoch]
+        return batches[index % len(batches)]
+
+    def all_samples(self) -> set[Sample]:
+        """Every distinct sample of the run."""
+        return {
+            sample
+            for step in range(self.steps)
+            for micro in range(self.config.gradient_accumulation)
+            for sample in self.samples_at(step, micro)
+        }
+
+
+def make_batch(
+    latents: list[torch.Tensor],
+    weights: list[float],
+    conds_for: Callable[[torch.Tensor], Any],
+    family: Family,
+    config: LoRAConfig,
+    step: int,
+    micro: int,
+    device: torch.device,
+) -> Batch:
+    """A batch with its noise, each sample's a function of seed, step and slot.
+
+    Args:
+        latents: (C, ...) a sample, all of one shape.
+        weights: of each sample's loss.
+        conds_for: from the batch's latents to what `predict` takes.
+    """
+    noises, sigmas = [], []
+    for slot, latent in enumerate(latents):
+        key = (config.seed, step, micro, slot)
+        noises.append(draw_noise(tuple(latent.shape), config.noise_offset, tensor_generator(*key, "noise")))
+        sigmas.append(draw_sigma(family, tensor_generator(*key, "sigma")))
+    x_0 = torch.stack(latents).to(device)
+    return Batch(
+        x_0, torch.stack(noises).to(device), torch.stack(sigmas).to(device),
+        torch.tensor(weights, device=device), conds_for(x_0),
+    )  # fmt: skip

@@ -1,0 +1,47 @@
+"""Aspect buckets: picture sizes of about one area, so that nothing is squeezed and little is cut."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture goes into its bucket: scaled to cover it, then cut."""
+
+    width: int
+    """bucket, pixels"""
+    height: int
+    scaled_width: int
+    """picture after scaling, pixels"""
+    scaled_height: int
+    left: int
+    """what is cut off at the left, pixels"""
+    top: int
+
+
+def bucket_sizes(resolution: int, step: int, shortest: int, longest: int) -> list[tuple[int, int]]:
+    """All (width, height) in multiples of step, with an area of at most resolution squared.
+
+    For each width the tallest height that still fits; sides stay within shortest and longest.
+    """
+    area = max(resolution, step) ** 2
+    sizes = set()
+    for side in range(max(step, _floor(shortest, step)), _floor(longest, step) + 1, step):
+        other = min(_floor(longest, step), _floor(area // side, step))
+        if other >= max(step, _floor(shortest, step)):
+            sizes |= {(side, other), (other, side)}
+    square = _floor(resolution, step) or step
+    return sorted(sizes | {(square, square)})
+
+
+def fit_picture(width: int, height: int, sizes: list[tuple[int, int]]) -> Fit:
+    """The bucket nearest in aspect ratio (the largest of equals) and the centred cut into it."""
+    ratio = math.log(width / height)
+    bucket = min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - ratio), -size[0] * size[1]))
+    scale = max(bucket[0] / width, bucket[1] / height)
+    scaled = (max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale)))
+    return Fit(*bucket, *scaled, (scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
+
+
+def _floor(value: int, step: int) -> int:
+    return value // step * step

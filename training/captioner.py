@@ -1,0 +1,152 @@
+"""Captions by an image-to-text model of the transformers library."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from . import host
+from .captions import with_trigger
+from .problems import InputError, raise_if_any
+
+FOLDER = "captioners"
+"""models/captioners holds one folder a model"""
+KNOWN_IDS = (
+    "Salesforce/blip-image-captioning-base",
+    "Salesforce/blip-image-captioning-large",
+    "Salesforce/blip2-opt-2.7b",
+    "microsoft/git-base-coco",
+    "florence-community/Florence-2-base",
+    "florence-community/Florence-2-large",
+)
+FLORENCE_TASK = "<DETAILED_CAPTION>"
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """How captions are written."""
+
+    prefix: str = ""
+    """put before each caption"""
+    suffix: str = ""
+    """put after each caption"""
+    trigger_word: str = ""
+    """put in front of captions that lack it"""
+    prompt: str = ""
+    """given to the model before it writes; for Florence-2 a task such as <CAPTION>"""
+    max_new_tokens: int = 60
+    """longest caption, in the model's tokens"""
+    num_beams: int = 3
+    """beam search width; 1 = greedy"""
+
+    def compose(self, text: str) -> str:
+        """The caption from what the model wrote."""
+        return with_trigger(f"{self.prefix}{text}{self.suffix}".strip(), self.trigger_word)
+
+
+def local_models() -> list[str]:
+    """Names of the models that lie in the host's captioners folders."""
+    return sorted(
+        {
+            path.parent.relative_to(root).as_posix()
+            for root in host.model_folders(FOLDER)
+            if root.is_dir()
+            for path in root.glob("**/config.json")
+        }
+    )
+
+
+def find_model(name: str) -> str:
+    """Where transformers finds a model: a folder in models/captioners, or an id of the Hugging Face hub.
+
+    Raises:
+        InputError: neither.
+    """
+    for root in host.model_folders(FOLDER):
+        folder = (root / name).resolve()
+        if folder.is_relative_to(root.resolve()) and (folder / "config.json").is_file():
+            return str(root / name)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        have = ", ".join(local_models()) or "none"
+        problem = (
+            f"model is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "
+            "or a model id such as Salesforce/blip-image-captioning-base."
+        )
+        raise_if_any("Caption Images", [problem])
+    return name
+
+
+def caption_images(
+    model_name: str,
+    images: Sequence[Callable[[], Image.Image]],
+    settings: CaptionSettings,
+    on_caption: Callable[[int, str], None],
+) -> list[str]:
+    """A caption a picture.
+
+    Args:
+        images: each opens one RGB picture.
+        on_caption: called with (index, caption) as they come; may raise to interrupt.
+
+    Raises:
+        InputError: the model cannot be loaded, or is no image-to-text model.
+    """
+    processor, model = _load(find_model(model_name))
+    captions = []
+    with torch.inference_mode(), host.loaded_for_inference(model) as device:
+        for index, open_image in enumerate(images):
+            host.raise_if_interrupted()
+            captions.append(settings.compose(_describe(processor, model, open_image(), settings, device)))
+            on_caption(index, captions[-1])
+    return captions
+
+
+def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
+    """Writes the caption beside the picture, as .txt; never over text that is there unless asked.
+
+    Returns:
+        Whether it was written.
+    """
+    existing = [path for ending in (".txt", ".caption") if (path := picture.with_suffix(ending)).exists()]
+    if not overwrite and any(path.stat().st_size for path in existing):
+        return False
+    target = existing[0] if existing else picture.with_suffix(".txt")
+    target.write_text(caption + "\n", encoding="utf-8")
+    return True
+
+
+def _load(source: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    device_dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, dtype=device_dtype
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        problem = f"model {source} could not be loaded as an image-to-text model with safetensors weights: {reason}"
+        raise InputError("Caption Images", [problem]) from error
+    return processor, model.eval()
+
+
+def _describe(processor: Any, model: Any, image: Image.Image, settings: CaptionSettings, device: torch.device) -> str:
+    is_florence = "florence" in type(processor).__name__.lower()
+    prompt = settings.prompt or (FLORENCE_TASK if is_florence else "")
+    inputs = processor(images=image, text=prompt or None, return_tensors="pt").to(device)
+    inputs = {
+        key: value.to(model.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for key, value in inputs.items()
+    }
+    tokens = model.generate(**inputs, max_new_tokens=settings.max_new_tokens, num_beams=settings.num_beams)
+    if is_florence:
+        text = processor.batch_decode(tokens, skip_special_tokens=False)[0]
+        parsed = processor.post_process_generation(text, task=prompt, image_size=image.size)
+        return " ".join(str(value) for value in parsed.values()).strip()
+    text = processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+    return text.removeprefix(prompt.strip()).strip() if prompt else text

@@ -1,0 +1,77 @@
+"""Captions: where they come from, and what a caption becomes when a sample is drawn."""
+
+import json
+import re
+from pathlib import Path
+
+from .randomness import python_random
+
+SIDECARS = (".txt", ".caption")
+METADATA = "metadata.jsonl"
+
+
+class CaptionFileError(ValueError):
+    """A caption file that cannot be read; the message names it."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a caption file, UTF-8 or UTF-16 with its mark.
+
+    Raises:
+        CaptionFileError: another encoding.
+    """
+    data = path.read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding).strip()
+    except UnicodeDecodeError as error:
+        raise CaptionFileError(
+            f"{path.name} is not UTF-8 text (byte {error.start}): save the caption as UTF-8."
+        ) from error
+
+
+def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Captions from a metadata.jsonl in the folder: file name -> caption, and the problems met.
+
+    Each line is an object with file_name and one of text, caption or prompt (the Hugging Face image folder form).
+    """
+    path = folder / METADATA
+    if not path.is_file():
+        return {}, []
+    captions, problems = {}, []
+    try:
+        lines = read_text(path).splitlines()
+    except CaptionFileError as error:
+        return {}, [str(error)]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            text = next(entry[key] for key in ("text", "caption", "prompt") if isinstance(entry.get(key), str))
+            captions[str(entry["file_name"])] = text.strip()
+        except (json.JSONDecodeError, KeyError, StopIteration, AttributeError):
+            problems.append(
+                f"{METADATA} line {number} is not an object with file_name and text: mend or remove the line."
+            )
+    return captions, problems
+
+
+def sidecar(picture: Path) -> Path | None:
+    """The caption file beside a picture, if there is one."""
+    return next((path for ending in SIDECARS if (path := picture.with_suffix(ending)).is_file()), None)
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger word in it: in front, unless it already stands somewhere."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+def shuffle_tags(caption: str, keep_tokens: int, *key: int | str) -> str:
+    """The comma-separated tags in another order, the first keep_tokens in place; the key decides the order."""
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    fixed, loose = tags[:keep_tokens], tags[keep_tokens:]
+    python_random(*key).shuffle(loose)
+    return ", ".join(fixed + loose)

@@ -1,0 +1,251 @@
+"""A trainable view of the graph's MODEL that leaves the MODEL alone.
+
+ComfyUI's weights are inference tensors, may be offloaded, quantised or fetched op by op (dynamic VRAM), and are
+shared with every other node. So a run trains on a twin: the same module classes and settings, its own module
+objects, and resident normal tensors computed from the MODEL's weights and patches. Hooks and adapters go on the
+twin; nothing is ever written to the original, so there is nothing to put back.
+"""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import get_key_weight
+from torch import nn
+
+LOADER_STATE = (
+    "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key",
+    "weight_lowvram_function", "bias_lowvram_function", "prev_comfy_cast_weights", "comfy_patched_weights",
+)  # fmt: skip
+"""What the host's loaders hang on a module; it belongs to the original's weights, not to the twin's."""
+
+
+@contextlib.contextmanager
+def training_mode() -> Iterator[None]:
+    """Autograd on, and the host's kernels switched to those autograd knows; both as before on the way out."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextlib.contextmanager
+def sampling_mode() -> Iterator[None]:
+    """Inference as the host does it, also inside `training_mode`."""
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def training_device(model: Any) -> torch.device:
+    """Where the MODEL computes."""
+    return model.load_device
+
+
+def training_dtype(model: Any, precision: str) -> torch.dtype:
+    """The base model's arithmetic for a precision of the config."""
+    if precision == "fp32":
+        return torch.float32
+    device = training_device(model)
+    if precision == "bf16":
+        return torch.bfloat16
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if supported else torch.float32
+
+
+def make_room(device: torch.device) -> None:
+    """Lets the host unload its models from a GPU; they come back when a node needs them."""
+    if device.type != "cpu":
+        comfy.model_management.free_memory(1e30, device)
+        comfy.model_management.soft_empty_cache()
+
+
+def trainable_view(model: Any, dtype: torch.dtype) -> nn.Module:
+    """A twin of MODEL's `BaseModel` with resident, frozen normal tensors.
+
+    Args:
+        model: the graph's MODEL (a ModelPatcher of any kind), with the LoRAs and object patches already on it.
+        dtype: arithmetic; weights in the model's main float type are converted, quantised ones stay.
+
+    Returns:
+        The twin, on the MODEL's device, in evaluation mode.
+    """
+    device = training_device(model)
+    with torch.inference_mode(False), torch.no_grad():
+        modules: dict[int, nn.Module] = {}
+        twin = _copy_tree(model.model, modules)
+        for name, patch in model.object_patches.items():
+            twin_patch = _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch
+            comfy.utils.set_attr(twin, name, twin_patch)
+        main_dtype = model.model_dtype()
+        tensors: dict[int, Any] = {}
+        for prefix, module in list(twin.named_modules()):
+            _fill(module, f"{prefix}." if prefix else "", model, device, dtype, main_dtype, tensors)
+        twin.manual_cast_dtype = dtype
+        twin.device = device
+        twin.current_patcher = None
+    return twin.requires_grad_(False).eval()
+
+
+def transformer_options(model: Any) -> dict[str, Any]:
+    """The MODEL's own options for a forward pass, with an attention kernel that has a backward pass."""
+    options = comfy.utils.deepcopy_list_dict(model.model_options).get("transformer_options", {})
+    options["optimized_attention_override"] = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    return options
+
+
+def warnings_about(model: Any) -> list[str]:
+    """What a MODEL carries that training cannot take into account."""
+    notes = []
+    if model.injections:
+        notes.append(
+            "The MODEL carries injections (a bypass LoRA, for example): training does not see them. "
+            "Load that LoRA without bypass to train on top of it."
+        )
+    if model.hook_patches:
+        notes.append("The MODEL carries scheduled hooks: training does not see them.")
+    return notes
+
+
+def _copy_tree(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
+    """The module tree with new module objects, tensors still shared."""
+    if id(module) in memo:
+        return memo[id(module)]
+    twin = module.__class__.__new__(module.__class__)
+    memo[id(module)] = twin
+    twin.__dict__ = {
+        name: copy.copy(value) if isinstance(value, dict | list | set) else value
+        for name, value in module.__dict__.items()
+        if name not in LOADER_STATE
+    }
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else _copy_tree(child, memo)
+    return twin
+
+
+def _fill(
+    module: nn.Module,
+    prefix: str,
+    model: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    main_dtype: torch.dtype | None,
+    tensors: dict[int, Any],
+) -> None:
+    """Gives a module of the twin its own tensors: base weight, the MODEL's patches, then device and type."""
+    if hasattr(module, "comfy_cast_weights"):
+        module.comfy_cast_weights = True
+        for kind in ("weight", "bias"):
+            wrappers = model.weight_wrapper_patches.get(f"{prefix}{kind}", [])
+            setattr(module, f"{kind}_function", list(wrappers))
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            if id(parameter) not in tensors:
+                tensors[id(parameter)] = _own_weight(module, prefix + name, name, model, device, dtype, main_dtype)
+            module._parameters[name] = tensors[id(parameter)]
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            original = model.backup_buffers.get(prefix + name, buffer)
+            module._buffers[name] = original.to(device, copy=True)
+
+
+def _own_weight(
+    module: nn.Module,
+    key: str,
+    name: str,
+    model: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    main_dtype: torch.dtype | None,
+) -> nn.Parameter:
+    backup = model.backup.get(key)
+    weight = module._parameters[name] if backup is None else backup.weight
+    assert weight is not None
+    if weight.is_meta:
+        weight = torch.zeros(weight.shape, dtype=weight.dtype)
+    own = weight.to(device, copy=True)
+    if key in model.patches:
+        own = _patched(own, key, name, module, model, dtype)
+    if type(own) in (torch.Tensor, nn.Parameter) and own.dtype in (torch.float16, torch.bfloat16, torch.float32):
+        if own.dtype == main_dtype or dtype == torch.float32 or key in model.patches:
+            own = own.to(dtype)
+    return nn.Parameter(own.detach(), requires_grad=False)
+
+
+def _patched(own: torch.Tensor, key: str, name: str, module: nn.Module, model: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight with the MODEL's patches on, computed by the host in float32."""
+    convert = getattr(module, f"convert_{name}", None)
+    weight = own.to(torch.float32) if convert is None else convert(own, inplace=False)
+    weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
+    put_back = getattr(module, f"set_{name}", None)
+    if put_back is None:
+        return weight
+    put_back(weight, inplace_update=False, seed=comfy.utils.string_to_seed(key))
+    result = module._parameters[name]
+    assert result is not None
+    return result
+
+
+def checkpoint_blocks(twin: Any) -> list[str]:
+    """Recomputes activations block by block in the backward pass (Chen et al., arXiv:1604.06174).
+
+    Args:
+        twin: from `trainable_view`; its blocks are changed for good.
+
+    Returns:
+        The names of the blocks.
+    """
+    names = []
+    for name, block in _blocks(twin.diffusion_model):
+        block.forward = _Checkpointed(block.forward)
+        names.append(name)
+    if not names:
+        logging.warning("LoRA Kiln: this model has no list of blocks; gradient checkpointing is off.")
+    return names
+
+
+class _Checkpointed:
+    def __init__(self, forward: Any):
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+
+
+def _blocks(diffusion_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The repeated blocks: entries of the outermost module lists; of a sequence its parts, as UNets call those."""
+    for list_name, blocks in diffusion_model.named_children():
+        if isinstance(blocks, nn.ModuleList):
+            for index, block in enumerate(blocks):
+                if isinstance(block, nn.Sequential):
+                    for part_name, part in block.named_children():
+                        if any(True for _ in part.parameters()):
+                            yield f"{list_name}.{index}.{part_name}", part
+                else:
+                    yield f"{list_name}.{index}", block
+        elif isinstance(blocks, nn.Sequential) and list_name == "middle_block":
+            for part_name, part in blocks.named_children():
+                yield f"{list_name}.{part_name}", part
+
+
+def base_weight_shape(model: Any, key: str) -> torch.Size:
+    """The shape of one of the MODEL's weights, by its state-dict key."""
+    return get_key_weight(model.model, key)[0].shape

@@ -1,0 +1,66 @@
+"""The loop."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from .batches import Batch
+from .config import LoRAConfig
+from .objective import Family, Predict, sample_losses
+from .schedules import learning_rate_factor
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def train(
+    predict: Predict,
+    family: Family,
+    batch_at: Callable[[int, int], Batch],
+    optimizer: torch.optim.Optimizer,
+    config: LoRAConfig,
+    steps: int,
+    after_step: Callable[[int, float, float], None],
+) -> None:
+    """Trains the optimizer's parameters.
+
+    Args:
+        predict: the model with its adapters on: (x_t, sigma, cond) -> x_0.
+        batch_at: the batch of (step, forward pass within the step).
+        after_step: called with (steps done, loss, learning rate); may raise to end the run.
+
+    Raises:
+        Diverged: the loss is not finite; the parameters are those before that step.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    warmup = config.warmup_steps(steps)
+    for step in range(steps):
+        learning_rate = config.learning_rate * learning_rate_factor(config.scheduler, step, steps, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        loss = 0.0
+        for micro in range(config.gradient_accumulation):
+            batch = batch_at(step, micro)
+            micro_loss = batch_loss(predict, family, batch, config) / config.gradient_accumulation
+            micro_loss.backward()
+            loss += micro_loss.item()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"The loss is {loss} at step {step + 1}: training has diverged. Lower learning_rate "
+                f"(now {config.learning_rate:g}), or raise warmup, or use precision fp32."
+            )
+
+        if config.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after_step(step + 1, loss, learning_rate)
+
+
+def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> torch.Tensor:
+    """The mean of the samples' weighted losses: () float32."""
+    losses = sample_losses(predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond, config.min_snr_gamma)
+    return (losses * batch.weight).mean()

@@ -1,7 +1,5 @@
 """Load Dataset: pictures and captions from a folder or from the graph."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from ..training.dataset import (
     pictures_from_images,
     read_folder,
 )
+from ..training.folders import files_below
 from ..training.pictures import ENDINGS
 from ..training.problems import InputError, raise_if_any
 from ..training.sheets import contact_sheet
@@ -221,19 +220,15 @@ def _summary(dataset: Dataset) -> str:
 
 def _folders() -> list[str]:
     """Folders with pictures in or below them: relative to the input folder, absolute for other allowed roots."""
-    found: list[str] = []
+    found = set()
     for number, root in enumerate(host.data_roots()):
-        for path, names, files in os.walk(root):
-            here = Path(path)
-            depth = len(here.relative_to(root).parts)
-            names[:] = sorted(name for name in names if not name.startswith(".") and depth < DEEPEST)
-            has_pictures = any(name.lower().endswith(ENDINGS) for name in files)
-            if has_pictures and (depth or number):
-                candidates = [here, *(parent for parent in here.parents if parent.is_relative_to(root))]
-                for candidate in candidates:
-                    if candidate != root or number:
-                        found.append(candidate.relative_to(root).as_posix() if number == 0 else str(candidate))
-    return sorted(set(found))
+        holding = {path.parent for path in files_below(root, DEEPEST) if path.suffix.lower() in ENDINGS}
+        for folder in {parent for held in holding for parent in (held, *held.parents) if parent.is_relative_to(root)}:
+            if number:
+                found.add(str(folder))
+            elif folder != root:
+                found.add(folder.relative_to(root).as_posix())
+    return sorted(found)
 
 
 def _lines(captions: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Captions by an image-to-text model of the transformers library."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from PIL import Image
 
 from . import host
 from .captions import with_trigger
+from .folders import files_below
 from .problems import InputError, raise_if_any
 
 FOLDER = "captioners"
@@ -55,7 +57,8 @@ def local_models() -> list[str]:
             path.parent.relative_to(root).as_posix()
             for root in host.model_folders(FOLDER)
             if root.is_dir()
-            for path in root.glob("**/config.json")
+            for path in files_below(root)
+            if path.name == "config.json"
         }
     )
 
@@ -67,9 +70,9 @@ def find_model(name: str) -> str:
         InputError: neither.
     """
     for root in host.model_folders(FOLDER):
-        folder = (root / name).resolve()
-        if folder.is_relative_to(root.resolve()) and (folder / "config.json").is_file():
-            return str(root / name)
+        folder = Path(os.path.abspath(root / name))
+        if folder.is_relative_to(root) and folder != root and (folder / "config.json").is_file():
+            return str(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         have = ", ".join(local_models()) or "none"
         problem = (

@@ -13,6 +13,7 @@ import torch
 from .buckets import Fit, bucket_sizes, fit_picture
 from .captions import METADATA, SIDECARS, CaptionFileError, read_metadata, read_text, shuffle_tags, sidecar
 from .captions import with_trigger as caption_with_trigger
+from .folders import files_below
 from .pictures import (
     ENDINGS,
     SMALLEST_SIDE,
@@ -227,13 +228,7 @@ def read_folder(folder: Path, is_regularisation: bool = False, repeats: int = 1)
 
 def picture_files(folder: Path) -> list[Path]:
     """All picture files in a folder and the folders in it, in name order; hidden ones left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    return [path for path in files_below(folder) if path.suffix.lower() in ENDINGS]
 
 
 def folder_repeats(folder: Path, root: Path) -> int:
@@ -251,8 +246,8 @@ def folder_fingerprint(folder: Path) -> str:
     """Changes when a picture or caption in the folder is added, removed or changed."""
     digest = hashlib.sha256()
     wanted = (*ENDINGS, *SIDECARS)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and (path.suffix.lower() in wanted or path.name == METADATA):
+    for path in files_below(folder):
+        if path.suffix.lower() in wanted or path.name == METADATA:
             stat = path.stat()
             digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -35,6 +35,7 @@ class RunEvents:
         self._started = self._last_step = time.monotonic()
         self._step_seconds = 0.0
         self._last_sent = 0.0
+        self._points_sent = 0
         _runs[self.prompt_id, self.node_id] = self
         while len(_runs) > KEPT_RUNS:
             _runs.popitem(last=False)
@@ -89,13 +90,13 @@ class RunEvents:
         }
 
     def history(self) -> dict[str, Any]:
-        """The summary with both curves: [step, loss, smoothed] a point."""
+        """The summary with both curves: [step, loss, smoothed] a point, thinned out where there are very many."""
         stride = max(1, math.ceil(len(self.losses) / MOST_POINTS))
-        points = [
-            [index + 1, _number(self.losses[index]), _number(self.smoothed[index])]
-            for index in range(0, len(self.losses), stride)
-        ]
-        return {**self.summary(), "points": points}
+        return {**self.summary(), "points": self._points(0, stride)}
+
+    def _points(self, start: int, stride: int = 1) -> list[list[Any]]:
+        indices = range(start, len(self.losses), stride)
+        return [[index + 1, _number(self.losses[index]), _number(self.smoothed[index])] for index in indices]
 
     def _set(self, state: str, message: str) -> None:
         self.state, self.message = state, message
@@ -103,7 +104,8 @@ class RunEvents:
 
     def _send(self) -> None:
         self._last_sent = time.monotonic()
-        host.send(EVENT, self.summary())
+        host.send(EVENT, {**self.summary(), "points": self._points(self._points_sent)})
+        self._points_sent = len(self.losses)
 
 
 def histories() -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -111,7 +111,7 @@ def lora_metadata(
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "lora-kiln",
         "modelspec.title": name,
-        "modelspec.date": datetime.fromtimestamp(ended_at, UTC).isoformat(timespec="seconds"),
+        "modelspec.date": datetime.fromtimestamp(ended_at, timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.trigger_phrase": trigger_word or None,
         "modelspec.prediction_type": prediction_types.get(prediction),
@@ -141,7 +141,8 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
         raise_if_any(
             "Save LoRA",
             [
-                f"{path} could not be written ({error}). Make room or set the folder's rights; the LoRA is still in the graph."
+                f"{path} could not be written ({error}). "
+                "Make room or set the folder's rights and queue again: the LoRA itself is not lost."
             ],
         )
     finally:

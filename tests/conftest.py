@@ -1,0 +1,154 @@
+"""The tests' ground: the real host on the path, the pack under a fixed name, real servers and real pages.
+
+`python3 dev.py test` sets LORA_KILN_HOST_DIR and LORA_KILN_KIT_DIR and starts pytest. Importing this file
+makes the pack importable as `lora_kiln`: ComfyUI loads it by path, so it has no name of its own, and its root
+must never be on sys.path, where its nodes/ would hide the host's nodes.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host import PACK, Server, has_cuda
+
+CI = os.environ.get("CI", "").lower() == "true"
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def _host_dir() -> Path:
+    folder = os.environ.get("LORA_KILN_HOST_DIR", "")
+    if not folder or not (Path(folder) / "main.py").exists():
+        raise pytest.UsageError("LORA_KILN_HOST_DIR does not name ComfyUI's source: start with `python3 dev.py test`.")
+    return Path(folder)
+
+
+def _import_host(host_dir: Path, base: Path) -> None:
+    """Puts the host on sys.path, on the CPU where there is no CUDA, with `base` as its base directory."""
+    sys.path.insert(0, str(host_dir))
+    from comfy.cli_args import args
+
+    args.cpu = not has_cuda()
+    args.base_directory = str(base)
+
+
+def _import_pack() -> None:
+    """Loads the clone's root as the package `lora_kiln`."""
+    spec = importlib.util.spec_from_file_location(
+        "lora_kiln", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["lora_kiln"] = module
+    spec.loader.exec_module(module)
+
+
+_base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-")  # gone when the process ends
+_import_host(_host_dir(), Path(_base.name))
+_import_pack()
+
+
+# ---------------------------------------------------------------- nothing is left out in silence
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests marked `gpu` where there is no CUDA device."""
+    if has_cuda():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+        config.stash[_left_out] = [item.nodeid for item in left_out]
+
+
+_left_out = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    for nodeid in config.stash.get(_left_out, []):
+        terminalreporter.write_line(f"not run, no CUDA device here: {nodeid}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if CI and reporter is not None and reporter.stats.get("skipped") and session.exitstatus == 0:
+        reporter.write_line("\nCI=true: tests were skipped, and nothing may be", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def missing(what: str) -> None:
+    """Skips the test on a person's machine, fails it in CI."""
+    (pytest.fail if CI else pytest.skip)(what)
+
+
+# ---------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="session")
+def host_dir() -> Path:
+    """ComfyUI's source."""
+    return _host_dir()
+
+
+@pytest.fixture(scope="session")
+def kit_dir() -> Path:
+    """The built demo kit: checkpoints/kiln-kit.safetensors and captioner/kiln-kit-blip/."""
+    folder = os.environ.get("LORA_KILN_KIT_DIR", "")
+    if not folder:
+        missing("LORA_KILN_KIT_DIR is not set: start with `python3 dev.py test`.")
+    return Path(folder)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The in-process host's input, output, temp and user folders, fresh for one test. Gives their parent."""
+    import folder_paths
+
+    for name in ("input", "output", "temp", "user"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def server(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server with the pack, and the kit where there is one, shared by all tests."""
+    kit = os.environ.get("LORA_KILN_KIT_DIR")
+    with Server(host_dir, tmp_path_factory.mktemp("workspace"), kit=kit) as running:
+        yield running
+
+
+@pytest.fixture
+def page(server: Server):
+    """A fresh page of a real Chromium. Go to `server.url` and wait for `window.app`.
+
+    Playwright keeps an event loop running in this thread: a test with a page cannot call asyncio.run.
+    """
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not browser:
+        missing("There is no Chromium here. Install it, or name it in LORA_KILN_CHROMIUM.")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=CHROMIUM_FLAGS)
+        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+        yield context.new_page()
+        context.close()
+        chromium.close()

@@ -1,0 +1,147 @@
+"""The development commands' own parts; their whole is proved by running them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+from host import PACK
+
+spec = importlib.util.spec_from_file_location("dev", PACK / "dev.py")
+assert spec is not None and spec.loader is not None
+dev = importlib.util.module_from_spec(spec)
+sys.modules["dev"] = dev
+spec.loader.exec_module(dev)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test."""
+    monkeypatch.setenv("LORA_KILN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def archive(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    return path
+
+
+def test_only_the_hosts_folder_is_unpacked(tmp_path: Path):
+    sdist = archive(
+        tmp_path / "sdist.tar.gz",
+        {
+            "pkg-1.0/vendor/ComfyUI/main.py": b"main",
+            "pkg-1.0/vendor/ComfyUI/comfy/sd.py": b"sd",
+            "pkg-1.0/setup.py": b"no",
+            "pkg-1.0/vendor/ComfyUI/../../../../escaped.py": b"no",
+            "/vendor/ComfyUI/../absolute.py": b"no",
+        },
+        links={"pkg-1.0/vendor/ComfyUI/link": "/etc/passwd"},
+    )
+    dev.extract(sdist, "vendor/ComfyUI", tmp_path / "out")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"main.py", "comfy/sd.py"}
+    assert not list(tmp_path.rglob("escaped.py")) and not list(tmp_path.rglob("absolute.py"))
+
+
+def test_a_broken_build_does_not_count(tmp_path: Path):
+    def fails(folder: Path) -> None:
+        (folder / "half").touch()
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        dev.build_once(tmp_path / "thing", "thing", fails)
+    dev.build_once(tmp_path / "thing", "thing", lambda folder: (folder / "whole").touch())
+    assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == ["READY", "whole"]
+    dev.build_once(tmp_path / "thing", "thing", fails)  # ready: not built again
+
+
+def test_two_set_ups_build_once(tmp_path: Path):
+    built: list[int] = []
+    slow = threading.Event()
+
+    def build(folder: Path) -> None:
+        built.append(1)
+        slow.wait(0.3)
+
+    threads = [threading.Thread(target=dev.build_once, args=(tmp_path / "thing", "thing", build)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+
+
+def test_the_kit_is_built_anew_when_what_it_is_made_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = tmp_path / "tests" / "kit"
+    (source / "weights").mkdir(parents=True)
+    (source / "build.py").write_text("import sys\nfrom pathlib import Path\nPath(sys.argv[2], 'built').touch()\n")
+    (source / "weights" / "unet.part0").write_bytes(b"1")
+    monkeypatch.setattr(dev, "TESTS", tmp_path / "tests")
+
+    def built() -> Path:
+        kit = dev.demo_kit(Path(sys.executable), tmp_path)
+        assert (kit / "built").exists() and (kit / "READY").exists()
+        return kit
+
+    first = built()
+    (source / "demo.py").write_text("# uses the kit")
+    assert built() == first
+    (source / "weights" / "unet.part0").write_bytes(b"2")
+    assert built() != first and first.exists()
+
+
+def test_a_clone_without_a_kit_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dev, "TESTS", tmp_path)
+    assert dev.demo_kit(Path(sys.executable), tmp_path) is None
+
+
+def test_an_unknown_host_is_named_with_the_known_ones():
+    with pytest.raises(dev.Problem, match=r"ComfyUI 9\.9\.9 is not one of the hosts known here\. Known: 0\.30\.0"):
+        dev.host_source("9.9.9")
+
+
+def test_the_cache_is_where_it_is_said_to_be(cache: Path):
+    assert dev.cache_dir() == cache
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest"),
+    [
+        (["test", "-x", "-k", "layout and not page", "tests/test_dev.py"], None),
+        (["test", "tests/test_dev.py", "-q"], None),
+        (["serve", "--port", "9000", "--disable-dynamic-vram", "--preview-method", "none"], 3),
+    ],
+)
+def test_further_arguments_are_passed_on_in_their_order(arguments: list[str], rest: int | None):
+    options, passed_on = dev.parser().parse_known_args(arguments)
+    assert passed_on == (arguments[1:] if rest is None else arguments[-rest:])
+    assert options.verb == arguments[0]
+
+
+@pytest.mark.parametrize("verb", ["test", "demo", "serve", "bench"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        dev.main([verb, "--help"])
+    assert end.value.code == 0 and "--host VERSION" in capsys.readouterr().out
+
+
+def test_a_module_is_told_where_everything_is(tmp_path: Path):
+    setup = dev.Setup(Path("/env/bin/python"), Path("/host"), Path("/kit"))
+    command = setup.module("kit.demo", "--seed", 3)
+    assert command[1:] == ["-m", "kit.demo", "--host-dir", "/host", "--kit", "/kit", "--seed", "3"]
+    assert setup.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(PACK / "tests")

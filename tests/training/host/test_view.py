@@ -1,0 +1,111 @@
+"""The twin computes what the host computes, and is nobody's but the run's."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.samplers
+import models
+import pytest
+import torch
+from lora_kiln.training import host
+
+SHAPE = (1, 4, 8, 8)
+
+
+def denoise_by_host(small: models.Small, x: torch.Tensor, sigma: float, text: str) -> torch.Tensor:
+    """x_0 by the host's own guider, patches and all."""
+    guider = comfy.samplers.CFGGuider(small.model)
+    conditioning = host.encode_text(small.clip, text)
+    guider.set_conds(conditioning, conditioning)
+    guider.set_cfg(1.0)
+    seen = []
+
+    def sampler_function(model, noise, sigmas, extra_args=None, callback=None, disable=None):
+        seen.append(model(noise, sigmas[:1].expand(len(noise)), **extra_args))
+        return noise
+
+    sampler = comfy.samplers.KSAMPLER(sampler_function)
+    sigmas = torch.tensor([sigma, 0.0])
+    scaled = small.model.get_model_object("model_sampling").noise_scaling(torch.tensor(sigma), x, torch.zeros_like(x))
+    guider.sample(x.clone(), torch.zeros_like(x), sampler, sigmas, disable_pbar=True, seed=0)
+    return seen[0].cpu(), scaled
+
+
+def denoise_by_twin(small: models.Small, x_t: torch.Tensor, sigma: float, text: str) -> torch.Tensor:
+    with host.training_mode():
+        twin = host.trainable_view(small.model, torch.float32)
+        groups = host.batch_conds(twin, [host.encode_text(small.clip, text)], x_t)
+        out = host.predict(twin, host.transformer_options(small.model), x_t, torch.tensor([sigma]), groups)
+        assert out.requires_grad is False
+        return out
+
+
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl, lambda: models.v_prediction(models.sd15())])
+def test_the_twin_predicts_as_the_host_does(make):
+    small = make()
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    by_host, x_t = denoise_by_host(small, x, 3.0, "a cat")
+    by_twin = denoise_by_twin(small, x_t, 3.0, "a cat")
+    assert torch.allclose(by_host, by_twin, rtol=1e-4, atol=1e-4)
+
+
+def test_the_twin_carries_the_loras_that_are_on_the_model():
+    small = models.sd15()
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    names = host.kohya_names(small.model)
+    key = next(key for key in names if key.endswith("attn1.to_q.weight"))
+    weight = small.model.model.state_dict()[key]
+    lora = {
+        f"{names[key]}.lora_up.weight": torch.ones(weight.shape[0], 1),
+        f"{names[key]}.lora_down.weight": torch.ones(1, weight.shape[1]),
+    }
+    plain = denoise_by_host(small, x, 3.0, "a cat")[0]
+    patched = models.Small(host.with_lora(small.model, None, lora, 0.7)[0], small.clip, small.vae)
+    by_host, x_t = denoise_by_host(patched, x, 3.0, "a cat")
+    assert not torch.allclose(plain, by_host, atol=1e-3)
+    assert torch.allclose(by_host, denoise_by_twin(patched, x_t, 3.0, "a cat"), rtol=1e-4, atol=1e-4)
+
+
+def test_the_twin_of_the_plain_model_is_plain_while_a_patched_clone_is_loaded():
+    """The host bakes a clone's LoRA into the weights they share; the twin takes the base weights all the same."""
+    small = models.sd15()
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    expected, x_t = denoise_by_host(small, x, 3.0, "a cat")
+    names = host.kohya_names(small.model)
+    key = next(key for key in names if key.endswith("attn1.to_q.weight"))
+    weight = small.model.model.state_dict()[key]
+    lora = {
+        f"{names[key]}.lora_up.weight": torch.ones(weight.shape[0], 1),
+        f"{names[key]}.lora_down.weight": torch.ones(1, weight.shape[1]),
+    }
+    patched = host.with_lora(small.model, None, lora, 1.0)[0]
+    comfy.model_management.load_models_gpu([patched])
+    assert not torch.equal(small.model.model.state_dict()[key], weight) or patched.backup
+    assert torch.allclose(expected, denoise_by_twin(small, x_t, 3.0, "a cat"), rtol=1e-4, atol=1e-4)
+
+
+def test_the_twin_shares_no_tensor_with_the_model():
+    small = models.sd15()
+    with host.training_mode():
+        twin = host.trainable_view(small.model, torch.float32)
+    theirs = {tensor.data_ptr() for tensor in small.model.model.state_dict().values() if tensor.numel()}
+    ours = [name for name, tensor in twin.state_dict().items() if tensor.numel() and tensor.data_ptr() in theirs]
+    assert ours == []
+    assert not any(tensor.is_inference() for tensor in twin.state_dict().values())
+
+
+def test_training_mode_puts_the_hosts_flag_back_after_an_error():
+    with pytest.raises(RuntimeError, match="stop"), host.training_mode():
+        assert comfy.model_management.in_training is True
+        with host.sampling_mode():
+            assert comfy.model_management.in_training is False
+        raise RuntimeError("stop")
+    assert comfy.model_management.in_training is False
+
+
+def test_a_bf16_twin_computes_in_bf16():
+    small = models.sd15()
+    with host.training_mode():
+        twin = host.trainable_view(small.model, torch.bfloat16)
+    assert twin.get_dtype_inference() == torch.bfloat16
+    assert {parameter.dtype for parameter in twin.diffusion_model.parameters()} == {torch.bfloat16}

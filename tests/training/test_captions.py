@@ -1,0 +1,104 @@
+"""Captions: trigger words, tag order, and the files they lie in."""
+
+from pathlib import Path
+
+import pytest
+from lora_kiln.training.captions import (
+    CaptionFileError,
+    read_metadata,
+    read_text,
+    shuffle_tags,
+    sidecar,
+    with_trigger,
+)
+
+TAGS = "zwx, red, round, small, on grass, at night"
+ORDERS = 40
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "expected"),
+    [
+        ("a cat", "zwx", "zwx, a cat"),
+        ("", "zwx", "zwx"),
+        ("a cat", "", "a cat"),
+        ("a photo of zwx", "zwx", "a photo of zwx"),
+        ("a photo of ZWX.", "zwx", "a photo of ZWX."),
+        ("a zwxy cat", "zwx", "zwx, a zwxy cat"),
+        ("a cat", "c.t", "c.t, a cat"),
+        ("a photo of <zwx>", "<zwx>", "a photo of <zwx>"),
+        ("zwx man, smiling", "zwx man", "zwx man, smiling"),
+    ],
+)
+def test_trigger_word(caption: str, trigger: str, expected: str) -> None:
+    assert with_trigger(caption, trigger) == expected
+
+
+def test_trigger_word_is_put_in_once() -> None:
+    assert with_trigger(with_trigger("a cat", "zwx"), "zwx") == "zwx, a cat"
+
+
+@pytest.mark.parametrize("trigger", [" ", "\t\n"])
+def test_a_blank_trigger_word_changes_nothing(trigger: str) -> None:
+    assert with_trigger("a cat", trigger) == "a cat"
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 6, 99])
+def test_shuffling_keeps_the_tags(keep: int) -> None:
+    assert sorted(shuffle_tags(TAGS, keep, 1).split(", ")) == sorted(TAGS.split(", "))
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_tags_at_the_front_stay(keep: int) -> None:
+    orders = [shuffle_tags(TAGS, keep, key).split(", ")[:keep] for key in range(ORDERS)]
+    assert all(order == TAGS.split(", ")[:keep] for order in orders)
+
+
+def test_the_key_decides_the_order() -> None:
+    assert shuffle_tags(TAGS, 0, 1, "tags") == shuffle_tags(TAGS, 0, 1, "tags")
+    assert len({shuffle_tags(TAGS, 0, key) for key in range(ORDERS)}) > ORDERS // 2
+
+
+def test_every_loose_tag_comes_to_every_place() -> None:
+    places = {(place, tag) for key in range(200) for place, tag in enumerate(shuffle_tags(TAGS, 1, key).split(", "))}
+    assert len(places) == 1 + 5 * 5
+
+
+@pytest.mark.parametrize("caption", ["", " , ,", "one"])
+def test_few_tags_can_be_shuffled(caption: str) -> None:
+    assert shuffle_tags(caption, 1, 0) == caption.strip(" ,")
+
+
+def test_text_files_come_before_caption_files(tmp_path: Path) -> None:
+    picture = tmp_path / "a.b.png"
+    (tmp_path / "a.b.caption").write_text("second")
+    assert sidecar(picture) == tmp_path / "a.b.caption"
+    (tmp_path / "a.b.txt").write_text("first")
+    assert sidecar(picture) == tmp_path / "a.b.txt"
+
+
+def test_a_picture_without_a_sidecar(tmp_path: Path) -> None:
+    assert sidecar(tmp_path / "a.png") is None
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9", b"\xff\xfea", b"\x80"])
+def test_another_encoding_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(CaptionFileError, match="a.txt is not UTF-8"):
+        read_text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("key", ["text", "caption", "prompt"])
+def test_metadata_may_call_the_caption(tmp_path: Path, key: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "{key}": " a cat "}}\n\n')
+    assert read_metadata(tmp_path) == ({"a.png": "a cat"}, [])
+
+
+def test_a_folder_without_metadata(tmp_path: Path) -> None:
+    assert read_metadata(tmp_path) == ({}, [])
+
+
+def test_metadata_in_json_lines_may_hold_any_separator_inside_a_text(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one\u2028two\x85three"}', "utf-8")
+    captions, problems = read_metadata(tmp_path)
+    assert not problems and captions["a.png"] == "one\u2028two\x85three"

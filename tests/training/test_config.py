@@ -1,0 +1,101 @@
+"""The recipe: contradictions refused, derived values right, presets usable."""
+
+import dataclasses
+import math
+
+import pytest
+from lora_kiln.training.config import PRESETS, LoRAConfig, preset_values
+from lora_kiln.training.problems import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 0),
+        ("rank", -4),
+        ("rank", "16"),
+        ("alpha", 0.0),
+        ("alpha", math.nan),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.inf),
+        ("batch_size", 0),
+        ("gradient_accumulation", 0),
+        ("steps", 0),
+        ("epochs", -1),
+        ("warmup", -0.1),
+        ("weight_decay", -1.0),
+        ("max_grad_norm", -1.0),
+        ("min_snr_gamma", math.nan),
+        ("noise_offset", -0.1),
+        ("seed", -1),
+        ("save_every", -1),
+        ("sample_every", -1),
+        ("sample_steps", 0),
+        ("targets", "everything"),
+        ("optimizer", "sgd"),
+        ("scheduler", "sine"),
+        ("precision", "fp16"),
+        ("save_precision", "fp8"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(name: str, value) -> None:
+    with pytest.raises(InputError, match=name):
+        LoRAConfig(**{name: value})
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        LoRAConfig(rank=0, alpha=-1.0, optimizer="sgd")
+    assert [problem.split()[0] for problem in caught.value.problems] == ["rank", "alpha", "optimizer"]
+
+
+def test_samples_need_a_prompt() -> None:
+    with pytest.raises(InputError, match="sample_prompts is empty"):
+        LoRAConfig(sample_every=10)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(InputError, match="warmup is 100 steps of 100"):
+        LoRAConfig(steps=100, warmup=100)
+
+
+def test_a_warm_up_in_steps_is_no_contradiction_where_epochs_count() -> None:
+    assert LoRAConfig(steps=10, epochs=5, warmup=100).warmup_steps(1000) == 100
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.1, 100), (0.5, 500), (1, 1), (50, 50)])
+def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
+    assert LoRAConfig(steps=1000, warmup=warmup).warmup_steps(1000) == steps
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "accumulation", "steps"),
+    [(0, 7, 1, 1500), (1, 7, 1, 7), (3, 7, 1, 21), (3, 7, 2, 11), (1, 1, 8, 1)],
+)
+def test_epochs_become_steps(epochs: int, batches: int, accumulation: int, steps: int) -> None:
+    assert LoRAConfig(epochs=epochs, gradient_accumulation=accumulation).total_steps(batches) == steps
+
+
+def test_scale_is_alpha_by_rank() -> None:
+    assert LoRAConfig(rank=8, alpha=2.0).scale == 0.25
+
+
+def test_a_config_cannot_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LoRAConfig().rank = 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_whole_recipe(name: str) -> None:
+    values = preset_values(name)
+    assert set(values) == {field.name for field in dataclasses.fields(LoRAConfig)}
+    assert dataclasses.asdict(LoRAConfig(**values)) == values
+
+
+def test_custom_is_the_defaults() -> None:
+    assert LoRAConfig(**preset_values("custom")) == LoRAConfig()
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(InputError, match="preset is 'none'"):
+        preset_values("none")

@@ -1,0 +1,270 @@
+"""The data of a run: order, balance, captions and sizes, as functions of the seed."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lora_kiln.training.batches import Plan
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.dataset import (
+    SHUFFLE_VARIANTS,
+    Dataset,
+    DatasetSettings,
+    Picture,
+    bucket_table,
+    epochs_in,
+    folder_repeats,
+    pictures_from_images,
+    size_conditioning,
+    upscaled,
+)
+from lora_kiln.training.problems import InputError
+
+SEED, BATCH, EPOCHS = 7, 3, 200
+SETTINGS = dict(resolution=64, bucket_step=16, shortest_side=32, longest_side=128)
+WIDE, SQUARE = (160, 80), (64, 64)
+
+
+def dataset(*pictures: Picture, **settings) -> Dataset:
+    return Dataset(pictures, DatasetSettings(**{**SETTINGS, **settings}))
+
+
+def picture(name: str, size=SQUARE, caption: str = "", repeats: int = 1, prior: bool = False) -> Picture:
+    return Picture(name, *size, caption, repeats, prior)
+
+
+def mixed(**settings) -> Dataset:
+    """Two buckets, three repeats of one picture."""
+    return dataset(
+        *(picture(f"square {n}", caption=f"caption {n}") for n in range(5)),
+        *(picture(f"wide {n}", WIDE, caption=f"wide caption {n}") for n in range(4)),
+        picture("often", caption="often", repeats=3),
+        **settings,
+    )
+
+
+def samples(data: Dataset, epoch: int = 0, seed: int = SEED) -> list:
+    return [sample for batch in data.epoch_batches(epoch, BATCH, seed) for sample in batch]
+
+
+# ---------------------------------------------------------------- order
+
+
+def test_the_order_of_an_epoch_follows_from_the_seed() -> None:
+    settings = dict(flip=True, shuffle_tags=True, caption_dropout=0.3)
+    assert mixed(**settings).epoch_batches(3, BATCH, SEED) == mixed(**settings).epoch_batches(3, BATCH, SEED)
+
+
+def test_another_seed_gives_another_order() -> None:
+    assert mixed().epoch_batches(0, BATCH, SEED) != mixed().epoch_batches(0, BATCH, SEED + 1)
+
+
+def test_another_epoch_has_another_order() -> None:
+    assert mixed().epoch_batches(0, BATCH, SEED) != mixed().epoch_batches(1, BATCH, SEED)
+
+
+def test_an_epoch_does_not_know_which_epochs_were_asked_before() -> None:
+    data = mixed()
+    data.epoch_batches(0, BATCH, SEED)
+    torch.manual_seed(5)
+    assert data.epoch_batches(4, BATCH, SEED) == mixed().epoch_batches(4, BATCH, SEED)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_an_epoch_shows_each_picture_as_often_as_it_repeats(batch_size: int) -> None:
+    shown = Counter(s.picture for batch in mixed().epoch_batches(0, batch_size, SEED) for s in batch)
+    assert shown == {**dict.fromkeys(range(9), 1), 9: 3}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_a_batch_has_one_bucket_and_at_most_its_size(batch_size: int) -> None:
+    data = mixed()
+    fits = data.fits()
+    for batch in data.epoch_batches(0, batch_size, SEED):
+        assert 1 <= len(batch) <= batch_size
+        assert len({(fits[s.picture].width, fits[s.picture].height) for s in batch}) == 1
+
+
+def test_batches_per_epoch_is_how_many_come() -> None:
+    assert mixed().batches_per_epoch(BATCH) == len(mixed().epoch_batches(5, BATCH, SEED))
+
+
+# ---------------------------------------------------------------- regularisation
+
+
+def balanced(prior: int, repeats: int = 1) -> Dataset:
+    return dataset(
+        *(picture(f"own {n}", repeats=repeats) for n in range(4)),
+        *(picture(f"prior {n}", prior=True) for n in range(prior)),
+        prior_loss_weight=0.25,
+    )
+
+
+@pytest.mark.parametrize(("prior", "repeats"), [(1, 1), (4, 1), (3, 5), (50, 1)])
+def test_regularisation_pictures_are_shown_as_often_as_the_others(prior: int, repeats: int) -> None:
+    shown = Counter(s.picture >= 4 for s in samples(balanced(prior, repeats)))
+    assert shown == {False: 4 * repeats, True: 4 * repeats}
+
+
+def test_regularisation_pictures_go_on_where_the_last_epoch_stopped() -> None:
+    data = balanced(8)
+    first, second = ({s.picture for s in samples(data, epoch) if s.picture >= 4} for epoch in (0, 1))
+    assert len(first) == len(second) == 4 and not first & second
+
+
+def test_few_regularisation_pictures_take_turns() -> None:
+    shown = Counter(s.picture for epoch in range(3) for s in samples(balanced(3), epoch) if s.picture >= 4)
+    assert shown == {4: 4, 5: 4, 6: 4}
+
+
+def test_a_regularisation_picture_has_the_prior_weight() -> None:
+    data = balanced(4)
+    assert {data.loss_weight(s) for s in samples(data) if s.picture >= 4} == {0.25}
+    assert {data.loss_weight(s) for s in samples(data) if s.picture < 4} == {1.0}
+
+
+def test_a_regularisation_picture_never_gets_the_trigger_word() -> None:
+    data = dataset(picture("own"), picture("prior", caption="a dog", prior=True), trigger_word="zwx")
+    assert {s.picture: s.caption for s in samples(data)} == {0: "zwx", 1: "a dog"}
+
+
+def test_a_plan_shows_every_picture_once_an_epoch_though_regularisation_fills_other_buckets() -> None:
+    """How many batches an epoch has may change with the buckets of its regularisation pictures."""
+    data = dataset(
+        *(picture(f"own {n}") for n in range(6)),
+        *(picture(f"prior {n}", SQUARE if n % 2 else WIDE, prior=True) for n in range(7)),
+    )
+    config = LoRAConfig(epochs=12, batch_size=4, seed=SEED)
+    plan = Plan(data, config)
+    shown = Counter(s.picture for step in range(plan.steps) for s in plan.samples_at(step, 0) if s.picture < 6)
+    assert shown == dict.fromkeys(range(6), config.epochs)
+
+
+# ---------------------------------------------------------------- what a sample becomes
+
+
+def test_without_flip_nothing_is_mirrored() -> None:
+    assert not any(s.flipped for epoch in range(5) for s in samples(mixed(), epoch))
+
+
+def test_with_flip_half_is_mirrored() -> None:
+    flipped = [s.flipped for epoch in range(EPOCHS) for s in samples(mixed(flip=True), epoch)]
+    assert sum(flipped) / len(flipped) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_picture_is_seen_both_ways() -> None:
+    seen = {s.flipped for epoch in range(20) for s in samples(mixed(flip=True), epoch) if s.picture == 0}
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_captions_are_dropped_at_the_asked_share(share: float) -> None:
+    dropped = [not s.caption for epoch in range(EPOCHS) for s in samples(mixed(caption_dropout=share), epoch)]
+    assert sum(dropped) / len(dropped) == pytest.approx(share, abs=0.04)
+
+
+def test_each_sample_has_its_own_pictures_caption() -> None:
+    data = mixed()
+    assert all(s.caption == data.pictures[s.picture].caption for s in samples(data))
+
+
+def test_tags_come_in_a_bounded_number_of_orders() -> None:
+    data = dataset(picture("a", caption="one, two, three, four, five, six"), shuffle_tags=True, keep_tokens=1)
+    captions = {s.caption for epoch in range(EPOCHS) for s in samples(data, epoch)}
+    assert 1 < len(captions) <= SHUFFLE_VARIANTS
+    assert all(caption.startswith("one, ") for caption in captions)
+
+
+def test_the_trigger_word_stays_in_front_when_tags_are_shuffled() -> None:
+    data = dataset(picture("a", caption="red, green, blue"), shuffle_tags=True, keep_tokens=1, trigger_word="zwx")
+    assert all(s.caption.startswith("zwx, ") for epoch in range(20) for s in samples(data, epoch))
+
+
+def test_new_captions_leave_the_old_dataset_as_it_was() -> None:
+    data = mixed()
+    captioned = data.with_captions({0: "new", 9: "other"})
+    assert [captioned.caption(0), captioned.caption(1), captioned.caption(9)] == ["new", "caption 1", "other"]
+    assert data.caption(0) == "caption 0"
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def test_the_bucket_table_counts_pictures() -> None:
+    assert bucket_table(mixed()) == {(64, 64): 6, (80, 48): 4}
+
+
+def test_size_conditioning_names_the_cut_as_the_host_does() -> None:
+    wide = picture("wide", (200, 64))
+    fit = dataset(wide, longest_side=64, shortest_side=64).fits()[0]
+    assert size_conditioning(wide, fit) == dict(
+        width=200, height=64, crop_w=68, crop_h=0, target_width=64, target_height=64
+    )
+
+
+def test_a_mirrored_picture_tells_the_cut_of_its_other_side() -> None:
+    wide = picture("wide", (201, 64))
+    fit = dataset(wide, longest_side=64, shortest_side=64).fits()[0]
+    cut = [size_conditioning(wide, fit, flipped)["crop_w"] for flipped in (False, True)]
+    assert sum(cut) == 201 - 64 and cut == [68, 69]
+
+
+def test_enlarged_pictures_are_named() -> None:
+    assert upscaled(dataset(picture("small", (20, 20)), picture("large", (500, 500)))) == [
+        "small is 20 x 20, trained at 64 x 64"
+    ]
+
+
+def test_epochs_in_a_run() -> None:
+    assert [epochs_in(steps, 10, 2) for steps in (1, 5, 6, 50)] == [1, 1, 2, 10]
+
+
+@pytest.mark.parametrize(
+    ("path", "repeats"),
+    [("10_cat", 10), ("10_cat/close", 10), ("3_x/5_y", 5), ("cat_10", 1), ("10cat", 1), ("0_cat", 1), ("plain", 1)],
+)
+def test_repeats_of_a_folder(tmp_path: Path, path: str, repeats: int) -> None:
+    assert folder_repeats(tmp_path / path, tmp_path) == repeats
+
+
+def test_names_above_the_chosen_folder_do_not_count(tmp_path: Path) -> None:
+    assert folder_repeats(tmp_path / "9_above" / "set" / "sub", tmp_path / "9_above" / "set") == 1
+
+
+# ---------------------------------------------------------------- pictures from the graph
+
+
+@pytest.mark.parametrize("captions", [[], ["same"], ["same", "same"]])
+def test_captions_of_images_are_none_one_or_each(captions: list[str]) -> None:
+    pictures = pictures_from_images([torch.zeros(2, 64, 64, 3)], captions)
+    assert [each.caption for each in pictures] == (["same", "same"] if captions else ["", ""])
+
+
+def test_grey_images_become_color() -> None:
+    assert pictures_from_images([torch.zeros(1, 20, 20, 1)], [])[0].pixels.shape == (20, 20, 3)
+
+
+def test_an_image_from_the_graph_is_copied() -> None:
+    image = torch.zeros(1, 20, 20, 3)
+    kept = pictures_from_images([image], [])[0]
+    image.fill_(1.0)
+    assert kept.pixels.max() == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("resolution", 63),
+        ("resolution", 5000),
+        ("bucket_step", 0),
+        ("bucket_step", 12),
+        ("caption_dropout", -0.1),
+        ("prior_loss_weight", -0.5),
+        ("keep_tokens", -1),
+        ("longest_side", 16),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_its_name(setting: str, value: float) -> None:
+    with pytest.raises(InputError, match=setting):
+        dataset(picture("a"), **{setting: value})

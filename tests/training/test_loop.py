@@ -1,0 +1,170 @@
+"""The loop, with a two-layer net in place of a diffusion model."""
+
+import pytest
+import torch
+from lora_kiln.training.batches import Batch
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.loop import Diverged, batch_loss, train
+from lora_kiln.training.objective import Family
+from lora_kiln.training.optimizers import make_optimizer
+from lora_kiln.training.randomness import tensor_generator
+from torch import nn
+
+SHAPE = (1, 4, 4)
+FAMILY = Family("eps", torch.linspace(0.5, 2.0, 10))
+STEPS, BATCH = 30, 4
+RECIPE = dict(learning_rate=0.01, scheduler="constant", steps=STEPS, batch_size=BATCH)
+
+
+class Net(nn.Module):
+    """x_0 from x_t and a condition, with two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features = SHAPE[0] * SHAPE[1] * SHAPE[2]
+        self.layers = nn.Sequential(nn.Linear(features, 8), nn.Linear(8, features))
+        for number, parameter in enumerate(self.parameters()):
+            parameter.data = torch.randn(parameter.shape, generator=tensor_generator(number)) * 0.3
+
+    def forward(self, x_t: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return self.layers(x_t.flatten(1)).reshape(x_t.shape) + cond
+
+
+def batch_at(step: int, micro: int, size: int = BATCH) -> Batch:
+    """Data near 1, with noise of the step's own."""
+    generator = tensor_generator(step, micro)
+    x_0 = 1.0 + 0.1 * torch.randn(size, *SHAPE, generator=generator)
+    noise = torch.randn(size, *SHAPE, generator=generator)
+    sigma = FAMILY.sigmas[torch.randint(0, 10, (size,), generator=generator)]
+    return Batch(x_0, noise, sigma, torch.ones(size), torch.zeros(size, 1, 1, 1))
+
+
+def run(net: Net, steps: int = STEPS, batches=batch_at, on_step=None, **changes) -> list[tuple[int, float, float]]:
+    """Trains the net; gives what after_step heard."""
+    config = LoRAConfig(**{**RECIPE, **changes})
+    optimizer = make_optimizer(config.optimizer, net.parameters(), config.learning_rate, config.weight_decay)
+    heard: list[tuple[int, float, float]] = []
+
+    def after_step(*step) -> None:
+        heard.append(step)
+        if on_step:
+            on_step(*step)
+
+    train(net, FAMILY, batches, optimizer, config, steps, after_step)
+    return heard
+
+
+def weights(net: Net) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()]).clone()
+
+
+def test_the_loss_falls() -> None:
+    losses = [loss for _, loss, _ in run(Net(), steps=100)]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_after_step_hears_every_step_once() -> None:
+    assert [step for step, _, _ in run(Net())] == list(range(1, STEPS + 1))
+
+
+def test_a_run_can_be_repeated_exactly() -> None:
+    one, other = Net(), Net()
+    assert run(one) == run(other) and torch.equal(weights(one), weights(other))
+
+
+def test_the_first_loss_is_that_of_the_untrained_net() -> None:
+    first = run(Net(), steps=1)[0][1]
+    assert first == pytest.approx(batch_loss(Net(), FAMILY, batch_at(0, 0), LoRAConfig()).item(), rel=1e-6)
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    rates = [rate for *_, rate in run(Net(), scheduler="linear", warmup=10)]
+    assert rates[:11] == pytest.approx([0.01 * (step + 1) / 11 for step in range(10)] + [0.01])
+    assert rates[10:] == pytest.approx([0.01 * (1 - step / 20) for step in range(20)])
+
+
+def test_accumulated_batches_are_one_large_batch() -> None:
+    def halves(step: int, micro: int) -> Batch:
+        whole = batch_at(step, 0)
+        rows = slice(micro * 2, micro * 2 + 2)
+        return Batch(*(part[rows] for part in (whole.x_0, whole.noise, whole.sigma, whole.weight, whole.cond)))
+
+    whole, accumulated = Net(), Net()
+    expected = [loss for _, loss, _ in run(whole)]
+    losses = [loss for _, loss, _ in run(accumulated, batches=halves, gradient_accumulation=2, batch_size=2)]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(weights(accumulated), weights(whole), rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_clipped_to_their_norm() -> None:
+    clipped, free = Net(), Net()
+    for net, norm in ((clipped, 1e-3), (free, 0.0)):
+        config = LoRAConfig(**{**RECIPE, "learning_rate": 1.0}, max_grad_norm=norm)
+        train(net, FAMILY, batch_at, torch.optim.SGD(net.parameters(), lr=1.0), config, 1, lambda *_: None)
+    assert (weights(clipped) - weights(Net())).norm() == pytest.approx(1e-3, rel=1e-3)
+    assert (weights(free) - weights(Net())).norm() > 1e-2
+
+
+def test_a_sample_of_weight_zero_teaches_nothing() -> None:
+    batch = batch_at(0, 0)
+    gradients = []
+    for target in (batch.x_0, torch.cat([batch.x_0[:3], batch.x_0[3:] + 5.0])):
+        net = Net()
+        weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        noise = batch.noise + (batch.x_0 - target) / batch.sigma.reshape(-1, 1, 1, 1)  # the same x_t
+        batch_loss(net, FAMILY, Batch(target, noise, batch.sigma, weight, batch.cond), LoRAConfig()).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def broken_at(step_of_break: int, value: float):
+    def batches(step: int, micro: int) -> Batch:
+        batch = batch_at(step, micro)
+        if step == step_of_break:
+            batch.cond.fill_(value)
+        return batch
+
+    return batches
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run_before_it_does_harm(value: float) -> None:
+    until_then, diverged = Net(), Net()
+    run(until_then, steps=5)
+    with pytest.raises(Diverged, match="at step 6.*learning_rate"):
+        run(diverged, batches=broken_at(5, value))
+    assert torch.equal(weights(diverged), weights(until_then))
+
+
+def test_gradients_that_are_no_numbers_end_the_run_before_they_do_harm() -> None:
+    class Rooted(Net):
+        """At the sixth step its gradient is infinite, its loss is not."""
+
+        def forward(self, x_t, sigma, cond):
+            root = (self.layers[0].weight[0, 0] * cond.sum()).abs().sqrt()
+            return super().forward(x_t, sigma, cond) + (root if cond.sum() == 0 and self.is_broken else 0.0)
+
+    net = Rooted()
+    net.is_broken = False
+    kept: list[torch.Tensor] = []
+
+    def on_step(step: int, *_) -> None:
+        kept.append(weights(net))
+        net.is_broken = step == 5
+
+    with pytest.raises(Diverged):
+        run(net, on_step=on_step)
+    assert weights(net).isfinite().all() and torch.equal(weights(net), kept[4])
+
+
+def test_what_after_step_raises_ends_the_run_with_that_step_learned() -> None:
+    net, reference = Net(), Net()
+    run(reference, steps=3)
+
+    def stop(step: int, *_) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(net, on_step=stop)
+    assert torch.equal(weights(net), weights(reference))

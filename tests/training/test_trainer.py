@@ -1,0 +1,214 @@
+"""Whole runs on small models: what they leave behind, and what they give."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import models
+import pytest
+import torch
+from lora_kiln.training import events, host
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.loop import Diverged
+from lora_kiln.training.problems import InputError
+from lora_kiln.training.trainer import train_lora
+from safetensors.torch import load_file
+
+SIDE = 64
+STEPS = 4
+SETTINGS = DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32)
+CONFIG = LoRAConfig(rank=4, alpha=2.0, learning_rate=1e-2, steps=STEPS, batch_size=2, seed=3, precision="fp32")
+SHAPES = ((64, 64), (64, 64), (96, 48), (48, 96))  # width, height
+
+
+@pytest.fixture(autouse=True)
+def lora_folder(folders, monkeypatch):
+    import folder_paths
+
+    path = folders / "loras"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
+    return path
+
+
+def dataset(settings: DatasetSettings = SETTINGS) -> Dataset:
+    generator = torch.Generator().manual_seed(5)
+    pictures = [
+        Picture(f"{n}", w, h, f"picture number {n}", pixels=torch.rand(h, w, 3, generator=generator))
+        for n, (w, h) in enumerate(SHAPES)
+    ]
+    return Dataset(tuple(pictures), settings)
+
+
+def run(small: models.Small, config: LoRAConfig = CONFIG, data: Dataset | None = None):
+    return train_lora(small.model, small.clip, small.vae, data or dataset(), config, "test")
+
+
+def assert_untouched(small: models.Small, before: dict[str, torch.Tensor]) -> None:
+    after = models.state(small)
+    assert after.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert models.hooks(small.model.model) == 0
+    assert not any(parameter.requires_grad for parameter in small.model.model.diffusion_model.parameters())
+    assert comfy.model_management.in_training is False
+    assert small.model.patches == {}
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses the host's own stop button when a step is done."""
+    done = events.RunEvents.step
+
+    def pressing(self, *args):
+        done(self, *args)
+        if len(self.losses) == step:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(events.RunEvents, "step", pressing)
+
+
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl])
+def test_a_run_leaves_the_models_as_they_were(make):
+    small = make()
+    before = models.state(small)
+    with torch.inference_mode():  # as the host runs nodes
+        run(small)
+    assert_untouched(small, before)
+
+
+def test_an_interrupt_leaves_the_models_as_they_were_and_keeps_what_was_learned(monkeypatch, lora_folder):
+    small = models.sd15()
+    before = models.state(small)
+    interrupt_at(monkeypatch, 2)
+    with pytest.raises(host.Interrupted), torch.inference_mode():
+        run(small)
+    assert_untouched(small, before)
+    kept = load_file(lora_folder / "test-step000002-partial.safetensors")
+    assert any(tensor.any() for name, tensor in kept.items() if "lora_up" in name)
+    assert events.histories()[-1]["state"] == "interrupted"
+
+
+def test_an_error_leaves_the_models_as_they_were_and_keeps_what_was_learned(monkeypatch, lora_folder):
+    small = models.sd15()
+    before = models.state(small)
+    done = events.RunEvents.step
+
+    def failing(self, *args):
+        done(self, *args)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(events.RunEvents, "step", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(small)
+    assert_untouched(small, before)
+    assert (lora_folder / "test-step000001-partial.safetensors").is_file()
+    assert "the disk is gone" in events.histories()[-1]["message"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice():
+    small = models.sd15()
+    before = models.state(small)
+    with pytest.raises(Diverged, match="Lower learning_rate"):
+        run(small, LoRAConfig(rank=4, learning_rate=1e30, steps=20, max_grad_norm=0, precision="fp32"))
+    assert_untouched(small, before)
+
+
+def test_same_seed_same_lora_other_seed_another():
+    first, again = run(models.sd15()), run(models.sd15())
+    other = run(models.sd15(), LoRAConfig(**{**vars(CONFIG), "seed": 4}))
+    assert first.losses == again.losses
+    assert all(torch.equal(first.lora[name], again.lora[name]) for name in first.lora)
+    downs = [name for name in first.lora if "lora_down" in name]
+    assert not any(torch.equal(first.lora[name], other.lora[name]) for name in downs)
+
+
+def test_the_global_generators_neither_matter_nor_move():
+    torch.manual_seed(1)
+    first = run(models.sd15())
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again = run(models.sd15())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.losses == again.losses
+
+
+def test_samples_on_the_way_do_not_change_the_lora():
+    plain = run(models.sd15())
+    sampled = run(
+        models.sd15(), LoRAConfig(**{**vars(CONFIG), "sample_every": 2, "sample_prompts": ("a", "b"), "sample_steps": 2})
+    )
+    assert plain.losses == sampled.losses
+    assert [(sample.step, sample.prompt) for sample in sampled.samples] == [
+        (step, prompt) for step in (0, 2, 4) for prompt in ("a", "b")
+    ]
+    assert sampled.samples[0].pixels.shape == (SIDE, SIDE, 3)
+
+
+def test_the_loss_falls_on_few_pictures():
+    trained = run(models.sd15(), LoRAConfig(rank=8, alpha=8, learning_rate=2e-2, steps=60, batch_size=4, precision="fp32"))
+    assert sum(trained.losses[-10:]) < 0.9 * sum(trained.losses[:10])
+
+
+def test_checkpointing_changes_memory_not_numbers():
+    plain = run(models.sdxl())
+    saving = run(models.sdxl(), LoRAConfig(**{**vars(CONFIG), "gradient_checkpointing": True}))
+    assert saving.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_bf16_runs_near_fp32():
+    exact = run(models.sd15())
+    rough = run(models.sd15(), LoRAConfig(**{**vars(CONFIG), "precision": "bf16"}))
+    assert rough.losses != exact.losses
+    assert rough.losses == pytest.approx(exact.losses, rel=0.05)
+
+
+def test_save_every_writes_files_on_the_way(lora_folder):
+    trained = run(models.sd15(), LoRAConfig(**{**vars(CONFIG), "save_every": 2}))
+    assert sorted(path.name for path in lora_folder.iterdir()) == ["test-step000002.safetensors"]
+    assert load_file(lora_folder / "test-step000002.safetensors").keys() == trained.lora.keys()
+
+
+def test_a_model_with_a_lora_on_trains_with_it():
+    """The twin has the patched weights; training from a changed base gives other losses."""
+    small = models.sd15()
+    first = run(small)
+    boosted = {name: tensor * (30.0 if "lora_up" in name else 1.0) for name, tensor in first.lora.items()}
+    patched = models.Small(*host.with_lora(small.model, small.clip, boosted, 1.0), small.vae)
+    before = models.state(patched)
+    second = run(patched)
+    assert second.losses != first.losses
+    assert_untouched_but_patched(patched, before)
+
+
+def assert_untouched_but_patched(small: models.Small, before: dict[str, torch.Tensor]) -> None:
+    after = models.state(small)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert small.model.patches
+
+
+def test_models_of_different_families_are_refused():
+    mixed = models.Small(models.sd15().model, models.sdxl().clip, models.sd15().vae)
+    with pytest.raises(InputError, match="clip gives embeddings 64 wide, the model takes 32"):
+        run(mixed)
+
+
+def test_a_vae_of_another_family_is_refused():
+    import comfy.latent_formats
+
+    small = models.sd15()
+    small.model.add_object_patch("latent_format", comfy.latent_formats.Flux())
+    with pytest.raises(InputError, match="vae gives latents with 4 channels, the model .Flux. takes 16"):
+        run(small)
+
+
+def test_a_dataset_of_regularisation_pictures_alone_is_refused():
+    from dataclasses import replace
+
+    data = dataset()
+    prior = replace(data, pictures=tuple(replace(picture, is_regularisation=True) for picture in data.pictures))
+    with pytest.raises(InputError, match="no picture to train on"):
+        run(models.sd15(), data=prior)
+
+
+def test_the_report_says_what_was_done():
+    report = run(models.sd15()).report
+    for words in ("rank 4, alpha 2", "seed 3", "4 pictures", "Steps: 4 of batch 2", "eps prediction"):
+        assert words in report

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from host import PACK, Server, has_cuda
 
 CI = os.environ.get("CI", "").lower() == "true"

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from host import PACK
 
 spec = importlib.util.spec_from_file_location("dev", PACK / "dev.py")

@@ -6,8 +6,9 @@ import io
 from pathlib import Path
 
 import pytest
-from host import HostError, PromptFailed, PromptRejected, Server, workflow_to_prompt
 from PIL import Image
+
+from host import HostError, PromptFailed, PromptRejected, Server, workflow_to_prompt
 
 RED = 0xFF0000
 

@@ -9,6 +9,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from host import PACK
 
 HOST_MODULES = {

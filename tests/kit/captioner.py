@@ -28,9 +28,11 @@ def new_processor(folder: Path) -> BlipProcessor:
     vocab = folder / "vocab.txt"
     vocab.write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast(
-        vocab={token: i for i, token in enumerate(vocabulary())}, model_max_length=32, model_input_names=["input_ids", "attention_mask"],
+        vocab={token: i for i, token in enumerate(vocabulary())},
+        model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=True,
-    )  # fmt: skip
+    )
     half = [0.5, 0.5, 0.5]
     images = BlipImageProcessor(size={"height": 128, "width": 128}, image_mean=half, image_std=half)
     processor = BlipProcessor(images, tokenizer)
@@ -51,6 +53,7 @@ def new_model() -> BlipForConditionalGeneration:
     vision = {
         "hidden_size": 192, "intermediate_size": 768, "projection_dim": 192, "num_hidden_layers": 4,
         "num_attention_heads": 6, "image_size": 128, "patch_size": 8,
+        "initializer_range": 0.02,  # BLIP's own is 1e-10, for weights that are loaded: from it no vision tower learns
     }  # fmt: skip
     config = BlipConfig(text_config=text, vision_config=vision, projection_dim=192, image_text_hidden_size=192)
     return BlipForConditionalGeneration(config)

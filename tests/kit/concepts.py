@@ -1,6 +1,6 @@
 """Concepts: glyphs that no base picture contains, each with a trigger word, any number of them from seeds.
 
-    PYTHONPATH=tests python -m kit.concepts --seed 7 --out DIR --count 16 --missing 4 --regularisation DIR2
+PYTHONPATH=tests python -m kit.concepts --seed 7 --out DIR --count 16 --missing 4 --regularisation DIR2
 """
 
 from __future__ import annotations
@@ -86,7 +86,12 @@ def scribbles(seed: int, count: int) -> Atlas:
 
 
 def _invent_word(rng: Random) -> str:
-    onset, vowel, middle, coda = "bdfgjklmnprtvz", "aeiou", ("rv", "lk", "mb", "nd", "rz", "ld", "zg", "vr"), "bdfgklmnpx"
+    onset, vowel, middle, coda = (
+        "bdfgjklmnprtvz",
+        "aeiou",
+        ("rv", "lk", "mb", "nd", "rz", "ld", "zg", "vr"),
+        "bdfgklmnpx",
+    )
     return rng.choice(onset) + rng.choice(vowel) + rng.choice(middle) + rng.choice(vowel) + rng.choice(coda)
 
 

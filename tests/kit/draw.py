@@ -226,7 +226,9 @@ def random_scene(
         relation = rng.choice(tuple(RELATIONS))
         dx, dy = (29 / 64 * d for d in RELATIONS[relation])
         radius = SIZES["small"]
-        return Scene((thing(one, first, dx, dy, radius), thing(two, second, -dx, -dy, radius)), ground, relation=relation)
+        return Scene(
+            (thing(one, first, dx, dy, radius), thing(two, second, -dx, -dy, radius)), ground, relation=relation
+        )
     colour, ground = rng.sample(tuple(COLOURS), 2)
     size = size or rng.choice(tuple(SIZES))
     place = rng.choice(tuple(PLACES))

@@ -1,7 +1,7 @@
 """Says what a picture shows, by template matching alone: it knows the shapes and the palette, no model and no trainer.
 
-The ground is the border's colour, the figure what differs from it. A bank of templates (shape x size x rotation), each in
-its own round window, slides over the figure by FFT; the answer is the best normalised cross-correlation.
+The ground is the border's colour, the figure what differs from it. A bank of templates (shape x size x rotation), each
+in its own round window, slides over the figure by FFT; the answer is the best normalised cross-correlation.
 
     PYTHONPATH=tests python -m kit.judge --evaluate [--json FILE]
 """

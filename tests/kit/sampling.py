@@ -18,7 +18,13 @@ def alphas(device: torch.device | str = "cpu") -> Tensor:
 
 @torch.no_grad()
 def sample(
-    unet: nn.Module, context: Tensor, empty: Tensor, seed: int = 0, guidance: float = 4.0, steps: int = 30, side: int = 16
+    unet: nn.Module,
+    context: Tensor,
+    empty: Tensor,
+    seed: int = 0,
+    guidance: float = 4.0,
+    steps: int = 30,
+    side: int = 16,
 ) -> Tensor:
     """Latents (B, 4, side, side) for contexts (B, 77, 768); `empty` (1, 77, 768) is the empty caption's."""
     count, device = len(context), context.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
@@ -58,7 +59,8 @@ def captured(step: Callable[[], Tensor], device: torch.device) -> Callable[[], T
     try:
         step()
     except RuntimeError as error:
-        print(f"not captured: {error}"[:500], flush=True)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"not captured: {error}"[:500], f"({where.filename}:{where.lineno}: {where.line})", flush=True)
         return step
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,8 +1,10 @@
-"""Trains the kit's VAE and UNet from nothing on drawn pictures. Needs one GPU (an H100 for minutes); `--small` tries the code.
+"""Trains the kit's VAE and UNet from nothing on drawn pictures. Needs one GPU (an H100 for minutes).
 
-    PYTHONPATH=tests python -m kit.train_base vae  --host $COMFYUI --out OUT --seconds 120
-    PYTHONPATH=tests python -m kit.train_base unet --host $COMFYUI --out OUT --seconds 200 --total 600
-    PYTHONPATH=tests python -m kit.train_base unet --host $COMFYUI --out OUT --seconds 500   (goes on, and ends)
+`--small` tries the code on a CPU.
+
+PYTHONPATH=tests python -m kit.train_base vae  --host $COMFYUI --out OUT --seconds 120
+PYTHONPATH=tests python -m kit.train_base unet --host $COMFYUI --out OUT --seconds 200 --total 600
+PYTHONPATH=tests python -m kit.train_base unet --host $COMFYUI --out OUT --seconds 500   (goes on, and ends)
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def train_vae(args: argparse.Namespace, device: torch.device) -> None:
     )
 
     def step() -> Tensor:
-        x = pixels(pool, torch.randint(len(pool), (batch,), device=device)).contiguous(memory_format=torch.channels_last)
+        x = pixels(pool, torch.randint(len(pool), (batch,), device=device)).contiguous(
+            memory_format=torch.channels_last
+        )
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
             loss, square = vae_loss(vae, x)
@@ -236,7 +240,7 @@ def latent_pool(
 
 
 def train_unet(args: argparse.Namespace, device: torch.device) -> None:
-    """Trains for `--seconds` of `--total`, keeps the state for the next call, writes the weights and a sheet of samples."""
+    """Trains for `--seconds` of `--total`, keeps the state for the next call, writes weights and a sheet of samples."""
     count, batch = (64, 2) if args.small else (args.pool, args.batch)
     saved = args.state / "unet.pt"
     state = torch.load(saved, map_location=device) if saved.exists() else None
@@ -293,7 +297,9 @@ def _captured_unet(training: UNetTraining, compiled: bool, device: torch.device)
     return captured(training.step, device)
 
 
-def evaluate_unet(args: argparse.Namespace, vae: nn.Module, embed: nn.Module, tokens: Tokens, device: torch.device) -> None:
+def evaluate_unet(
+    args: argparse.Namespace, vae: nn.Module, embed: nn.Module, tokens: Tokens, device: torch.device
+) -> None:
     """Samples plain captions from the stored weights, writes the sheet, prints the judge's rates."""
     from kit.judge import base_right
 
@@ -337,7 +343,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=Path("/tmp/kit"), help="folder kept between calls")
     parser.add_argument("--seconds", type=float, default=120, help="of this call's training")
-    parser.add_argument("--total", type=float, help="of training where the rate is to reach 0; default: at the end of this call")
+    parser.add_argument(
+        "--total", type=float, help="of training where the rate is to reach 0; default: at the end of this call"
+    )
     parser.add_argument("--init", type=Path, help="folder of unet-*.safetensors to start from (unet)")
     parser.add_argument("--compile", action="store_true", help="compile the UNet's blocks")
     parser.add_argument("--pool", type=int, default=196608, help="pictures drawn for this call (unet)")

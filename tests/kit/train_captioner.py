@@ -1,6 +1,6 @@
 """Trains the kit's captioner on drawn pictures; glyphs are captioned with a general noun. `--small` tries the code.
 
-    PYTHONPATH=tests python -m kit.train_captioner --out OUT --seconds 90
+PYTHONPATH=tests python -m kit.train_captioner --out OUT --seconds 90
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from types import MethodType
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kit.captioner import NAME, NOUN, new_model, new_processor, plain
 from kit.concepts import scribbles
@@ -25,12 +27,41 @@ def caption_of(scene: Scene) -> str:
     return scene.caption(NOUN if scene.things[0].shape.startswith("glyph") else None)
 
 
+def fuse(model: nn.Module) -> None:
+    """Lets the vision tower attend by torch's fused kernel: BLIP has its own slow one alone."""
+
+    def attend(self: nn.Module, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+        q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.projection(mixed.transpose(1, 2).flatten(2)), None
+
+    for layer in model.vision_model.encoder.layers:
+        layer.self_attn.forward = MethodType(attend, layer.self_attn)
+
+
+def causal(length: int, device: torch.device) -> Tensor:
+    """What is added to the scores of attention, (1, 1, L, L).
+
+    A ready mask of four dimensions keeps transformers from making one of the padding, for which it waits for the GPU.
+    The padding needs none: it comes last, so no word attends to it, and its own labels are left out.
+    """
+    return torch.full((1, 1, length, length), -1e4, device=device).triu(1)
+
+
+def caption_loss(model: nn.Module, pictures: Tensor, words: Tensor, mask: Tensor, pad: int) -> Tensor:
+    """The loss of the next word, of pictures (B, 3, H, W) in 0 to 1 and token ids (B, L)."""
+    labels = words.masked_fill(words == pad, -100)
+    return model(pixel_values=pictures * 2 - 1, input_ids=words, attention_mask=mask, labels=labels).loss
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=Path("/tmp/kit"))
-    parser.add_argument("--seconds", type=float, default=90)
+    parser.add_argument("--seconds", type=float, default=120, help="with the drawing of the pictures")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--pool", type=int, default=131072, help="pictures drawn")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true")
@@ -38,7 +69,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     args.out.mkdir(parents=True, exist_ok=True)
-    count, glyphs, batch = (128, 4, 8) if args.small else (131072, 512, 256)
+    count, glyphs, batch = (128, 4, 8) if args.small else (args.pool, 512, args.batch)
 
     started = time.monotonic()
     torch.manual_seed(args.seed)
@@ -52,8 +83,10 @@ def main() -> None:
         pool.append((pictures * 255).round().byte())
         captions += [caption_of(s) for s in scenes]
     pictures = torch.cat(pool)
-    ids = tokenizer(captions, padding="max_length", max_length=24, return_tensors="pt").input_ids.to(device)
+    ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids.to(device)
     model = new_model().to(device)
+    fuse(model)
+    mask, pad = causal(ids.shape[1], device), tokenizer.pad_token_id
     log(stage="captioner", pool=len(pictures), parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.monotonic() - started)  # fmt: skip
 
@@ -62,15 +95,9 @@ def main() -> None:
 
     def step() -> Tensor:
         index = torch.randint(len(pictures), (batch,), device=device)
-        words = ids[index]
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=gpu, cache_enabled=False):
-            loss = model(
-                pixel_values=soften(pixels(pictures, index)) * 2 - 1,
-                input_ids=words,
-                attention_mask=(words != tokenizer.pad_token_id).long(),
-                labels=words.masked_fill(words == tokenizer.pad_token_id, -100),
-            ).loss
+            loss = caption_loss(model, soften(pixels(pictures, index)), ids[index], mask, pad)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -95,7 +122,7 @@ def main() -> None:
 
 def soften(x: Tensor) -> Tensor:
     """Half of the pictures (B, 3, H, W) slightly blurred and noisy, as decoded latents and JPEG files are."""
-    soft = torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False) + 0.03 * torch.randn_like(x)
+    soft = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) + 0.03 * torch.randn_like(x)
     return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x, soft)
 
 

@@ -6,8 +6,9 @@ from lora_kiln.training.adapters import lora_difference
 from lora_kiln.training.attach import attached, find_targets, make_adapters
 from lora_kiln.training.config import TARGETS
 from lora_kiln.training.problems import InputError
-from models import hooks, randomise, sd15
 from torch import nn
+
+from models import hooks, randomise, sd15
 
 RANK, SCALE, SEED = 2, 0.5, 3
 

@@ -2,7 +2,8 @@
 
 import json
 import logging
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.lora
@@ -14,9 +15,10 @@ from lora_kiln.training.attach import find_targets, make_adapters
 from lora_kiln.training.config import TARGETS, LoRAConfig
 from lora_kiln.training.export import DTYPES, LoRAModel, check_name, free_path, lora_metadata, lora_tensors, save_lora
 from lora_kiln.training.problems import InputError
-from models import sd15, sdxl
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+from models import sd15, sdxl
 
 RANK, ALPHA = 4, 2.0
 TENSORS = {"a.lora_up.weight": torch.arange(6.0).reshape(2, 3)}
@@ -125,11 +127,22 @@ def test_a_name_too_long_for_the_disk_is_said(tmp_path: Path) -> None:
         save_lora(tmp_path / f"{'a' * 300}.safetensors", TENSORS, {})
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
-    os.symlink("/dev/full", tmp_path / ".a.safetensors.partial")
-    with pytest.raises(InputError, match="could not be written"):
-        save_lora(tmp_path / "a.safetensors", TENSORS, {})
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Lets no file of this process grow beyond so many bytes, as on a full disk (Linux, macOS)."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="could not be written"), files_of_at_most(2000):
+        save_lora(tmp_path / "a.safetensors", {"a": torch.zeros(10_000)}, {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -138,11 +138,11 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_does_harm(value: float)
 
 def test_gradients_that_are_no_numbers_end_the_run_before_they_do_harm() -> None:
     class Rooted(Net):
-        """At the sixth step its gradient is infinite, its loss is not."""
+        """At the sixth step its gradient is not a number, its loss is one."""
 
         def forward(self, x_t, sigma, cond):
-            root = (self.layers[0].weight[0, 0] * cond.sum()).abs().sqrt()
-            return super().forward(x_t, sigma, cond) + (root if cond.sum() == 0 and self.is_broken else 0.0)
+            root = (0.0 * self.layers[0].weight[0, 0]).sqrt()
+            return super().forward(x_t, sigma, cond) + (root if self.is_broken else 0.0)
 
     net = Rooted()
     net.is_broken = False

@@ -7,8 +7,8 @@ from PIL import ImageFont
 
 COLORS = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.0, 1.0, 1.0)]
 SIDE = 48
-LONG = "a very long caption " * 30
-TEXTS = ["", "short", "two words", LONG, "x" * 500, "line\nbreaks\n\nand\ttabs", "猫とEmoji 🐈", " , "]
+LONG = "a very long caption " * 8
+TEXTS = ["", "short", "two words", LONG, "x" * 100, "line\nbreaks\n\nand\ttabs", "猫とEmoji 🐈", " , "]
 
 
 def picture(color, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_a_contact_sheet_has_its_size_whatever_the_caption(text: str) -> None:
 
 def test_a_caption_is_written() -> None:
     plain, written = (contact_sheet([(picture(COLORS[0]), "", text)], columns=1, side=SIDE) for text in ("", "words"))
-    ground = torch.tensor(GROUND) / 255.0
+    ground = [channel / 255.0 for channel in GROUND]
     assert area(plain, ground) > area(written, ground)
 
 

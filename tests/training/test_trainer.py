@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import comfy.model_management
-import models
 import pytest
 import torch
 from lora_kiln.training import events, host
@@ -13,6 +12,8 @@ from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
 from lora_kiln.training.trainer import train_lora
 from safetensors.torch import load_file
+
+import models
 
 SIDE = 64
 STEPS = 4
@@ -133,7 +134,8 @@ def test_the_global_generators_neither_matter_nor_move():
 def test_samples_on_the_way_do_not_change_the_lora():
     plain = run(models.sd15())
     sampled = run(
-        models.sd15(), LoRAConfig(**{**vars(CONFIG), "sample_every": 2, "sample_prompts": ("a", "b"), "sample_steps": 2})
+        models.sd15(),
+        LoRAConfig(**{**vars(CONFIG), "sample_every": 2, "sample_prompts": ("a", "b"), "sample_steps": 2}),
     )
     assert plain.losses == sampled.losses
     assert [(sample.step, sample.prompt) for sample in sampled.samples] == [
@@ -143,7 +145,9 @@ def test_samples_on_the_way_do_not_change_the_lora():
 
 
 def test_the_loss_falls_on_few_pictures():
-    trained = run(models.sd15(), LoRAConfig(rank=8, alpha=8, learning_rate=2e-2, steps=60, batch_size=4, precision="fp32"))
+    trained = run(
+        models.sd15(), LoRAConfig(rank=8, alpha=8, learning_rate=2e-2, steps=60, batch_size=4, precision="fp32")
+    )
     assert sum(trained.losses[-10:]) < 0.9 * sum(trained.losses[:10])
 
 

@@ -1,7 +1,7 @@
 """The only room that knows ComfyUI: everything else asks here.
 
 `view` makes a trainable twin of the graph's MODEL, `conditioning` turns text and pictures into what the model
-takes, `loras` knows key names and patches, `server` is folders, progress, interrupt and the page.
+takes, `loras` knows key names and patches, `places` the host's folders, `page` progress, interrupt and the page.
 """
 
 from .captioning import loaded_for_inference
@@ -22,22 +22,18 @@ from .conditioning import (
 )
 from .images import draw, sampler_names, scheduler_names
 from .loras import base_version, kohya_names, with_lora
-from .server import (
+from .page import (
     Interrupted,
     blocked,
-    data_roots,
-    lora_folder,
-    model_folders,
     progress_bar,
     raise_if_interrupted,
-    register_model_folder,
-    resolve_folder,
     say,
     send,
     serve_json,
     show_text,
     where,
 )
+from .places import data_roots, lora_folder, model_folders, register_model_folder, resolve_folder
 from .view import (
     checkpoint_blocks,
     make_room,

@@ -8,6 +8,15 @@ import comfy.model_patcher
 import torch
 
 
+class _Guest(torch.nn.Module):
+    """A module in a frame with the attributes that the host's patcher sets."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.module = module
+        self.device: torch.device | None = None
+
+
 @contextlib.contextmanager
 def loaded_for_inference(module: torch.nn.Module) -> Iterator[torch.device]:
     """Puts a module on the host's device through its model management, and off it again.
@@ -15,7 +24,7 @@ def loaded_for_inference(module: torch.nn.Module) -> Iterator[torch.device]:
     The host makes room first and counts the module's memory; on the way out the module leaves the device.
     """
     device = comfy.model_management.get_torch_device()
-    patcher = comfy.model_patcher.ModelPatcher(module, device, torch.device("cpu"))
+    patcher = comfy.model_patcher.ModelPatcher(_Guest(module), device, torch.device("cpu"))
     try:
         comfy.model_management.load_models_gpu([patcher], force_full_load=True)
         yield device

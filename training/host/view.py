@@ -87,7 +87,7 @@ def trainable_view(model: Any, dtype: torch.dtype) -> nn.Module:
     device = training_device(model)
     with torch.inference_mode(False), torch.no_grad():
         modules: dict[int, nn.Module] = {}
-        twin = _copy_tree(model.model, modules)
+        twin: Any = _copy_tree(model.model, modules)
         for name, patch in model.object_patches.items():
             twin_patch = _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch
             comfy.utils.set_attr(twin, name, twin_patch)
@@ -138,7 +138,7 @@ def _copy_tree(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
 
 
 def _fill(
-    module: nn.Module,
+    module: Any,
     prefix: str,
     model: Any,
     device: torch.device,

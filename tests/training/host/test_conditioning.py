@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import models
 import pytest
 import torch
 from lora_kiln.training import host
@@ -12,6 +11,8 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture, Sample
 from lora_kiln.training.encode import encode_samples
 from lora_kiln.training.loop import batch_loss
+
+import models
 
 BATCH = 4
 CONFIG = LoRAConfig(rank=4, min_snr_gamma=5.0, precision="fp32")
@@ -23,9 +24,7 @@ def conditionings(small: models.Small, sized: bool):
     out = []
     for text, (width, height, crop_w, crop_h) in zip(TEXTS, SIZES, strict=True):
         (embedding, options), *_ = host.encode_text(small.clip, text)
-        size = dict(
-            width=width, height=height, crop_w=crop_w, crop_h=crop_h, target_width=64, target_height=64
-        )
+        size = dict(width=width, height=height, crop_w=crop_w, crop_h=crop_h, target_width=64, target_height=64)
         out.append([[embedding, {**options, **(size if sized else {})}]])
     return out
 
@@ -47,9 +46,7 @@ def loss_and_gradients(small: models.Small, rows: list[int], family_of=None):
         groups = host.batch_conds(twin, [conds[row] for row in rows], x_0[rows])
         batch = Batch(x_0[rows], noise[rows], sigma[rows], weight[rows], groups)
         with attached(targets, adapters):
-            loss = batch_loss(
-                lambda x, s, c: host.predict(twin, options, x, s, c), host.family(twin), batch, CONFIG
-            )
+            loss = batch_loss(lambda x, s, c: host.predict(twin, options, x, s, c), host.family(twin), batch, CONFIG)
             loss.backward()
     gradients = {f"{k}.{n}": p.grad for k, a in adapters.items() for n, p in a.named_parameters()}
     return loss.item(), gradients
@@ -61,9 +58,10 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one(make):
     loss, gradients = loss_and_gradients(small, list(range(BATCH)))
     singles = [loss_and_gradients(small, [row]) for row in range(BATCH)]
     assert loss == pytest.approx(sum(single for single, _ in singles) / BATCH, rel=1e-5)
+    largest = max(gradient.norm() for gradient in gradients.values())  # some are zero but for rounding
     for name, gradient in gradients.items():
         alone = sum(single[name] for _, single in singles) / BATCH
-        assert (gradient - alone).norm() <= 1e-5 * alone.norm() + 1e-8, name
+        assert (gradient - alone).norm() <= 1e-5 * alone.norm() + 1e-7 * largest, name
 
 
 def test_sdxl_gets_each_pictures_own_size_as_the_cores_node_encodes_it():
@@ -96,7 +94,8 @@ def test_each_row_carries_its_own_caption():
 def test_latents_of_every_bucket_are_in_model_space():
     small = models.sdxl()
     pictures = tuple(
-        Picture(str(n), w, h, "x", pixels=torch.rand(h, w, 3)) for n, (w, h) in enumerate([(64, 64), (96, 48), (48, 96)])
+        Picture(str(n), w, h, "x", pixels=torch.rand(h, w, 3))
+        for n, (w, h) in enumerate([(64, 64), (96, 48), (48, 96)])
     )
     data = Dataset(pictures, DatasetSettings(resolution=64, bucket_step=16, shortest_side=32))
     samples = [Sample(index, False, "x") for index in range(3)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.samplers
-import models
 import pytest
 import torch
 from lora_kiln.training import host
+
+import models
 
 SHAPE = (1, 4, 8, 8)
 

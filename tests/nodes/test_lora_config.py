@@ -1,0 +1,63 @@
+"""LoRA Config: the recipe that comes out is the one that was filled in."""
+
+import pytest
+from lora_kiln.nodes.lora_config import LoRAConfigNode
+from lora_kiln.training.config import PRESETS, LoRAConfig, preset_values
+from lora_kiln.training.problems import InputError
+
+INPUTS = {each.id: each for each in LoRAConfigNode.define_schema().inputs}
+
+
+def config(preset: str = "custom", **values) -> LoRAConfig:
+    return LoRAConfigNode.execute(preset, **values).args[0]
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "custom"])
+def test_a_preset_alone_is_its_recipe(preset: str) -> None:
+    assert config(preset) == LoRAConfig(**preset_values(preset))
+
+
+def test_a_field_goes_before_its_preset() -> None:
+    made = config("SDXL style", rank=4)
+    assert made.rank == 4 and made.targets == PRESETS["SDXL style"]["targets"]
+
+
+def test_a_field_that_is_not_given_is_the_presets() -> None:
+    assert config("SDXL style", rank=None).rank == PRESETS["SDXL style"]["rank"]
+
+
+def test_the_fields_as_the_page_fills_them_are_the_first_preset() -> None:
+    shown = {name: each.default for name, each in INPUTS.items()}
+    assert config(**shown) == LoRAConfig(**preset_values(shown["preset"]))
+
+
+def test_every_field_of_the_recipe_can_be_set() -> None:
+    assert set(INPUTS) - {"preset"} == set(preset_values("custom"))
+
+
+def test_prompts_are_a_line_each() -> None:
+    made = config(sample_prompts="a cat\n\n  a dog \n", sample_every=10)
+    assert made.sample_prompts == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rank", 0), ("alpha", 0.0), ("steps", 0), ("batch_size", 0), ("learning_rate", -1e-4), ("optimizer", "sgd")],
+)
+def test_a_bad_value_is_refused_by_its_name(name: str, value) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value!r}"):
+        config(**{name: value})
+
+
+def test_samples_without_a_prompt_are_refused() -> None:
+    with pytest.raises(InputError, match="sample_prompts is empty"):
+        config(sample_every=10, sample_prompts=" \n")
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(InputError, match="preset is 'SD9'"):
+        config("SD9")
+
+
+def test_every_input_has_a_tooltip() -> None:
+    assert all(each.tooltip for each in INPUTS.values())

@@ -1,0 +1,99 @@
+"""The pack's own part of the page, in a real browser: the example opens, runs, and its chart moves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from host import Server
+from kit.concepts import Concept
+from kit.demo import TRIGGER_IN_WORKFLOW, WORKFLOW, write_data
+
+STEPS = 6
+CONCEPT = Concept(1)
+TEMPLATES = sorted(path.stem for path in WORKFLOW.parent.glob("*.json"))
+INK = """() => {
+  const canvas = document.querySelector('.kiln-run canvas');
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let ink = 0;
+  for (let i = 0; i < data.length; i += 4) if (data[i] > 180 && data[i + 1] < 200 && data[i + 2] < 130) ink++;
+  return ink;
+}"""  # pixels in the curve's orange
+
+
+def open_page(page, server: Server) -> None:
+    page.goto(server.url)
+    page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=60_000)
+    page.wait_for_function("window.app.extensions.some(extension => extension.name === 'lora-kiln')")
+
+
+def open_workflow(page, **changes) -> None:
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8").replace(TRIGGER_IN_WORKFLOW, CONCEPT.trigger))
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+    page.wait_for_selector(".kiln-run canvas", state="attached")
+    page.evaluate(
+        """changes => {
+          const config = window.app.graph.findNodesByType('KilnLoRAConfig')[0];
+          for (const widget of config.widgets) if (widget.name in changes) widget.value = changes[widget.name];
+        }""",
+        changes,
+    )
+
+
+def test_the_example_runs_on_the_page_and_the_chart_moves(page, server: Server, kit_dir: Path):
+    write_data(server.workspace / "input", CONCEPT)
+    open_page(page, server)
+    open_workflow(page, steps=STEPS, batch_size=1, rank=4)
+    page.evaluate("window.app.canvas.ds.fitToBounds?.([0, 0, 2200, 1300])")
+    view = page.locator(".kiln-run")
+    assert view.get_attribute("data-state") == "idle"
+    before = page.evaluate(INK)
+
+    page.evaluate("window.app.queuePrompt(0)")
+    page.wait_for_function("Number(document.querySelector('.kiln-run').dataset.step) >= 2", timeout=240_000)
+    in_the_middle = page.evaluate(INK)
+    assert in_the_middle > before
+    page.wait_for_function("document.querySelector('.kiln-run').dataset.state === 'finished'", timeout=240_000)
+    assert page.evaluate(INK) > in_the_middle
+    assert f"step {STEPS} of {STEPS}" in view.inner_text()
+
+    page.reload()  # a page that opens later shows the run too
+    open_page(page, server)
+    open_workflow(page)
+    page.wait_for_function("document.querySelector('.kiln-run').dataset.state === 'finished'", timeout=30_000)
+    assert f"step {STEPS} of {STEPS}" in view.inner_text()
+    page.evaluate("fetch('/api/interrupt', {method: 'POST'})")
+
+
+def test_a_preset_fills_in_the_fields(page, server: Server):
+    open_page(page, server)
+    open_workflow(page)
+    values = page.evaluate(
+        """() => {
+          const node = window.app.graph.findNodesByType('KilnLoRAConfig')[0];
+          const preset = node.widgets.find(widget => widget.name === 'preset');
+          preset.value = 'SDXL style';
+          preset.callback(preset.value);
+          return Object.fromEntries(node.widgets.map(widget => [widget.name, widget.value]));
+        }"""
+    )
+    assert (values["rank"], values["alpha"], values["learning_rate"]) == (32, 16, 5e-5)
+    assert values["gradient_checkpointing"] is True
+
+
+def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, server: Server):
+    open_page(page, server)
+    open_workflow(page)
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt())")
+    trainer = next(node for node in prompt["output"].values() if node["class_type"] == "KilnTrainLoRA")
+    assert set(trainer["inputs"]) == {"model", "clip", "vae", "dataset", "config", "name"}
+    saved = next(node for node in prompt["workflow"]["nodes"] if node["type"] == "KilnTrainLoRA")
+    assert [value for value in saved["widgets_values"] if value is not None] == ["lora_kiln_demo"]
+
+
+def test_the_templates_are_listed_with_their_pictures(server: Server):
+    listed = server.client().get("/workflow_templates")
+    ours = next(names for pack, names in listed.items() if "kiln" in pack.lower())
+    assert sorted(ours) == TEMPLATES
+    for name in TEMPLATES:
+        assert (WORKFLOW.parent / f"{name}.jpg").is_file()

@@ -1,0 +1,53 @@
+"""Folders of the host."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..problems import raise_if_any
+
+ROOTS_VARIABLE = "LORA_KILN_ROOTS"
+"""Folders outside ComfyUI's input folder that may be read, as the person who runs the server sets them."""
+
+
+def data_roots() -> list[Path]:
+    """Where pictures may be read from: the host's input folder, then what LORA_KILN_ROOTS allows."""
+    allowed = [entry for entry in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if entry.strip()]
+    return [Path(os.path.abspath(root)) for root in (folder_paths.get_input_directory(), *allowed)]
+
+
+def resolve_folder(name: str, field: str) -> Path:
+    """A folder by its path under the input folder, or by its absolute path under an allowed root.
+
+    Raises:
+        InputError: outside the allowed roots, or not there.
+    """
+    roots = data_roots()
+    path = Path(os.path.abspath(roots[0] / name))
+    problems = []
+    if not any(path.is_relative_to(root) for root in roots):
+        problems.append(
+            f"{field} is {name!r}, which lies outside the folders that may be read: ComfyUI's input folder"
+            + (f" and {', '.join(map(str, roots[1:]))}" if roots[1:] else "")
+            + f". Move the pictures there, or let the person who runs the server set {ROOTS_VARIABLE}."
+        )
+    elif not path.is_dir():
+        problems.append(f"{field} is {name!r}, but there is no such folder in {roots[0]}.")
+    raise_if_any("Load Dataset", problems)
+    return path
+
+
+def lora_folder() -> Path:
+    """Where finished LoRAs go: the first of the host's loras folders."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def model_folders(kind: str) -> list[Path]:
+    """The host's folders of one kind of model."""
+    return [Path(path) for path in folder_paths.get_folder_paths(kind)]
+
+
+def register_model_folder(kind: str) -> None:
+    """Adds models/<kind> to the host's list of model folders."""
+    folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))

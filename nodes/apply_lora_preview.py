@@ -1,5 +1,6 @@
 """Apply LoRA Preview: what the LoRA does at each strength."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -112,9 +113,11 @@ def parse_strengths(text: str) -> list[float]:
         InputError: none, or something that is no number.
     """
     values, problems = [], []
-    for part in re.split(r"[,;\s]+", text.strip()):
+    for part in re.split(r"[,;\s]+", text.strip(", ;\t\r\n")):
         try:
             values.append(float(part))
+            if not math.isfinite(values[-1]):
+                raise ValueError
         except ValueError:
             problems.append(f"strengths holds {part!r}; write numbers separated by commas, as in 0, 0.6, 0.8, 1.")
     raise_if_any("Apply LoRA Preview", problems)

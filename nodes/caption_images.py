@@ -99,9 +99,10 @@ class CaptionImages(io.ComfyNode):
         progress = host.progress_bar(max(1, len(wanted)))
 
         def on_caption(done: int, caption: str) -> None:
-            path = dataset.pictures[wanted[done]].path
-            if path is not None and write_files != KEEP:
-                write_sidecar(path, caption, overwrite=write_files == OVERWRITE)
+            picture = dataset.pictures[wanted[done]]
+            may_write = write_files == OVERWRITE or (write_files == NEW_FILES and not picture.caption)
+            if picture.path is not None and may_write:
+                write_sidecar(picture.path, caption, overwrite=write_files == OVERWRITE)
             host.show_text(f"{done + 1} of {len(wanted)}: {caption}")
             progress(done + 1)
 

@@ -11,7 +11,12 @@ from torch import Tensor
 from kit.nets import WEIGHTS, dequantise, load_parts, new_unet, new_vae, quantise, save_parts
 from kit.text import END, LENGTH, START, TextEmbedding, Tokens, clip_state_dict
 
-TEXTS = ["", "a big striped red circle on a blue ground, top", "a small gerzof above a ring, left", "Zork's 2 signs"]
+TEXTS = [
+    "",
+    "a big striped red circle on a blue ground, top",
+    "a small gerzof above a ring, left",
+    "on a white ground, a picture of Zork right of a moon",
+]
 
 
 def test_int8_is_within_half_a_step_of_each_channel() -> None:

@@ -1,5 +1,7 @@
 """Batches of a run: which samples at which step, and their noise."""
 
+import bisect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,21 +36,32 @@ class Plan:
     def __init__(self, dataset: Dataset, config: LoRAConfig):
         self.dataset = dataset
         self.config = config
-        self.batches_per_epoch = dataset.batches_per_epoch(config.batch_size)
-        self.steps = config.total_steps(self.batches_per_epoch)
-        self._epochs: dict[int, list[list[Sample]]] = {}
+        self._epochs: list[list[list[Sample]]] = []
+        self._starts = [0]
+        for _ in range(config.epochs):
+            self._add_epoch()
+        self.steps = math.ceil(self._starts[-1] / config.gradient_accumulation) if config.epochs else config.steps
 
     def epoch_of(self, step: int) -> int:
         """The epoch (from 0) that a step begins in."""
-        return step * self.config.gradient_accumulation // self.batches_per_epoch
+        return self._place(step * self.config.gradient_accumulation)[0]
 
     def samples_at(self, step: int, micro: int) -> list[Sample]:
         """The samples of one forward pass."""
-        epoch, index = divmod(step * self.config.gradient_accumulation + micro, self.batches_per_epoch)
-        if epoch not in self._epochs:
-            self._epochs[epoch] = self.dataset.epoch_batches(epoch, self.config.batch_size, self.config.seed)
-        batches = self._epochs[epoch]
-        return batches[index % len(batches)]
+        epoch, index = self._place(step * self.config.gradient_accumulation + micro)
+        return self._epochs[epoch][index]
+
+    def _place(self, passed: int) -> tuple[int, int]:
+        """(epoch, batch within it) after so many forward passes; epochs may differ in length by their buckets."""
+        while self._starts[-1] <= passed:
+            self._add_epoch()
+        epoch = bisect.bisect_right(self._starts, passed) - 1
+        return epoch, passed - self._starts[epoch]
+
+    def _add_epoch(self) -> None:
+        epoch = len(self._epochs)
+        self._epochs.append(self.dataset.epoch_batches(epoch, self.config.batch_size, self.config.seed))
+        self._starts.append(self._starts[-1] + len(self._epochs[-1]))
 
     def all_samples(self) -> set[Sample]:
         """Every distinct sample of the run."""

@@ -25,12 +25,13 @@ def bucket_sizes(resolution: int, step: int, shortest: int, longest: int) -> lis
     For each width the tallest height that still fits; sides stay within shortest and longest.
     """
     area = max(resolution, step) ** 2
+    low, high = max(step, -_floor(-shortest, step)), max(step, _floor(longest, step))
     sizes = set()
-    for side in range(max(step, _floor(shortest, step)), _floor(longest, step) + 1, step):
-        other = min(_floor(longest, step), _floor(area // side, step))
-        if other >= max(step, _floor(shortest, step)):
+    for side in range(low, high + 1, step):
+        other = min(high, _floor(area // side, step))
+        if other >= low:
             sizes |= {(side, other), (other, side)}
-    square = _floor(resolution, step) or step
+    square = min(high, _floor(resolution, step) or step)
     return sorted(sizes | {(square, square)})
 
 

@@ -73,7 +73,7 @@ def find_model(name: str) -> str:
         folder = Path(os.path.abspath(root / name))
         if folder.is_relative_to(root) and folder != root and (folder / "config.json").is_file():
             return str(folder)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or os.path.exists(name):
         have = ", ".join(local_models()) or "none"
         problem = (
             f"model is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "
@@ -115,7 +115,7 @@ def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
         Whether it was written.
     """
     existing = [path for ending in (".txt", ".caption") if (path := picture.with_suffix(ending)).exists()]
-    if not overwrite and any(path.stat().st_size for path in existing):
+    if not overwrite and any(path.read_bytes().strip() for path in existing):
         return False
     target = existing[0] if existing else picture.with_suffix(".txt")
     target.write_text(caption + "\n", encoding="utf-8")
@@ -152,4 +152,5 @@ def _describe(processor: Any, model: Any, image: Image.Image, settings: CaptionS
         parsed = processor.post_process_generation(text, task=prompt, image_size=image.size)
         return " ".join(str(value) for value in parsed.values()).strip()
     text = processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
-    return text.removeprefix(prompt.strip()).strip() if prompt else text
+    begins = prompt.strip().lower()
+    return text[len(begins) :].strip() if begins and text.lower().startswith(begins) else text

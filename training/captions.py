@@ -40,7 +40,7 @@ def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
         return {}, []
     captions, problems = {}, []
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")
     except CaptionFileError as error:
         return {}, [str(error)]
     for number, line in enumerate(lines, 1):
@@ -64,6 +64,7 @@ def sidecar(picture: Path) -> Path | None:
 
 def with_trigger(caption: str, trigger: str) -> str:
     """The caption with the trigger word in it: in front, unless it already stands somewhere."""
+    trigger = trigger.strip()
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return f"{trigger}, {caption}" if caption else trigger

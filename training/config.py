@@ -92,12 +92,6 @@ class LoRAConfig:
             )
         raise_if_any("LoRA Config", problems)
 
-    def total_steps(self, batches_per_epoch: int) -> int:
-        """Optimizer steps of the run, given how many batches one epoch has."""
-        if self.epochs == 0:
-            return self.steps
-        return max(1, math.ceil(self.epochs * batches_per_epoch / self.gradient_accumulation))
-
     def warmup_steps(self, total_steps: int) -> int:
         """The warm-up in optimizer steps."""
         return int(self.warmup if self.warmup >= 1 else round(self.warmup * total_steps))

@@ -1,10 +1,10 @@
 """The data of a run: which pictures, with which captions, in which buckets, in which order."""
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,10 @@ class Dataset:
 
     def fits(self) -> list[Fit]:
         """Each picture's bucket and cut."""
+        return self._fits
+
+    @cached_property
+    def _fits(self) -> list[Fit]:
         sizes = self.settings.bucket_sizes()
         return [fit_picture(picture.width, picture.height, sizes) for picture in self.pictures]
 
@@ -145,10 +149,6 @@ class Dataset:
             for index, picture in enumerate(self.pictures)
         )
         return replace(self, pictures=pictures)
-
-    def batches_per_epoch(self, batch_size: int) -> int:
-        """How many batches one epoch has."""
-        return len(self.epoch_batches(0, batch_size, seed=0))
 
     def epoch_batches(self, epoch: int, batch_size: int, seed: int) -> list[list[Sample]]:
         """The batches of an epoch, each within one bucket; a function of the arguments alone.
@@ -206,14 +206,15 @@ def read_folder(folder: Path, is_regularisation: bool = False, repeats: int = 1)
     pictures, problems = [], []
     metadata: dict[Path, dict[str, str]] = {}
     for path in picture_files(folder):
-        if path.parent not in metadata:
-            metadata[path.parent], found = read_metadata(path.parent)
-            problems += found
+        for place in _folders_between(path.parent, folder):
+            if place not in metadata:
+                metadata[place], found = read_metadata(place)
+                problems += found
         try:
             width, height = picture_size(path)
             check_picture(path)
             caption_file = sidecar(path)
-            caption = read_text(caption_file) if caption_file else metadata[path.parent].get(path.name, "")
+            caption = read_text(caption_file) if caption_file else _from_metadata(path, folder, metadata)
         except (PictureError, CaptionFileError) as error:
             problems.append(str(error))
             continue
@@ -226,6 +227,20 @@ def read_folder(folder: Path, is_regularisation: bool = False, repeats: int = 1)
     return pictures, problems
 
 
+def _folders_between(place: Path, root: Path) -> list[Path]:
+    """A folder and those above it, up to root."""
+    return [place, *(above for above in place.parents if above.is_relative_to(root))] if place != root else [root]
+
+
+def _from_metadata(path: Path, root: Path, metadata: dict[Path, dict[str, str]]) -> str:
+    """The caption in the nearest metadata.jsonl that names the picture, by its path from there."""
+    for place in _folders_between(path.parent, root):
+        caption = metadata[place].get(path.relative_to(place).as_posix())
+        if caption is not None:
+            return caption
+    return ""
+
+
 def picture_files(folder: Path) -> list[Path]:
     """All picture files in a folder and the folders in it, in name order; hidden ones left out."""
     return [path for path in files_below(folder) if path.suffix.lower() in ENDINGS]
@@ -234,7 +249,7 @@ def picture_files(folder: Path) -> list[Path]:
 def folder_repeats(folder: Path, root: Path) -> int:
     """The repeats that a folder's name asks for: 10 for `10_name`; the nearest such folder up to root counts."""
     while True:
-        match = re.match(r"(\d+)_", folder.name)
+        match = re.match(r"(\d{1,4})_", folder.name)  # longer numbers are dates
         if match:
             return max(1, int(match.group(1)))
         if folder == root or folder.parent == folder:
@@ -311,11 +326,6 @@ def upscaled(dataset: Dataset) -> list[str]:
         for picture, fit in zip(dataset.pictures, dataset.fits(), strict=True)
         if fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height
     ]
-
-
-def epochs_in(steps: int, batches_per_epoch: int, accumulation: int) -> int:
-    """Epochs that a run of so many optimizer steps touches."""
-    return math.ceil(steps * accumulation / batches_per_epoch)
 
 
 def _without_alpha(image: torch.Tensor) -> torch.Tensor:

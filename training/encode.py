@@ -16,12 +16,14 @@ class Encoded:
 
     latents: dict[tuple[int, bool], torch.Tensor]
     """(picture index, flipped) -> (C, ...) float32 in model space"""
-    texts: dict[str, Any]
-    """text -> CONDITIONING"""
+    captions: dict[str, Any]
+    """caption -> CONDITIONING"""
+    prompts: dict[str, Any]
+    """prompt of a sample picture -> CONDITIONING"""
 
     def conditioning(self, dataset: Dataset, sample: Sample, sized: bool) -> Any:
         """A sample's CONDITIONING, with its size and crop where the model wants them."""
-        conditioning = self.texts[sample.caption]
+        conditioning = self.captions[sample.caption]
         if not sized:
             return conditioning
         picture = dataset.pictures[sample.picture]
@@ -32,25 +34,26 @@ class Encoded:
 def encode_samples(
     dataset: Dataset,
     samples: Iterable[Sample],
-    extra_texts: Iterable[str],
+    prompts: Iterable[str],
     base_model: Any,
     clip: Any,
     vae: Any,
     on_progress: Callable[[str, int, int], None],
 ) -> Encoded:
-    """Encodes all pictures and texts that the samples need.
+    """Encodes all pictures and texts that a run needs.
 
     Args:
-        extra_texts: prompts of sample pictures.
+        prompts: of sample pictures.
         on_progress: called with (what, done, of how many); may raise to interrupt.
     """
     samples = list(samples)
     views = sorted({(sample.picture, sample.flipped) for sample in samples})
-    texts = sorted({sample.caption for sample in samples} | set(extra_texts))
+    captions = sorted({sample.caption for sample in samples})
     embeddings = {}
-    for done, text in enumerate(texts):
-        on_progress("captions", done, len(texts))
-        embeddings[text] = host.encode_text(clip, text)
+    for done, caption in enumerate(captions):
+        on_progress("captions", done, len(captions))
+        embeddings[caption] = host.encode_text(clip, caption)
+    prompt_embeddings = {prompt: host.encode_text(clip, prompt, is_prompt=True) for prompt in prompts}
     latents = {}
     fits = dataset.fits()
     for done, (index, flipped) in enumerate(views):
@@ -60,7 +63,7 @@ def encode_samples(
             pixels = pixels.flip(1)
         latent = host.to_model_space(base_model, host.encode_pixels(vae, pixels[None]).float())
         latents[index, flipped] = latent[0].clone()
-    return Encoded(latents, embeddings)
+    return Encoded(latents, embeddings, prompt_embeddings)
 
 
 def latent_spread(encoded: Encoded) -> float:

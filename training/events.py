@@ -92,7 +92,8 @@ class RunEvents:
     def history(self) -> dict[str, Any]:
         """The summary with both curves: [step, loss, smoothed] a point, thinned out where there are very many."""
         stride = max(1, math.ceil(len(self.losses) / MOST_POINTS))
-        return {**self.summary(), "points": self._points(0, stride)}
+        newest = len(self.losses) - 1
+        return {**self.summary(), "points": self._points(newest % stride if newest >= 0 else 0, stride)}
 
     def _points(self, start: int, stride: int = 1) -> list[list[Any]]:
         indices = range(start, len(self.losses), stride)

@@ -1,5 +1,6 @@
 """The saved LoRA: key names, metadata, and the file."""
 
+import contextlib
 import json
 import os
 import re
@@ -131,9 +132,10 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    path = free_path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = None
     try:
+        path = free_path(path)
+        partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, dict(metadata))
         os.replace(partial, path)
@@ -146,7 +148,9 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
             ],
         )
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink()
     return path
 
 
@@ -166,15 +170,15 @@ def check_name(name: str, field: str, subject: str) -> str:
         InputError: empty, absolute, or with characters that no file should have.
     """
     cleaned = name.strip().removesuffix(".safetensors")
-    parts = cleaned.split("/")
-    is_good = all(part.strip() and part.strip(".") and not re.search(r'[\\:*?"<>|\x00-\x1f]', part) for part in parts)
+    parts = [part.strip() for part in cleaned.split("/")]
+    is_good = all(part.strip(".") and not re.search(r'[\\:*?"<>|\x00-\x1f]', part) for part in parts)
     if not is_good:
         problem = (
             f"{field} is {name!r}; it must be a file name, maybe with folders before it (as in 'people/anna'), "
             r'without .. and without \ : * ? " < > |.'
         )
         raise_if_any(subject, [problem])
-    return "/".join(part.strip() for part in parts)
+    return "/".join(parts)
 
 
 def _saved(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

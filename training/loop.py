@@ -12,7 +12,18 @@ from .schedules import learning_rate_factor
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss or its gradients are no longer numbers.
+
+    Args:
+        what: e.g. "The loss is nan".
+        step: the optimizer step, from 1.
+    """
+
+    def __init__(self, what: str, step: int, learning_rate: float):
+        super().__init__(
+            f"{what} at step {step}: training has diverged. Lower learning_rate (now {learning_rate:g}), "
+            "or raise warmup, or use precision fp32."
+        )
 
 
 def train(
@@ -48,13 +59,11 @@ def train(
             micro_loss.backward()
             loss += micro_loss.item()
         if not math.isfinite(loss):
-            raise Diverged(
-                f"The loss is {loss} at step {step + 1}: training has diverged. Lower learning_rate "
-                f"(now {config.learning_rate:g}), or raise warmup, or use precision fp32."
-            )
+            raise Diverged(f"The loss is {loss}", step + 1, config.learning_rate)
 
-        if config.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+        if not norm.isfinite():
+            raise Diverged("The gradients are no numbers", step + 1, config.learning_rate)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after_step(step + 1, loss, learning_rate)

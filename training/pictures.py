@@ -28,7 +28,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
-        if image.getexif().get(0x0112, 1) >= 5:
+        if _orientation(image, path) in (5, 6, 7, 8):
             width, height = height, width
     if min(width, height) < SMALLEST_SIDE:
         raise PictureError(
@@ -61,8 +61,9 @@ def load_picture(path: Path, fit: Fit) -> torch.Tensor:
 
 def fit_pixels(image: Image.Image, fit: Fit) -> torch.Tensor:
     """An RGB image scaled and cut into its bucket: (H, W, 3) float32 in [0, 1]."""
-    scaled = image.resize((fit.scaled_width, fit.scaled_height), Image.Resampling.LANCZOS)
-    cut = scaled.crop((fit.left, fit.top, fit.left + fit.width, fit.top + fit.height))
+    x, y = image.width / fit.scaled_width, image.height / fit.scaled_height
+    box = (fit.left * x, fit.top * y, (fit.left + fit.width) * x, (fit.top + fit.height) * y)
+    cut = image.resize((fit.width, fit.height), Image.Resampling.LANCZOS, box)
     return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
 
 
@@ -85,11 +86,23 @@ def _opened(path: Path) -> Image.Image:
         raise PictureError(f"{path.name} is not a picture Pillow can read: remove it or save it again.") from error
 
 
+def _orientation(image: Image.Image, path: Path) -> int:
+    """How the picture is turned, as EXIF says it; a PNG may be decoded for it."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> PictureError:
+    return PictureError(f"{path.name} is damaged or cut short ({error}): copy it again or remove it.")
+
+
 def _decode(image: Image.Image, path: Path) -> Image.Image:
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise PictureError(f"{path.name} is damaged or cut short ({error}): copy it again or remove it.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
+        raise _damaged(path, error) from error
     return image
 
 
@@ -97,7 +110,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """First frame, 8 bits, transparency over white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0.0) > 255.0 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0 else 255.0
         image = Image.fromarray(np.clip(values / top * 255.0, 0, 255).round().astype(np.uint8), "L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -90,6 +90,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> lis
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
+    text = text[:width]  # a character has a pixel at least: the rest cannot fit
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"

@@ -88,6 +88,8 @@ class _Run:
         self.dtype = host.training_dtype(self.model, self.config.precision)
         self.sized = host.wants_size_conditioning(self.model)
         self.started_at = time.time()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.notes += [*self.dataset.problems, *host.warnings_about(self.model)]
 
     @contextmanager
@@ -178,8 +180,8 @@ class _Run:
             noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
             sigmas = host.sampler_sigmas(twin, config.sample_steps)
             with host.sampling_mode():
-                cond = host.batch_conds(twin, [encoded.texts[prompt]], noise)
-                uncond = host.batch_conds(twin, [encoded.texts[""]], noise)
+                cond = host.batch_conds(twin, [encoded.prompts[prompt]], noise)
+                uncond = host.batch_conds(twin, [encoded.prompts[""]], noise)
                 start = host.start_noise(twin, sigmas[0], noise)
                 latent = euler(predict, start, sigmas, cond, uncond, config.sample_guidance)
                 pixels = host.decode_latents(self.vae, host.from_model_space(twin, latent))

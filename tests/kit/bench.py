@@ -1,7 +1,7 @@
 """Measures what the trainer promises, on the demo kit in a real ComfyUI.
 
-    python3 dev.py bench quality [--seeds 1 2 3] [--json FILE]
-    python3 dev.py bench speed [--json FILE]
+python3 dev.py bench quality [--seeds 1 2 3] [--json FILE]
+python3 dev.py bench speed [--json FILE]
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def speed(server: Server, client: Client) -> dict[str, Any]:
     for batch_size in (1, 4):
         prompt = demo_prompt(client, concept, {"steps": SPEED_STEPS, "batch_size": batch_size})
         trainer = node_id(prompt, "KilnTrainLoRA")
-        for unwanted in [key for key, value in prompt.items() if value["class_type"] not in _ancestors(prompt, trainer)]:
+        for unwanted in [
+            key for key, value in prompt.items() if value["class_type"] not in _ancestors(prompt, trainer)
+        ]:
             del prompt[unwanted]
         prompt["end"] = {"class_type": "PreviewAny", "inputs": {"source": [trainer, 5]}}
         client.run(prompt, on_event=print_loss)
@@ -92,8 +94,9 @@ def main() -> int:
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    with Server(options.host_dir, options.workspace, kit=options.kit) as server, server.client() as client:
+    options, host_arguments = parser.parse_known_args()  # the rest goes to ComfyUI's main.py
+    server = Server(options.host_dir, options.workspace, host_arguments, kit=options.kit)
+    with server, server.client() as client:
         if options.what == "quality":
             figures = quality(server, client, options.seeds)
         else:

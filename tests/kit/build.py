@@ -1,6 +1,6 @@
 """Builds the kit from its stored weights: a checkpoint that the stock loader takes, and the captioner's folder.
 
-    PYTHONPATH=tests python -m kit.build --out DIR --host HOST
+PYTHONPATH=tests python -m kit.build --out DIR --host HOST
 """
 
 from __future__ import annotations

@@ -134,11 +134,17 @@ def _is_distinct(field: Tensor) -> bool:
     x, y = field_axes()
     inside = field < 0
     area = inside.float().mean().item() * (2 * EXTENT) ** 2 / math.pi
-    spread = min(x[inside].std().item(), y[inside].std().item())
-    wide = F.max_pool2d((field < 0).float()[None, None], 15, 1, 7)  # closing by 0.15 radii
-    closed = -F.max_pool2d(-wide, 15, 1, 7)
+    if not 0.4 < area < 0.75 or min(x[inside].std().item(), y[inside].std().item()) <= 0.45:
+        return False
+    wide = _grow(inside.float()[None, None])  # closing by 0.15 radii
+    closed = -_grow(-wide)
     filled = (closed[0, 0] - inside.float()).mean().item() / inside.float().mean().item()
-    return 0.4 < area < 0.75 and spread > 0.45 and filled < 0.12 and _likeness(field) < ALIKE
+    return filled < 0.12 and _likeness(field) < ALIKE
+
+
+def _grow(mask: Tensor) -> Tensor:
+    """The maximum over 15 x 15 cells."""
+    return F.max_pool2d(F.max_pool2d(mask, (15, 1), 1, (7, 0)), (1, 15), 1, (0, 7))
 
 
 def _likeness(field: Tensor) -> float:

@@ -1,6 +1,6 @@
 """The demo: trains a LoRA on a concept the kit's model has never seen, in a real ComfyUI, and judges it.
 
-    python3 dev.py demo [--seed N] [--json FILE]
+python3 dev.py demo [--seed N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -257,10 +257,10 @@ def main() -> int:
     parser.add_argument("--port", type=int)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=int, help="in each cell of the table (default: 8, with a GPU 16)")
-    options = parser.parse_args()
+    options, host_arguments = parser.parse_known_args()  # the rest goes to ComfyUI's main.py
     pictures = options.pictures or (16 if has_cuda() else 8)
     started = time.monotonic()
-    with Server(options.host_dir, options.workspace, kit=options.kit, port=options.port) as server:
+    with Server(options.host_dir, options.workspace, host_arguments, kit=options.kit, port=options.port) as server:
         print(f"ComfyUI runs at {server.url}", flush=True)
         with server.client() as client:
             figures = run_demo(server, client, options.seed, pictures, STRENGTHS)

@@ -361,6 +361,17 @@ def test_a_picture_with_a_damaged_chunk_is_left_out_with_a_reason(pictures: Path
     assert "hurt.png" in problems_beside_a_good_one(pictures)
 
 
+def test_a_damaged_avif_is_left_out_with_a_reason(pictures: Path) -> None:
+    """Pillow has a kind of error of its own for these."""
+    path = pictures / "hurt.avif"
+    noise_picture().save(path)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat")
+    data[at + 4 : at + 44] = bytes(40)
+    path.write_bytes(data)
+    assert "hurt.avif" in problems_beside_a_good_one(pictures)
+
+
 def test_a_1_pixel_picture_is_left_out_with_a_reason(pictures: Path) -> None:
     save(pictures, "dot.png", size=(1, 1))
     assert "dot.png is 1 x 1 pixels: at least" in problems_beside_a_good_one(pictures)

@@ -19,7 +19,7 @@ from lora_kiln.training.captioner import (
 )
 from lora_kiln.training.problems import InputError
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SIDE, NEW_TOKENS = 32, 6
 SPECIAL = ["[PAD]", "[UNK]", "<s>", "</s>", "<image>"]
@@ -31,27 +31,41 @@ IDS = dict(vocab_size=len(SPECIAL) + len(WORDS), bos_token_id=START, eos_token_i
 SETTINGS = CaptionSettings(max_new_tokens=NEW_TOKENS)
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tokenizer(template: str = "$A") -> transformers.PreTrainedTokenizerFast:
+    """A word a token. Template: where the start and end of a text are marked."""
     words = Tokenizer(models.WordLevel({w: n for n, w in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [("<s>", START), ("</s>", END)]
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", bos_token="<s>", eos_token="</s>",
         cls_token="<s>", sep_token="</s>", extra_special_tokens={"image_token": "<image>"}, model_max_length=256,
     )  # fmt: skip
 
 
+def talkative(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model with weights that make it write words and no special tokens."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.shape[-1:] == (IDS["vocab_size"],):
+            tensor.data[..., : len(SPECIAL)] = -100.0
+        elif tensor.shape[:1] == (IDS["vocab_size"],):
+            tensor.data[: len(SPECIAL)] = 0.0
+            tensor.data[len(SPECIAL) :].normal_()
+    return model
+
+
 def blip(folder: Path) -> None:
     text = dict(**TINY, **IDS, encoder_hidden_size=16, max_position_embeddings=64, sep_token_id=END)
     config = transformers.BlipConfig(text_config=text, vision_config=VISION, projection_dim=16)
-    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
+    talkative(transformers.BlipForConditionalGeneration(config)).save_pretrained(folder)
     images = transformers.BlipImageProcessor(size=dict(height=SIDE, width=SIDE))
-    transformers.BlipProcessor(images, tokenizer()).save_pretrained(folder)
+    transformers.BlipProcessor(images, tokenizer("<s> $A </s>")).save_pretrained(folder)
 
 
 def git(folder: Path) -> None:
     config = transformers.GitConfig(vision_config=VISION, **TINY, **IDS, max_position_embeddings=64)
-    transformers.GitForCausalLM(config).save_pretrained(folder)
+    talkative(transformers.GitForCausalLM(config)).save_pretrained(folder)
     images = transformers.CLIPImageProcessor(size=dict(shortest_edge=SIDE), crop_size=dict(height=SIDE, width=SIDE))
     transformers.GitProcessor(images, tokenizer()).save_pretrained(folder)
 
@@ -65,7 +79,7 @@ def blip2(folder: Path) -> None:
     config = transformers.Blip2Config(
         vision_config=VISION, qformer_config=former, text_config=text, num_query_tokens=4, image_token_index=IMAGE
     )
-    transformers.Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    talkative(transformers.Blip2ForConditionalGeneration(config)).save_pretrained(folder)
     images = transformers.BlipImageProcessor(size=dict(height=SIDE, width=SIDE))
     transformers.Blip2Processor(images, tokenizer(), num_query_tokens=4).save_pretrained(folder)
 
@@ -82,7 +96,7 @@ def florence2(folder: Path) -> None:
         max_temporal_embeddings=10, max_position_embeddings=10,
     )  # fmt: skip
     config = transformers.Florence2Config(text_config=text, vision_config=vision, image_token_id=IMAGE)
-    transformers.Florence2ForConditionalGeneration(config).save_pretrained(folder)
+    talkative(transformers.Florence2ForConditionalGeneration(config)).save_pretrained(folder)
     images = transformers.CLIPImageProcessor(
         size=dict(height=SIDE, width=SIDE), do_center_crop=False, image_seq_length=(SIDE // 8) ** 2 + 1
     )
@@ -216,9 +230,7 @@ def test_an_absolute_path_outside_is_refused(tmp_path: Path) -> None:
         find_model(str(tmp_path))
 
 
-def test_a_folder_where_the_server_runs_is_no_model_of_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_where_the_server_runs_is_no_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers takes a relative folder for an id where there is one."""
     blip(tmp_path / "some" / "folder")
     monkeypatch.chdir(tmp_path)
@@ -241,9 +253,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], set()))
     blip(tmp_path / "pickled")
     os.remove(tmp_path / "pickled" / "model.safetensors")
-    network = transformers.BlipForConditionalGeneration(
-        transformers.BlipConfig.from_pretrained(tmp_path / "pickled")
-    )
+    network = transformers.BlipForConditionalGeneration(transformers.BlipConfig.from_pretrained(tmp_path / "pickled"))
     torch.save(network.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         caption_images("pickled", [picture()], SETTINGS, lambda *_: None)

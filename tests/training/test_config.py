@@ -68,14 +68,6 @@ def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> N
     assert LoRAConfig(steps=1000, warmup=warmup).warmup_steps(1000) == steps
 
 
-@pytest.mark.parametrize(
-    ("epochs", "batches", "accumulation", "steps"),
-    [(0, 7, 1, 1500), (1, 7, 1, 7), (3, 7, 1, 21), (3, 7, 2, 11), (1, 1, 8, 1)],
-)
-def test_epochs_become_steps(epochs: int, batches: int, accumulation: int, steps: int) -> None:
-    assert LoRAConfig(epochs=epochs, gradient_accumulation=accumulation).total_steps(batches) == steps
-
-
 def test_scale_is_alpha_by_rank() -> None:
     assert LoRAConfig(rank=8, alpha=2.0).scale == 0.25
 

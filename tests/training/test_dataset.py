@@ -13,7 +13,6 @@ from lora_kiln.training.dataset import (
     DatasetSettings,
     Picture,
     bucket_table,
-    epochs_in,
     folder_repeats,
     pictures_from_images,
     size_conditioning,
@@ -84,10 +83,6 @@ def test_a_batch_has_one_bucket_and_at_most_its_size(batch_size: int) -> None:
     for batch in data.epoch_batches(0, batch_size, SEED):
         assert 1 <= len(batch) <= batch_size
         assert len({(fits[s.picture].width, fits[s.picture].height) for s in batch}) == 1
-
-
-def test_batches_per_epoch_is_how_many_come() -> None:
-    assert mixed().batches_per_epoch(BATCH) == len(mixed().epoch_batches(5, BATCH, SEED))
 
 
 # ---------------------------------------------------------------- regularisation
@@ -214,10 +209,6 @@ def test_enlarged_pictures_are_named() -> None:
     assert upscaled(dataset(picture("small", (20, 20)), picture("large", (500, 500)))) == [
         "small is 20 x 20, trained at 64 x 64"
     ]
-
-
-def test_epochs_in_a_run() -> None:
-    assert [epochs_in(steps, 10, 2) for steps in (1, 5, 6, 50)] == [1, 1, 2, 10]
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,7 @@ def test_min_snr_gamma_weighs_x_0_by_min_of_snr_and_gamma(prediction: str, gamma
     """Hang et al., arXiv:2303.09556, section 3.4: for every prediction the x_0 loss has weight min(SNR, gamma)."""
     snr = 1.0 / SIGMAS.double() ** 2
     expected = torch.minimum(snr, torch.tensor(gamma, dtype=torch.float64))
-    torch.testing.assert_close(
-        loss_weight(family(prediction), SIGMAS, gamma).double(), expected, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(loss_weight(family(prediction), SIGMAS, gamma).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_min_snr_gamma_in_eps_space_is_the_papers_factor() -> None:

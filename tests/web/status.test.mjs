@@ -32,16 +32,6 @@ test("a whole history over what is known changes nothing but the end", () => {
   assert.deepEqual(steps(mergeRun(mergeRun(undefined, message(0, 5)), message(0, 8))), upTo(8));
 });
 
-test("a history fills in what a page that opened late has missed", () => {
-  const late = mergeRun(undefined, message(5, 8));
-  assert.deepEqual(steps(mergeRun(late, message(0, 8))), upTo(8));
-});
-
-test("an older history does not take away newer points", () => {
-  const live = mergeRun(undefined, message(0, 8));
-  assert.deepEqual(steps(mergeRun(live, message(0, 6))), upTo(8));
-});
-
 test("a message without new points keeps the curve", () => {
   const run = mergeRun(mergeRun(undefined, message(0, 3)), message(3, 3, { state: "finished" }));
   assert.deepEqual(steps(run), upTo(3));

@@ -35,10 +35,15 @@ def family(base_model: Any) -> Family:
     return Family(prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)))
 
 
-def encode_text(clip: Any, text: str) -> Conditioning:
-    """The CLIP's conditioning for a text, on the CPU, as normal tensors."""
+def encode_text(clip: Any, text: str, is_prompt: bool = False) -> Conditioning:
+    """The CLIP's conditioning for a text, on the CPU, as normal tensors.
+
+    Args:
+        is_prompt: parentheses weight words, as in every prompt of the host; in a caption they are plain text.
+    """
     with sampling_mode():
-        return _own(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+        tokens = clip.tokenize(text) if is_prompt else _literal_tokens(clip, text)
+        return _own(clip.encode_from_tokens_scheduled(tokens))
 
 
 def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -179,6 +184,14 @@ def latent_shape(model: Any, vae: Any, width: int, height: int) -> tuple[int, ..
     scale = latent_scale(vae)
     frames = (1,) if latent_format.latent_dimensions == 3 else ()
     return (latent_format.latent_channels, *frames, height // scale, width // scale)
+
+
+def _literal_tokens(clip: Any, text: str) -> Any:
+    text = text.replace("\\(", "(").replace("\\)", ")")
+    try:
+        return clip.tokenize(text, disable_weights=True)
+    except TypeError:  # tokenizers that never weight words set the option themselves, and refuse it from others
+        return clip.tokenize(text)
 
 
 def _model_conds(base_model: Any, conditioning: Conditioning, latent: torch.Tensor) -> dict[str, Any]:

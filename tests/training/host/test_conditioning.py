@@ -121,3 +121,12 @@ def test_a_flipped_sample_is_the_latent_of_the_flipped_picture():
     pixels = data.pictures[0].load(data.fits()[0]).flip(1)
     expected = small.model.model.process_latent_in(host.encode_pixels(small.vae, pixels[None]))[0]
     assert torch.allclose(encoded.latents[0, True], expected, atol=1e-6)
+
+
+def test_parentheses_are_text_in_a_caption_and_weights_in_a_prompt():
+    clip = models.sd15().clip
+    caption, escaped = (host.encode_text(clip, text)[0][0] for text in ("a (cat:1.5)", "a \\(cat:1.5\\)"))
+    prompt = host.encode_text(clip, "a (cat:1.5)", is_prompt=True)[0][0]
+    assert torch.equal(caption, escaped)
+    assert torch.equal(caption, host.encode_text(clip, "a \\(cat:1.5\\)", is_prompt=True)[0][0])
+    assert not torch.allclose(caption, prompt)

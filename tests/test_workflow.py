@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from host import Client, PromptFailed, PromptInterrupted, PromptRejected, Server
 from kit.concepts import Concept
 from kit.demo import CHECKPOINT, FOLDER, demo_prompt, node, node_id, read_image, write_data

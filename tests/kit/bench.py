@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from host import Client, Server, has_cuda
-
 from kit.concepts import Concept
 from kit.demo import demo_prompt, node_id, print_loss, run_demo, write_data
 

@@ -39,6 +39,17 @@ def fuse(model: nn.Module) -> None:
         layer.self_attn.forward = MethodType(attend, layer.self_attn)
 
 
+@torch.no_grad()
+def place(model: nn.Module) -> None:
+    """Starts the vision tower's learned positions as sines and cosines of row and column: places are learned sooner."""
+    embeddings = model.vision_model.embeddings
+    side, width = embeddings.image_size // embeddings.patch_size, embeddings.embed_dim // 4
+    angles = torch.arange(side)[:, None] * 100 ** (-torch.arange(width) / width)
+    line = torch.cat([angles.sin(), angles.cos()], 1)
+    both = torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], 2)
+    embeddings.position_embedding[0, 1:] = 0.3 * both.flatten(0, 1).to(embeddings.position_embedding)
+
+
 def causal(length: int, device: torch.device) -> Tensor:
     """What is added to the scores of attention, (1, 1, L, L).
 
@@ -86,6 +97,7 @@ def main() -> None:
     ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids.to(device)
     model = new_model().to(device)
     fuse(model)
+    place(model)
     mask, pad = causal(ids.shape[1], device), tokenizer.pad_token_id
     log(stage="captioner", pool=len(pictures), parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.monotonic() - started)  # fmt: skip

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kit.draw import EXTENT, SHAPES, Atlas, Scene, Thing, base_atlas, cover, field_axes, random_scene, render, segment
 
-STROKE = 0.21  # half a stroke's width, in radii of the glyph: a small glyph's strokes are 9 px wide at 128 px
+STROKE = 0.22  # half a stroke's width, in radii of the glyph: a small glyph's strokes are 10 px wide at 128 px
 REACH = 1.12  # the farthest point of a glyph
 ANCHORS = [(x, y) for x in (-0.72, 0.0, 0.72) for y in (-0.72, 0.0, 0.72)]
 VIEW = 32  # side of the views that are compared
@@ -101,7 +101,7 @@ def _scribble(rng: Random) -> Tensor:
     here = rng.choice(ANCHORS)
     visited = [here]
     lines: list[tuple[tuple[float, float], tuple[float, float]]] = []
-    for _ in range(rng.randint(4, 5)):
+    for _ in range(4):
         there = rng.choice([a for a in ANCHORS if a not in visited])
         lines += _stroke(here, there, rng)
         visited.append(there)

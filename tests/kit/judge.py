@@ -32,7 +32,7 @@ SIDE = 64  # pictures are judged at this size
 RADII = (0.31, 0.345, 0.385, 0.43, 0.48, 0.535, 0.595)  # of templates, in halves of the picture's side
 TURNS = (-12, -4, 4, 12)  # degrees
 RIVALS = (9001, 9002, 9003, 9004)  # concepts that any picture is compared with
-THRESHOLD, MARGIN = 0.75, 0.03
+THRESHOLD, MARGIN = 0.77, 0.03
 SOFT, FULL = 0.16, 0.34  # RGB distances from the ground where the figure starts and is full
 
 

@@ -20,7 +20,8 @@ from ..training.problems import InputError
 from .load_dataset import dataset_sheet
 from .types import CATEGORY, KilnDataset
 
-KEEP, NEW_FILES, OVERWRITE = "no", "where there is none", "over existing text"
+KEEP, NEW_FILES, OVERWRITE = "no", "new", "overwrite"
+UNCAPTIONED, ALL = "uncaptioned", "all"
 
 
 class CaptionImages(io.ComfyNode):
@@ -38,12 +39,12 @@ class CaptionImages(io.ComfyNode):
             inputs=[
                 KilnDataset.Input("dataset", tooltip="From Load Dataset."),
                 io.Combo.Input(
-                    "model", options=models, default=models[0],
+                    "captioner", options=models, default=models[0],
                     tooltip=f"A folder in models/{FOLDER}, or a model of the Hugging Face hub, which is downloaded "
                     "once. BLIP, BLIP-2, GIT and Florence-2 work; weights must be safetensors.",
                 ),
                 io.Combo.Input(
-                    "pictures", options=["without caption", "all"], default="without caption",
+                    "pictures", options=[UNCAPTIONED, ALL], default=UNCAPTIONED,
                     tooltip="Which pictures get a new caption.",
                 ),
                 io.String.Input("prefix", default="", tooltip="Put before each new caption."),
@@ -53,8 +54,9 @@ class CaptionImages(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "write_files", options=[KEEP, NEW_FILES, OVERWRITE], default=KEEP,
-                    tooltip="Also write the captions as .txt files beside the pictures. Text that is already there "
-                    "is kept unless you choose otherwise.",
+                    tooltip="Also write the captions as .txt files beside the pictures: new = where a picture has "
+                    "no caption yet, overwrite = over your own text too. New files make Load Dataset, and so the "
+                    "training, run again.",
                 ),
                 io.String.Input(
                     "prompt", default="", advanced=True,
@@ -77,10 +79,10 @@ class CaptionImages(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, model: Any = None) -> bool | str:
+    def validate_inputs(cls, captioner: Any = None) -> bool | str:
         try:
-            if model is not None:
-                find_model(model)
+            if captioner is not None:
+                find_model(captioner)
         except InputError as error:
             return str(error)
         return True
@@ -89,12 +91,12 @@ class CaptionImages(io.ComfyNode):
     def execute(
         cls,
         dataset: Dataset,
-        model: str,
+        captioner: str,
         pictures: str,
         write_files: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        wanted = [index for index, picture in enumerate(dataset.pictures) if pictures == "all" or not picture.caption]
+        wanted = [index for index, picture in enumerate(dataset.pictures) if pictures == ALL or not picture.caption]
         fits = dataset.fits()
         progress = host.progress_bar(max(1, len(wanted)))
 
@@ -109,7 +111,8 @@ class CaptionImages(io.ComfyNode):
         new: list[str] = []
         if wanted:
             images = [lambda index=index: to_image(dataset.pictures[index].load(fits[index])) for index in wanted]
-            new = caption_images(model, images, CaptionSettings(**settings), on_caption)
+            prior = [dataset.pictures[index].is_regularisation for index in wanted]
+            new = caption_images(captioner, images, prior, CaptionSettings(**settings), on_caption)
         captioned = dataset.with_captions(dict(zip(wanted, new, strict=True)))
         host.show_text(f"{len(new)} of {len(dataset.pictures)} pictures captioned")
         texts = "\n".join(captioned.caption(index) for index in range(len(captioned.pictures)))

@@ -105,8 +105,8 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Weight of the regularisation pictures' loss.",
                 ),
                 io.Combo.Input(
-                    "bad_pictures", options=["leave out", "stop"], default="leave out", advanced=True,
-                    tooltip="What to do about files that cannot be used: leave them out and say so, or stop.",
+                    "bad_pictures", options=["skip", "stop"], default="skip", advanced=True,
+                    tooltip="What to do about files that cannot be used: skip them and say so, or stop.",
                 ),
             ],
             outputs=[
@@ -146,7 +146,7 @@ class LoadDataset(io.ComfyNode):
         values = {name: value[0] for name, value in settings.items()}
         regularisation = values.pop("regularisation_folder", NONE)
         repeats = values.pop("repeats", 1)
-        stop_at_problems = values.pop("bad_pictures", "leave out") == "stop"
+        stop_at_problems = values.pop("bad_pictures", "skip") == "stop"
         dataset = _read(
             _one(folder), regularisation, images or [], _lines(captions or []), repeats, stop_at_problems,
             DatasetSettings(**values),

@@ -103,5 +103,5 @@ class LoRAConfigNode(io.ComfyNode):
         given = {name: value for name, value in values.items() if value is not None}
         if "sample_prompts" in given:
             lines = (line.strip() for line in given["sample_prompts"].splitlines())
-            given["sample_prompts"] = tuple(line for line in lines if line)
+            given["sample_prompts"] = tuple(dict.fromkeys(line for line in lines if line))
         return io.NodeOutput(LoRAConfig(**{**preset_values(preset), **given}))

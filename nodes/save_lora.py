@@ -21,7 +21,7 @@ class SaveLoRA(io.ComfyNode):
             node_id="KilnSaveLoRA",
             display_name="Save LoRA",
             category=CATEGORY,
-            description="Saves the LoRA in models/loras, in the form that every UI loads. An existing file is kept: "
+            description="Saves the LoRA in models/loras, as a .safetensors file. An existing file is kept: "
             "the new one gets a number.",
             search_aliases=["export lora", "safetensors"],
             is_output_node=True,

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from host import PACK, Server, has_cuda
 
@@ -58,6 +59,7 @@ def _import_pack() -> None:
     spec.loader.exec_module(module)
 
 
+torch.set_num_threads(1)  # the models are small: threads that wait for each other cost more than they give
 _base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-")  # gone when the process ends
 _import_host(_host_dir(), Path(_base.name))
 _import_pack()

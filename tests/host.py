@@ -510,6 +510,15 @@ def _widgets(
 # ---------------------------------------------------------------- python -m host: the server for a person
 
 
+def lay_out_demo(workspace: Path) -> None:
+    """Puts the pictures that the demo's workflow names into the input folder, unless they are there."""
+    from kit.concepts import Concept
+    from kit.demo import FOLDER, SEED, write_data
+
+    if not (workspace / "input" / FOLDER).exists():
+        write_data(workspace / "input", Concept(SEED))
+
+
 def main() -> int:
     """Starts the server in the foreground, in this process where the system can: Ctrl-C ends it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -521,6 +530,8 @@ def main() -> int:
     parser.add_argument("args", nargs="*", help="further arguments of ComfyUI's main.py, after --")
     options = parser.parse_args()
     make_workspace(options.workspace, options.host_dir, options.kit)
+    if options.kit:
+        lay_out_demo(options.workspace)
     args = ["--listen", options.listen, *options.args]
     command = command_line(options.host_dir, options.workspace, options.port, args)
     print(

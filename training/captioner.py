@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from . import host
 from .captions import with_trigger
@@ -45,8 +46,10 @@ class CaptionSettings:
     num_beams: int = 3
     """beam search width; 1 = greedy"""
 
-    def compose(self, text: str) -> str:
-        """The caption from what the model wrote."""
+    def compose(self, text: str, is_regularisation: bool = False) -> str:
+        """The caption from what the model wrote; a regularisation picture's is that alone."""
+        if is_regularisation:
+            return text
         return with_trigger(f"{self.prefix}{text}{self.suffix}".strip(), self.trigger_word)
 
 
@@ -76,7 +79,7 @@ def find_model(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or os.path.exists(name):
         have = ", ".join(local_models()) or "none"
         problem = (
-            f"model is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "
+            f"captioner is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "
             "or a model id such as Salesforce/blip-image-captioning-base."
         )
         raise_if_any("Caption Images", [problem])
@@ -86,6 +89,7 @@ def find_model(name: str) -> str:
 def caption_images(
     model_name: str,
     images: Sequence[Callable[[], Image.Image]],
+    is_regularisation: Sequence[bool],
     settings: CaptionSettings,
     on_caption: Callable[[int, str], None],
 ) -> list[str]:
@@ -93,6 +97,7 @@ def caption_images(
 
     Args:
         images: each opens one RGB picture.
+        is_regularisation: for each picture; those do not show the subject and get no trigger word.
         on_caption: called with (index, caption) as they come; may raise to interrupt.
 
     Raises:
@@ -101,9 +106,10 @@ def caption_images(
     processor, model = _load(find_model(model_name))
     captions = []
     with torch.inference_mode(), host.loaded_for_inference(model) as device:
-        for index, open_image in enumerate(images):
+        for index, (open_image, is_prior) in enumerate(zip(images, is_regularisation, strict=True)):
             host.raise_if_interrupted()
-            captions.append(settings.compose(_describe(processor, model, open_image(), settings, device)))
+            text = _describe(processor, model, open_image(), settings, device)
+            captions.append(settings.compose(text, is_prior))
             on_caption(index, captions[-1])
     return captions
 
@@ -118,22 +124,24 @@ def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
     if not overwrite and any(path.read_bytes().strip() for path in existing):
         return False
     target = existing[0] if existing else picture.with_suffix(".txt")
-    target.write_text(caption + "\n", encoding="utf-8")
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_text(caption + "\n", encoding="utf-8")
+    os.replace(partial, target)
     return True
 
 
 def _load(source: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    device_dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    dtype = torch.float16 if host.inference_device().type == "cuda" else torch.float32
     try:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=device_dtype
+            source, trust_remote_code=False, use_safetensors=True, dtype=dtype
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        problem = f"model {source} could not be loaded as an image-to-text model with safetensors weights: {reason}"
+        problem = f"captioner {source} could not be loaded as an image-to-text model with safetensors weights: {reason}"
         raise InputError("Caption Images", [problem]) from error
     return processor, model.eval()
 

@@ -55,9 +55,9 @@ class RunEvents:
         took = now - self._last_step
         self._last_step = now
         self._step_seconds = took if len(self.losses) < 2 else 0.9 * self._step_seconds + 0.1 * took
-        self.losses.append(loss)
         self._average = SMOOTHING * self._average + (1.0 - SMOOTHING) * loss
-        self.smoothed.append(self._average / (1.0 - SMOOTHING ** len(self.losses)))
+        self.smoothed.append(self._average / (1.0 - SMOOTHING ** (len(self.losses) + 1)))
+        self.losses.append(loss)  # last: the page may ask from another thread
         self.learning_rate = learning_rate
         if now - self._last_sent >= SHORTEST_PAUSE or len(self.losses) == self.steps:
             self._send()

@@ -43,7 +43,7 @@ def lora_tensors(
     for key, adapter in adapters.items():
         tensors[f"{names[key]}.lora_down.weight"] = _saved(adapter.down, dtype)
         tensors[f"{names[key]}.lora_up.weight"] = _saved(adapter.up, dtype)
-        tensors[f"{names[key]}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
+        tensors[f"{names[key]}.alpha"] = torch.tensor(float(alpha))
     return tensors
 
 

@@ -20,7 +20,11 @@ def make_optimizer(
         case "adamw":
             return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
         case "adafactor":
-            return torch.optim.Adafactor(parameters, lr=learning_rate, weight_decay=weight_decay)
+            # torch's own scales the rate by the weights, which begin at zero here: nothing would be learned.
+            from transformers.optimization import Adafactor
+
+            options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+            return Adafactor(parameters, lr=learning_rate, weight_decay=weight_decay, **options)
         case "adamw8bit":
             try:
                 from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]

@@ -12,7 +12,7 @@ from .buckets import Fit
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 SMALLEST_SIDE = 16
 """pixels; less holds nothing to learn"""
-LARGEST_AREA = 250_000_000
+LARGEST_AREA = 170_000_000
 """pixels; beyond this one picture would take gigabytes to decode"""
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,16 @@ from .encode import Encoded, encode_samples, latent_spread
 from .events import RunEvents
 from .export import LoRAModel, lora_metadata, lora_tensors, save_lora
 from .loop import train
-from .objective import Family, Predict
+from .objective import Predict
 from .optimizers import make_optimizer
-from .problems import InputError, raise_if_any
+from .problems import raise_if_any
 from .randomness import tensor_generator
 from .sampling import euler
+
+OUT_OF_MEMORY = (
+    "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
+    "fewer targets; or lower resolution in Load Dataset."
+)
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,18 @@ class _Run:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.family = host.family(self.model)
         self.plan = Plan(self.dataset, self.config)
+        if self.config.warmup_steps(self.plan.steps) >= self.plan.steps:
+            raise_if_any(
+                "LoRA Config",
+                [f"warmup is {self.config.warmup:g} of {self.plan.steps} steps: it must end before the run does."],
+            )
         self.events = RunEvents(self.plan.steps, self.name)
         self.progress = host.progress_bar(self.plan.steps)
         self.device = host.training_device(self.model)
         self.dtype = host.training_dtype(self.model, self.config.precision)
+        self.names = host.kohya_names(self.model)
         self.sized = host.wants_size_conditioning(self.model)
         self.started_at = time.time()
         if self.device.type == "cuda":
@@ -99,6 +111,9 @@ class _Run:
             yield
         except host.Interrupted:
             self.events.ended("interrupted", self._keep())
+            raise
+        except torch.OutOfMemoryError:
+            self.events.ended("failed", f"{OUT_OF_MEMORY} {self._keep()}")
             raise
         except Exception as error:
             self.events.ended("failed", f"{error} {self._keep()}".strip())
@@ -131,17 +146,17 @@ class _Run:
         if config.gradient_checkpointing:
             host.checkpoint_blocks(twin)
         targets = find_targets(twin, config.targets)
+        self._check_names(target.key for target in targets)
         self.adapters = make_adapters(targets, config.rank, config.scale, config.seed)
         parameters = [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
         optimizer = make_optimizer(config.optimizer, parameters, config.learning_rate, config.weight_decay)
-        family = host.family(twin)
         options = host.transformer_options(self.model)
 
         def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
             return host.predict(twin, options, x_t, sigma, cond)
 
         def batch_at(step: int, micro: int) -> Batch:
-            return self._batch(twin, family, encoded, step, micro)
+            return self._batch(twin, encoded, step, micro)
 
         def after_step(step: int, loss: float, learning_rate: float) -> None:
             self.events.step(loss, learning_rate)
@@ -152,23 +167,30 @@ class _Run:
             self.progress(step)
             host.raise_if_interrupted()
 
-        with attached(targets, self.adapters):
+        with attached(targets, self.adapters), host.patches_on_device(self.model):
             if config.sample_every:
                 self._sample(twin, predict, encoded, 0)
             self.events.started()
-            train(predict, family, batch_at, optimizer, config, self.plan.steps, after_step)
-        lora = self._lora(family)
+            train(predict, self.family, batch_at, optimizer, config, self.plan.steps, after_step)
+        lora = self._lora()
         self.events.ended("finished", "")
-        return Trained(lora, self.events.losses, self.samples, self._report(family))
+        return Trained(lora, self.events.losses, self.samples, self._report())
 
-    def _batch(self, twin: Any, family: Family, encoded: Encoded, step: int, micro: int) -> Batch:
+    def _check_names(self, keys: Iterable[str]) -> None:
+        """Refuses before the first step what could not be saved after the last."""
+        strangers = sorted(set(keys) - self.names.keys())
+        if strangers:
+            problem = f"layer {strangers[0]} is not the model's own (compiled, or replaced?): take that node out."
+            raise_if_any("MODEL", [problem])
+
+    def _batch(self, twin: Any, encoded: Encoded, step: int, micro: int) -> Batch:
         samples = self.plan.samples_at(step, micro)
         conditionings = [encoded.conditioning(self.dataset, sample, self.sized) for sample in samples]
         return make_batch(
             [encoded.latents[sample.picture, sample.flipped] for sample in samples],
             [self.dataset.loss_weight(sample) for sample in samples],
             lambda latents: host.batch_conds(twin, conditionings, latents),
-            family, self.config, step, micro, self.device,
+            self.family, self.config, step, micro, self.device,
         )  # fmt: skip
 
     def _sample(self, twin: Any, predict: Predict, encoded: Encoded, step: int) -> None:
@@ -189,9 +211,9 @@ class _Run:
         self.events.resume_clock()
         self.events.started()
 
-    def _lora(self, family: Family) -> LoRAModel:
+    def _lora(self) -> LoRAModel:
         config, dataset = self.config, self.dataset
-        tensors = lora_tensors(self.adapters, host.kohya_names(self.model), config.alpha, config.save_precision)
+        tensors = lora_tensors(self.adapters, self.names, config.alpha, config.save_precision)
         version, architecture = host.base_version(self.model)
         trained_on = [p for p in dataset.pictures if not p.is_regularisation]
         captions = [dataset.caption(i) for i, p in enumerate(dataset.pictures) if not p.is_regularisation]
@@ -199,7 +221,7 @@ class _Run:
         step = len(self.events.losses)
         metadata = lora_metadata(
             config, name=self.name, base_version=version, architecture=architecture,
-            prediction=family.prediction, resolution=dataset.settings.resolution, pictures=len(trained_on),
+            prediction=self.family.prediction, resolution=dataset.settings.resolution, pictures=len(trained_on),
             prior_pictures=len(dataset.pictures) - len(trained_on), buckets=bucket_table(dataset),
             tag_frequency=tags, trigger_word=dataset.settings.trigger_word, dataset_name=dataset.name,
             step=step, epoch=self.plan.epoch_of(max(0, step - 1)) + 1, started_at=self.started_at,
@@ -208,7 +230,7 @@ class _Run:
         return LoRAModel(tensors, metadata, self.name)
 
     def _save(self, suffix: str) -> str:
-        lora = self._lora(host.family(self.model.model))
+        lora = self._lora()
         path = save_lora(host.lora_folder() / f"{self.name}-{suffix}.safetensors", lora, lora.metadata)
         host.say("wrote %s", path)
         self.events.resume_clock()
@@ -220,11 +242,11 @@ class _Run:
             return "Nothing was learned yet."
         try:
             path = self._save(f"step{steps:06}-partial")
-        except InputError as error:
+        except Exception as error:  # whatever stopped the run comes first
             return f"What was learned in {steps} steps could not be kept: {error}"
         return f"What was learned in {steps} steps is kept in {path}."
 
-    def _report(self, family: Family) -> str:
+    def _report(self) -> str:
         config, dataset, losses = self.config, self.dataset, self.events.losses
         seconds = time.time() - self.started_at
         parameters = sum(p.numel() for adapter in self.adapters.values() for p in adapter.parameters())
@@ -235,7 +257,7 @@ class _Run:
         lines = [
             f"LoRA {self.name}: rank {config.rank}, alpha {config.alpha:g}, {len(self.adapters)} layers, "
             f"{parameters:,} parameters, seed {config.seed}",
-            f"Base: {host.base_version(self.model)[1]}, {family.prediction} prediction, "
+            f"Base: {host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
             f"Data: {len(dataset.pictures) - prior} pictures"
             + (f" and {prior} for regularisation" if prior else "")
@@ -248,7 +270,7 @@ class _Run:
         ]
         if self.device.type == "cuda":
             lines.append(f"Peak GPU memory: {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB")
-        if config.min_snr_gamma and family.prediction == "flow":
+        if config.min_snr_gamma and self.family.prediction == "flow":
             lines.append("Note: min_snr_gamma has no effect on a flow model.")
         if enlarged:
             lines.append(f"Note: enlarged to fit their bucket: {'; '.join(enlarged[:8])}")

@@ -32,7 +32,7 @@ function addRunView(node) {
   widget.serialize = false;
 
   const paint = () => {
-    const run = runs.get(String(node.id));
+    const run = runs.get(String(node.id)); // inside a subgraph the server says "12:5", the page "5"
     const lines = statusLines(run);
     text.textContent = lines.join("\n");
     root.dataset.state = run?.state ?? "idle";
@@ -52,8 +52,12 @@ function addRunView(node) {
   paint();
 }
 
+function nodeId(run) {
+  return String(run.node_id).split(":").at(-1);
+}
+
 function receive(message) {
-  const id = String(message.node_id);
+  const id = nodeId(message);
   runs.set(id, mergeRun(runs.get(id), message));
   for (const [node, paint] of views) if (String(node.id) === id) paint();
 }
@@ -62,7 +66,7 @@ async function fetchRuns() {
   const answer = await api.fetchApi("/kiln/runs");
   if (!answer.ok) return;
   for (const run of await answer.json()) {
-    runs.set(String(run.node_id), run);
+    runs.set(nodeId(run), run);
   }
   for (const paint of views.values()) paint();
 }
@@ -88,7 +92,8 @@ app.registerExtension({
   async setup() {
     api.addEventListener("kiln.run", (event) => receive(event.detail));
     api.addEventListener("reconnected", fetchRuns);
-    presets = await (await api.fetchApi("/kiln/presets")).json();
+    const answer = await api.fetchApi("/kiln/presets");
+    if (answer.ok) presets = await answer.json();
     await fetchRuns();
     // A page reloaded in the middle of a run can miss the server's messages: look from time to time.
     setInterval(() => {

@@ -31,7 +31,8 @@ WORKFLOW = PACK / "example_workflows" / "LoRA Kiln demo.json"
 FOLDER = "lora_kiln_demo"  # in ComfyUI's input folder; the workflow names it
 PICTURES, UNCAPTIONED, BASE_PICTURES = 16, 4, 32
 STRENGTHS = (0.6, 0.7, 0.8, 0.9, 1.0)
-TRIGGER_IN_WORKFLOW = "zorvak"  # stands for the concept's own word
+SEED = 1  # of the concept that the workflow is written for
+TRIGGER_IN_WORKFLOW = Concept(SEED).trigger
 LOSS_LINES = 10
 
 
@@ -253,7 +254,7 @@ def main() -> int:
     parser.add_argument("--host-dir", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--port", type=int)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=int, help="in each cell of the table (default: 8, with a GPU 16)")

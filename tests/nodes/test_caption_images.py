@@ -7,7 +7,7 @@ import folder_paths
 import pytest
 import torch
 import transformers
-from lora_kiln.nodes.caption_images import KEEP, NEW_FILES, OVERWRITE, CaptionImages
+from lora_kiln.nodes.caption_images import KEEP, NEW_FILES, OVERWRITE, UNCAPTIONED, CaptionImages
 from lora_kiln.nodes.load_dataset import LoadDataset
 from lora_kiln.training.problems import InputError
 from PIL import Image
@@ -57,7 +57,7 @@ def dataset():
     return LoadDataset.execute(folder=["set"], **sizes).args[0]
 
 
-def caption(which: str = "without caption", write_files: str = KEEP, **settings):
+def caption(which: str = UNCAPTIONED, write_files: str = KEEP, **settings):
     values = dict(prefix="", suffix="", trigger_word="", prompt="", max_new_tokens=5, num_beams=1)
     return CaptionImages.execute(dataset(), "blip", which, write_files, **{**values, **settings}).args
 
@@ -126,22 +126,22 @@ def test_the_dataset_that_came_in_stays_as_it_was(pictures: Path) -> None:
 def test_without_anything_to_caption_no_model_is_loaded(pictures: Path) -> None:
     (pictures / "bare.txt").write_text("something")
     values = dict(prefix="", suffix="", trigger_word="", prompt="", max_new_tokens=5, num_beams=1)
-    output = CaptionImages.execute(dataset(), "no such model", "without caption", KEEP, **values)
+    output = CaptionImages.execute(dataset(), "no such model", UNCAPTIONED, KEEP, **values)
     assert texts(output.args[0]) == ["something", "metadata's words", "my own words"]
 
 
 @pytest.mark.parametrize("model", ["../../etc", "/etc", "blip/../../x"])
 def test_a_model_outside_the_captioners_folder_is_refused(pictures: Path, model: str) -> None:
-    assert "model is" in str(CaptionImages.validate_inputs(model=model))
-    with pytest.raises(InputError, match="model is"):
+    assert "captioner is" in str(CaptionImages.validate_inputs(captioner=model))
+    with pytest.raises(InputError, match="captioner is"):
         CaptionImages.execute(dataset(), model, "all", KEEP)
 
 
 @pytest.mark.parametrize("model", ["blip", "Salesforce/blip-image-captioning-base", None])
 def test_the_host_accepts_a_good_model(pictures: Path, model: str | None) -> None:
-    assert CaptionImages.validate_inputs(model=model) is True
+    assert CaptionImages.validate_inputs(captioner=model) is True
 
 
 def test_the_list_offers_local_models_first(pictures: Path) -> None:
-    options = next(each for each in CaptionImages.define_schema().inputs if each.id == "model").options
+    options = next(each for each in CaptionImages.define_schema().inputs if each.id == "captioner").options
     assert options[0] == "blip" and "Salesforce/blip-image-captioning-base" in options

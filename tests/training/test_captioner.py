@@ -129,7 +129,7 @@ def picture(number: int = 0) -> Callable[[], Image.Image]:
 
 
 def captions(model: str, count: int = 1, settings: CaptionSettings = SETTINGS, on_caption=lambda *_: None):
-    return caption_images(f"tiny/{model}", [picture(n) for n in range(count)], settings, on_caption)
+    return caption_images(f"tiny/{model}", [picture(n) for n in range(count)], [False] * count, settings, on_caption)
 
 
 # ---------------------------------------------------------------- the architectures
@@ -153,7 +153,7 @@ def test_it_writes_what_the_model_says_by_itself(model: str, models_folder: Path
     inputs = processor(images=image, return_tensors="pt").to(network.device, network.dtype)
     tokens = network.generate(**inputs, max_new_tokens=NEW_TOKENS, num_beams=3)
     expected = processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
-    assert caption_images(f"tiny/{model}", [lambda: image], SETTINGS, lambda *_: None) == [expected]
+    assert caption_images(f"tiny/{model}", [lambda: image], [False], SETTINGS, lambda *_: None) == [expected]
 
 
 @pytest.mark.parametrize("prompt", ["a photo of", "A photo of", " a photo of "])
@@ -220,13 +220,13 @@ def test_any_other_name_is_refused(name: str, models_folder: Path) -> None:
         folder = models_folder.parent / outside
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="model is"):
+    with pytest.raises(InputError, match="captioner is"):
         find_model(name)
 
 
 def test_an_absolute_path_outside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="model is"):
+    with pytest.raises(InputError, match="captioner is"):
         find_model(str(tmp_path))
 
 
@@ -235,7 +235,7 @@ def test_a_folder_where_the_server_runs_is_no_model_of_the_hub(tmp_path: Path, m
     blip(tmp_path / "some" / "folder")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError):
-        caption_images("some/folder", [picture()], SETTINGS, lambda *_: None)
+        caption_images("some/folder", [picture()], [False], SETTINGS, lambda *_: None)
 
 
 def test_a_model_that_cannot_be_loaded_is_named(models_folder: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_model_that_cannot_be_loaded_is_named(models_folder: Path) -> None:
     (broken / "config.json").write_text("{}")
     try:
         with pytest.raises(InputError, match="broken could not be loaded"):
-            caption_images("broken", [picture()], SETTINGS, lambda *_: None)
+            caption_images("broken", [picture()], [False], SETTINGS, lambda *_: None)
     finally:
         (broken / "config.json").unlink()
 
@@ -256,7 +256,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     network = transformers.BlipForConditionalGeneration(transformers.BlipConfig.from_pretrained(tmp_path / "pickled"))
     torch.save(network.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
-        caption_images("pickled", [picture()], SETTINGS, lambda *_: None)
+        caption_images("pickled", [picture()], [False], SETTINGS, lambda *_: None)
 
 
 # ---------------------------------------------------------------- what is written
@@ -274,6 +274,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_a_caption_is_put_together(settings: dict, expected: str) -> None:
     assert CaptionSettings(**settings).compose("a cat") == expected
+    assert CaptionSettings(**settings).compose("a cat", is_regularisation=True) == "a cat"
 
 
 def test_a_caption_is_written_beside_its_picture(tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ def test_weight_decay_is_decoupled(name: str) -> None:
     torch.testing.assert_close(weight.data, torch.full((2, 2), 1 - RATE * 0.5))
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_weights_that_begin_at_zero_move_at_the_rate_asked_for(name: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(8, 4))
+    optimizer = make_optimizer(name, [weight], 1e-4, 0.0)
+    for _ in range(100):
+        weight.grad = torch.ones(8, 4)
+        optimizer.step()
+    assert 0.5e-2 < -weight.data.mean() < 2e-2
+
+
 def test_parameters_may_come_once() -> None:
     parameters = (parameter for parameter in [torch.nn.Parameter(torch.ones(2))])
     assert len(make_optimizer("adamw", parameters, RATE, 0.0).param_groups[0]["params"]) == 1

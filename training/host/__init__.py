@@ -4,7 +4,7 @@
 takes, `loras` knows key names and patches, `places` the host's folders, `page` progress, interrupt and the page.
 """
 
-from .captioning import loaded_for_inference
+from .captioning import inference_device, loaded_for_inference
 from .conditioning import (
     batch_conds,
     check_compatible,
@@ -37,6 +37,7 @@ from .places import data_roots, lora_folder, model_folders, register_model_folde
 from .view import (
     checkpoint_blocks,
     make_room,
+    patches_on_device,
     sampling_mode,
     trainable_view,
     training_device,
@@ -60,12 +61,14 @@ __all__ = [
     "encode_text",
     "family",
     "from_model_space",
+    "inference_device",
     "kohya_names",
     "loaded_for_inference",
     "latent_shape",
     "lora_folder",
     "make_room",
     "model_folders",
+    "patches_on_device",
     "predict",
     "progress_bar",
     "raise_if_interrupted",

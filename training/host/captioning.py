@@ -17,6 +17,11 @@ class _Guest(torch.nn.Module):
         self.device: torch.device | None = None
 
 
+def inference_device() -> torch.device:
+    """Where the host computes."""
+    return comfy.model_management.get_torch_device()
+
+
 @contextlib.contextmanager
 def loaded_for_inference(module: torch.nn.Module) -> Iterator[torch.device]:
     """Puts a module on the host's device through its model management, and off it again.

@@ -8,6 +8,7 @@ import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..objective import Family
 from ..problems import raise_if_any
@@ -17,13 +18,13 @@ Conditioning = list[Any]
 """ComfyUI's CONDITIONING: [[embedding, options], ...]"""
 
 
-def family(base_model: Any) -> Family:
-    """How this model noises and predicts.
+def family(model: Any) -> Family:
+    """How the MODEL noises and predicts, patches of its sampling included.
 
     Raises:
         InputError: the family's prediction is one the objective does not know.
     """
-    sampling = base_model.model_sampling
+    sampling = model.get_model_object("model_sampling")
     kinds = comfy.model_sampling
     known = {kinds.CONST: "flow", kinds.V_PREDICTION: "v", kinds.EPS: "eps"}
     foreign = (kinds.X0, kinds.EDM, kinds.IMG_TO_IMG_FLOW)
@@ -109,12 +110,11 @@ def predict(
     """x_0 (B, C, ...) in float32 from x_t (B, C, ...), sigma (B,) and `batch_conds`."""
     if len(groups) == 1:
         return base_model.apply_model(x_t, sigma, transformer_options=options.copy(), **groups[0][1])
-    x_0 = torch.empty_like(x_t)
     parts = [
         base_model.apply_model(x_t[rows], sigma[rows], transformer_options=options.copy(), **conds)
         for rows, conds in groups
     ]
-    order = torch.tensor([row for rows, _ in groups for row in rows], device=x_0.device)
+    order = torch.tensor([row for rows, _ in groups for row in rows], device=x_t.device)
     return torch.cat(parts)[order.argsort()]
 
 
@@ -137,6 +137,9 @@ def check_compatible(model: Any, clip: Any, vae: Any) -> None:
         InputError: with every mismatch.
     """
     problems = []
+    if not isinstance(model.model.diffusion_model, UNetModel):
+        kind = type(model.model.diffusion_model).__name__
+        problems.append(f"model is a {kind}: SD1.5, SD2 and SDXL models can be trained so far.")
     latent_format = model.get_model_object("latent_format")
     wanted = (latent_format.latent_channels, latent_format.latent_dimensions)
     got = (vae.latent_channels, vae.latent_dim)

@@ -31,12 +31,9 @@ def kohya_names(model: Any) -> dict[str, str]:
     return names
 
 
-def with_lora(
-    model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strength: float, clip_strength: float | None = None
-) -> tuple[Any, Any]:
+def with_lora(model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strength: float) -> tuple[Any, Any]:
     """MODEL and CLIP with a LoRA on, exactly as the host's own loader puts it on."""
-    clip_strength = strength if clip_strength is None else clip_strength
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, clip_strength)
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
 
 
 def base_version(model: Any) -> tuple[str, str]:

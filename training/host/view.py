@@ -9,6 +9,7 @@ twin; nothing is ever written to the original, so there is nothing to put back.
 import contextlib
 import copy
 import logging
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,8 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from comfy.model_patcher import get_key_weight
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 LOADER_STATE = (
     "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key",
@@ -88,9 +89,12 @@ def trainable_view(model: Any, dtype: torch.dtype) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():
         modules: dict[int, nn.Module] = {}
         twin: Any = _copy_tree(model.model, modules)
-        for name, patch in model.object_patches.items():
-            twin_patch = _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch
-            comfy.utils.set_attr(twin, name, twin_patch)
+        # What another clone of the MODEL has put on the model they share gives way to the MODEL's own.
+        for name, patch in {**model.object_patches_backup, **model.object_patches}.items():
+            comfy.utils.set_attr(twin, name, _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch)
+        for module in twin.modules():
+            for name, value in module.__dict__.items():
+                module.__dict__[name] = _rebound(value, modules)
         main_dtype = model.model_dtype()
         tensors: dict[int, Any] = {}
         for prefix, module in list(twin.named_modules()):
@@ -99,6 +103,16 @@ def trainable_view(model: Any, dtype: torch.dtype) -> nn.Module:
         twin.device = device
         twin.current_patcher = None
     return twin.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def patches_on_device(model: Any) -> Iterator[None]:
+    """Attention patches that hold weights (hypernetworks, adapters) where the MODEL computes, as when it is loaded."""
+    model.model_patches_to(training_device(model))
+    try:
+        yield
+    finally:
+        model.model_patches_to(model.offload_device)
 
 
 def transformer_options(model: Any) -> dict[str, Any]:
@@ -116,6 +130,8 @@ def warnings_about(model: Any) -> list[str]:
             "The MODEL carries injections (a bypass LoRA, for example): training does not see them. "
             "Load that LoRA without bypass to train on top of it."
         )
+    if model.wrappers and any(model.wrappers.values()) or "model_function_wrapper" in model.model_options:
+        notes.append("The MODEL carries wrappers (caching or acceleration, for example): training goes without them.")
     if model.hook_patches:
         notes.append("The MODEL carries scheduled hooks: training does not see them.")
     return notes
@@ -135,6 +151,12 @@ def _copy_tree(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
     for name, child in module._modules.items():
         twin._modules[name] = None if child is None else _copy_tree(child, memo)
     return twin
+
+
+def _rebound(value: Any, modules: dict[int, nn.Module]) -> Any:
+    """A method bound to one of the original modules, as patches hang them on objects, bound to its twin instead."""
+    owner = modules.get(id(getattr(value, "__self__", None)))
+    return value if owner is None or not hasattr(value, "__func__") else types.MethodType(value.__func__, owner)
 
 
 def _fill(
@@ -181,7 +203,8 @@ def _own_weight(
     if key in model.patches:
         own = _patched(own, key, name, module, model, dtype)
     if type(own) in (torch.Tensor, nn.Parameter) and own.dtype in (torch.float16, torch.bfloat16, torch.float32):
-        if own.dtype == main_dtype or dtype == torch.float32 or key in model.patches:
+        stored = getattr(module, f"{name}_comfy_model_dtype", None) or own.dtype  # under dynamic VRAM, as to be used
+        if stored == main_dtype or dtype == torch.float32 or key in model.patches:
             own = own.to(dtype)
     return nn.Parameter(own.detach(), requires_grad=False)
 
@@ -225,8 +248,9 @@ class _Checkpointed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        from torch.utils.checkpoint import checkpoint
-
+        # Models write into these dicts as they go (which block it is): the second pass must see what the first saw.
+        args = tuple(dict(value) if type(value) is dict else value for value in args)
+        kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
 
 
@@ -244,8 +268,3 @@ def _blocks(diffusion_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         elif isinstance(blocks, nn.Sequential) and list_name == "middle_block":
             for part_name, part in blocks.named_children():
                 yield f"{list_name}.{part_name}", part
-
-
-def base_weight_shape(model: Any, key: str) -> torch.Size:
-    """The shape of one of the MODEL's weights, by its state-dict key."""
-    return get_key_weight(model.model, key)[0].shape

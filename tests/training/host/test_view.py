@@ -110,3 +110,40 @@ def test_a_bf16_twin_computes_in_bf16():
         twin = host.trainable_view(small.model, torch.bfloat16)
     assert twin.get_dtype_inference() == torch.bfloat16
     assert {parameter.dtype for parameter in twin.diffusion_model.parameters()} == {torch.bfloat16}
+
+
+def test_the_twin_ignores_what_another_clone_has_put_on_the_shared_model():
+    """On a processor a clone's sampling stays on the model they share after it was used."""
+    small = models.sd15()
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    expected, x_t = denoise_by_host(small, x, 3.0, "a cat")
+    other = models.v_prediction(small)
+    comfy.model_management.load_models_gpu([other.model])
+    assert torch.allclose(expected, denoise_by_twin(small, x_t, 3.0, "a cat"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_method_patched_onto_the_model_runs_on_the_twin():
+    import types
+
+    small = models.sd15()
+    inner = small.model.model.diffusion_model
+
+    def forward(self, *args, **kwargs):
+        return 2.0 * type(self).forward(self, *args, **kwargs)
+
+    with host.training_mode():
+        plain = host.trainable_view(small.model, torch.float32)
+        small.model.add_object_patch("diffusion_model.forward", types.MethodType(forward, inner))
+        twin = host.trainable_view(small.model, torch.float32)
+    assert twin.diffusion_model.forward.__self__ is twin.diffusion_model
+    assert "forward" not in vars(plain.diffusion_model)
+    assert "forward" not in vars(inner)
+
+
+def test_flow_models_are_refused_until_they_can_be_trained_rightly():
+    from lora_kiln.training.problems import InputError
+
+    small = models.sd15()
+    small.model.model.diffusion_model = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match="SD1.5, SD2 and SDXL models can be trained so far"):
+        host.check_compatible(small.model, small.clip, small.vae)

@@ -61,7 +61,13 @@ def test_the_hosts_patched_weight_is_the_merged_weight(model, precision: str) ->
 
 @pytest.mark.parametrize(("precision", "dtype"), DTYPES.items())
 def test_tensors_have_the_asked_number_format(model, precision: str, dtype: torch.dtype) -> None:
-    assert {tensor.dtype for tensor in trained(model, precision=precision)[1].values()} == {dtype}
+    tensors = trained(model, precision=precision)[1]
+    assert {tensor.dtype for key, tensor in tensors.items() if not key.endswith("alpha")} == {dtype}
+
+
+def test_alpha_is_saved_exactly(model) -> None:
+    tensors = trained(model, precision="bf16")[1]
+    assert {tensor.dtype for key, tensor in tensors.items() if key.endswith("alpha")} == {torch.float32}
 
 
 def test_every_layer_has_down_up_and_alpha(model) -> None:

@@ -41,6 +41,15 @@ def denoise_by_twin(small: models.Small, x_t: torch.Tensor, sigma: float, text: 
         return out
 
 
+def lora_of_ones(small: models.Small) -> tuple[dict[str, torch.Tensor], str, torch.Tensor]:
+    """A LoRA of rank 1 on one layer, that layer's key and its weight."""
+    names = host.kohya_names(small.model)
+    key = next(key for key in names if key.endswith("attn1.to_q.weight"))
+    weight = small.model.model.state_dict()[key]
+    up, down = torch.ones(weight.shape[0], 1), torch.ones(1, weight.shape[1])
+    return {f"{names[key]}.lora_up.weight": up, f"{names[key]}.lora_down.weight": down}, key, weight
+
+
 @pytest.mark.parametrize("make", [models.sd15, models.sdxl, lambda: models.v_prediction(models.sd15())])
 def test_the_twin_predicts_as_the_host_does(make):
     small = make()
@@ -53,13 +62,7 @@ def test_the_twin_predicts_as_the_host_does(make):
 def test_the_twin_carries_the_loras_that_are_on_the_model():
     small = models.sd15()
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    names = host.kohya_names(small.model)
-    key = next(key for key in names if key.endswith("attn1.to_q.weight"))
-    weight = small.model.model.state_dict()[key]
-    lora = {
-        f"{names[key]}.lora_up.weight": torch.ones(weight.shape[0], 1),
-        f"{names[key]}.lora_down.weight": torch.ones(1, weight.shape[1]),
-    }
+    lora, _, _ = lora_of_ones(small)
     plain = denoise_by_host(small, x, 3.0, "a cat")[0]
     patched = models.Small(host.with_lora(small.model, None, lora, 0.7)[0], small.clip, small.vae)
     by_host, x_t = denoise_by_host(patched, x, 3.0, "a cat")
@@ -72,13 +75,7 @@ def test_the_twin_of_the_plain_model_is_plain_while_a_patched_clone_is_loaded():
     small = models.sd15()
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     expected, x_t = denoise_by_host(small, x, 3.0, "a cat")
-    names = host.kohya_names(small.model)
-    key = next(key for key in names if key.endswith("attn1.to_q.weight"))
-    weight = small.model.model.state_dict()[key]
-    lora = {
-        f"{names[key]}.lora_up.weight": torch.ones(weight.shape[0], 1),
-        f"{names[key]}.lora_down.weight": torch.ones(1, weight.shape[1]),
-    }
+    lora, key, weight = lora_of_ones(small)
     patched = host.with_lora(small.model, None, lora, 1.0)[0]
     comfy.model_management.load_models_gpu([patched])
     assert not torch.equal(small.model.model.state_dict()[key], weight) or patched.backup

@@ -1,18 +1,31 @@
 """Which layers get an adapter, and putting adapters on and off."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .adapters import init_lora, lora_conv, lora_linear
+from .adapters import Adapter, new_adapter
+from .adapters.base import CONVOLUTIONS, is_linear, layer_shape
+from .config import LoRAConfig
+from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
 from .problems import raise_if_any
 from .randomness import tensor_generator
 
-ATTENTION = ("attn", "attention", "proj_in", "proj_out")
-FEED_FORWARD = ("ff", "mlp", "feed_forward", "ffn", "img_mlp", "txt_mlp")
+SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks": "output_blocks.1.1."}
+"""up_blocks.0.attentions.0 and .1 of B-LoRA (Frenkel et al., arXiv:2403.14572)."""
+
+FEED_FORWARD = re.compile(r"(.*_)?(ff|ffn|mlp|feed_forward)(_.*|[CX])?")
+ATTENTION = re.compile(r".*(attn|attention).*|proj_in|proj_out|[qkv]")
+NEITHER = re.compile(r".*(modulation|adaln|embed|norm).*", re.IGNORECASE)
+FUSED = re.compile(r"(.*\.)?single_blocks\.\d+\.linear[12]")
+"""Flux's attention and feed-forward in one layer."""
+CLIP_LAYER = re.compile(r".*text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+")
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class Target:
     """A layer that gets an adapter."""
 
     name: str
-    """module path in the base model, e.g. diffusion_model.input_blocks.1.1.proj_in"""
+    """module path in the base model, e.g. diffusion_model.input_blocks.1.1.proj_in, or in the text encoder"""
     module: nn.Module
 
     @property
@@ -29,31 +42,16 @@ class Target:
         return f"{self.name}.weight"
 
 
-class Adapter(nn.Module):
-    """The two factors of one layer, float32."""
-
-    def __init__(self, down: torch.Tensor, up: torch.Tensor, scale: float):
-        super().__init__()
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.scale = scale
-
-    def forward(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """What the adapter adds to the layer's output for the layer's input x."""
-        if self.down.dim() == 2:
-            return lora_linear(x, self.down, self.up, self.scale)
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        return lora_conv(x, self.down, self.up, self.scale, layer.stride, layer.padding, layer.dilation)
-
-
 def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
     """The layers of the diffusion model that a choice of targets names, in module order.
 
     Args:
         base_model: holds `diffusion_model`.
-        targets: one of config.TARGETS. "attention" takes linear layers and 1x1 convolutions of the attention
-            blocks (projections in and out included, feed-forward not); "attention and feed-forward" adds the
-            feed-forward layers of those blocks, which together are kohya's default; the last takes everything.
+        targets: one of config.TARGETS. "attention" takes linear layers and 1x1 convolutions of the blocks'
+            attention (projections in and out included, feed-forward not; Flux's fused layers too); "attention and
+            feed-forward" adds the blocks' feed-forward layers, which together are kohya's default; "all linear and
+            convolution" takes modulation, embedders and the final layers too; the SDXL choices take the linear
+            layers and 1x1 convolutions of one block.
 
     Raises:
         InputError: the model has no such layer.
@@ -61,63 +59,206 @@ def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
     found = [
         Target(name, module)
         for name, module in base_model.named_modules()
-        if name.startswith("diffusion_model.") and _is_wanted(name, module, targets)
+        if name.startswith(DIFFUSION_MODEL) and _is_wanted(name.removeprefix(DIFFUSION_MODEL), module, targets)
     ]
     if not found:
         raise_if_any("LoRA Config", [f"targets is {targets!r}, but this model has no such layer: choose another."])
     return found
 
 
-def make_adapters(found: list[Target], rank: int, scale: float, seed: int) -> dict[str, Adapter]:
-    """A fresh adapter a target, by state-dict key; each layer's numbers depend on the seed and its name only."""
+def find_text_targets(text_encoder: nn.Module) -> list[Target]:
+    """The attention and feed-forward layers of every CLIP text model in the host's cond_stage_model (as kohya's).
+
+    Raises:
+        InputError: there is no CLIP text model.
+    """
+    found = [
+        Target(name, module)
+        for name, module in text_encoder.named_modules()
+        if CLIP_LAYER.fullmatch(name) and is_linear(module)
+    ]
+    if not found:
+        problem = (
+            "text_encoder_learning_rate is above 0, but CLIP holds no CLIP-L or CLIP-G text encoder, and no other kind "
+            "is trained here: set it to 0."
+        )
+        raise_if_any("LoRA Config", [problem])
+    return found
+
+
+def targets_of(root: nn.Module, keys: Iterable[str]) -> list[Target]:
+    """The layers of a model (or text encoder) that the state-dict keys name, in module order; other keys are passed."""
+    wanted = {key.removesuffix(".weight") for key in keys}
+    return [Target(name, module) for name, module in root.named_modules() if name in wanted]
+
+
+def make_adapters(found: Sequence[Target], config: LoRAConfig) -> dict[str, Adapter]:
+    """A fresh adapter a target, by state-dict key; each layer's numbers depend on the seed and its name only.
+
+    Args:
+        found: all targets of the run, of the text encoders too: a layer rule must fit one of them.
+
+    Raises:
+        InputError: layer_rules cannot be read, fits nothing or leaves nothing; dropout and adapter do not go together.
+    """
+    rules = parse_layer_rules(config.layer_rules)
+    check_layer_rules(rules, [target.name for target in found])
     adapters = {}
     for target in found:
-        weight = target.module.weight
-        assert isinstance(weight, torch.Tensor)
-        down, up = init_lora(_shape(target.module), rank, tensor_generator(seed, target.name, "adapter"))
-        adapters[target.key] = Adapter(down.to(weight.device), up.to(weight.device), scale)
+        rank, alpha = rank_and_alpha(config, rule_for(rules, target.name), layer_shape(target.module))
+        if rank:
+            generator = tensor_generator(config.seed, target.name, "adapter")
+            adapters[target.key] = new_adapter(
+                config.adapter, target.module, rank, alpha, generator, config.lokr_factor
+            )
+    if not adapters:
+        raise_if_any("LoRA Config", ["layer_rules gives every layer rank=0: leave some to train."])
+    check_dropout(adapters.values(), config)
     return adapters
 
 
+def rank_and_alpha(config: LoRAConfig, rule: LayerRule, weight_shape: tuple[int, ...]) -> tuple[int, float]:
+    """A layer's rank, 0 for none, and its alpha as a file says it: scale = alpha / rank.
+
+    rsLoRA's alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732) is written as an alpha of alpha * sqrt(rank).
+    """
+    rank, alpha = config.rank, config.alpha
+    if math.prod(weight_shape[2:]) > 1:
+        rank, alpha = config.conv_rank or rank, config.conv_alpha or alpha
+    rank = rank if rule.rank is None else rule.rank
+    alpha = alpha if rule.alpha is None else rule.alpha
+    return rank, alpha * math.sqrt(rank) if config.rslora else alpha
+
+
+def parameter_groups(
+    adapters: Mapping[str, Adapter], learning_rate: float, rules: Sequence[LayerRule]
+) -> list[dict[str, Any]]:
+    """The parameters by peak learning rate, for the optimizer: {"params": [...], "learning_rate": ...} each."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for key, adapter in adapters.items():
+        factor = rule_for(rules, key.removesuffix(".weight")).learning_rate
+        groups.setdefault(learning_rate * factor, []).extend(adapter.parameters())
+    return [{"params": parameters, "learning_rate": rate} for rate, parameters in groups.items()]
+
+
 @contextlib.contextmanager
-def attached(found: list[Target], adapters: dict[str, Adapter]) -> Iterator[None]:
-    """Adds each adapter's output to its layer's output while the context lasts."""
-    handles = []
+def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Puts each adapter on its layer while the context lasts, by a forward on the module object.
+
+    Args:
+        found: may hold more layers than there are adapters; those go as they are.
+
+    Raises:
+        KeyError: an adapter has no layer.
+    """
+    layers = {target.key: target.module for target in found}
+    before: list[tuple[nn.Module, Any]] = []
     try:
-        for target in found:
-            handles.append(target.module.register_forward_hook(_adding(adapters[target.key])))
+        for key, adapter in adapters.items():
+            layer = layers[key]
+            before.append((layer, vars(layer).get("forward")))
+            layer.forward = _adapted(layer, adapter)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer, forward in reversed(before):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward
 
 
-def _adding(adapter: Adapter):
-    def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + adapter(layer, args[0]).to(output.dtype)
+def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int, micro: int) -> None:
+    """Draws every dropout of one forward pass and its backward pass; it holds until the next draw or clear.
 
-    return hook
+    Args:
+        step, micro: the optimizer step and the batch within it; with the seed they decide all masks.
+    """
+    if not (config.dropout or config.rank_dropout or config.module_dropout):
+        return clear_dropout(adapters)
+    coins = torch.rand(len(adapters), generator=tensor_generator(config.seed, step, micro, "module dropout"))
+    is_left_out = coins < config.module_dropout
+    if is_left_out.all():  # a pass without any adapter would have nothing to learn
+        is_left_out[coins.argmax()] = False
+    for (key, adapter), left_out in zip(adapters.items(), is_left_out.tolist(), strict=True):
+        generator = tensor_generator(config.seed, step, micro, key, "dropout")
+        adapter.draw_dropout(generator, config.dropout, config.rank_dropout, left_out)
+
+
+def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
+    """Nothing is dropped until the next draw: for samples and validation."""
+    for adapter in adapters.values():
+        adapter.clear_dropout()
+
+
+def check_dropout(adapters: Iterable[Adapter], config: LoRAConfig) -> None:
+    """Refuses a dropout that one of the adapters has no place for.
+
+    Raises:
+        InputError: naming the field and the adapter.
+    """
+    adapters = list(adapters)
+    ranks = sorted({adapter.kind for adapter in adapters if not adapter.has_rank_dropout})
+    inputs = sorted({adapter.kind for adapter in adapters if not adapter.has_input_dropout})
+    problems = []
+    if config.rank_dropout and ranks:
+        problems.append(
+            f"rank_dropout is {config.rank_dropout:g}, but {' and '.join(ranks)} has no ranks to leave out: "
+            "set it to 0, or choose lora, dora or loha."
+        )
+    if config.dropout and inputs:
+        problems.append(
+            f"dropout is {config.dropout:g}, but {' and '.join(inputs)} turns outputs and has no inputs of its own: "
+            "set it to 0 and use module_dropout."
+        )
+    raise_if_any("LoRA Config", problems)
+
+
+def describe(adapters: Mapping[str, Adapter]) -> str:
+    """What is trained, e.g. "lora on 192 layers, 3,188,736 parameters"; text encoders apart."""
+    model = [adapter for key, adapter in adapters.items() if key.startswith(DIFFUSION_MODEL)]
+    text = [adapter for key, adapter in adapters.items() if not key.startswith(DIFFUSION_MODEL)]
+    return "; ".join([*([_count(model)] if model else []), *([f"{_count(text)} in the text encoders"] if text else [])])
+
+
+def _count(adapters: Sequence[Adapter]) -> str:
+    numbers = {
+        kind: sum(adapter.kind == kind for adapter in adapters) for kind in dict.fromkeys(a.kind for a in adapters)
+    }
+    layers = " and ".join(f"{kind} on {number} layer{'s' * (number != 1)}" for kind, number in numbers.items())
+    return f"{layers}, {sum(p.numel() for adapter in adapters for p in adapter.parameters()):,} parameters"
+
+
+def _adapted(layer: nn.Module, adapter: Adapter) -> Callable[..., Tensor]:
+    base = layer.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return adapter(layer, lambda scaled: base(scaled, *args, **kwargs), x)
+
+    return forward
 
 
 def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:
-    is_linear = isinstance(module, nn.Linear)
-    is_convolution = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
-    if not (is_linear or is_convolution):
+    is_convolution = isinstance(module, CONVOLUTIONS) and module.groups == 1
+    if not (is_linear(module) or is_convolution):
         return False
     if targets == "all linear and convolution":
         return True
-    if not (is_linear or module.kernel_size in ((1,), (1, 1), (1, 1, 1))):
+    if math.prod(layer_shape(module)[2:]) > 1:
         return False
-    parts = name.split(".")[1:]
-    in_feed_forward = any(part in FEED_FORWARD for part in parts)
-    in_attention = any(word in part for part in parts for word in ATTENTION)
-    if targets == "attention":
-        return in_attention and not in_feed_forward
-    return in_attention or in_feed_forward
+    if targets in SDXL_BLOCKS:
+        return name.startswith(SDXL_BLOCKS[targets])
+    if FUSED.fullmatch(name):
+        return True
+    parts = _inside_block(name)
+    if any(NEITHER.fullmatch(part) for part in parts):
+        return False
+    if any(FEED_FORWARD.fullmatch(part) for part in parts):
+        return targets != "attention"
+    return any(ATTENTION.fullmatch(part) for part in parts)
 
 
-def _shape(module: nn.Module) -> tuple[int, ...]:
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return module.out_channels, module.in_channels, *module.kernel_size
+def _inside_block(name: str) -> list[str]:
+    """The parts of a module path after its first number: what the layer is within a repeated block."""
+    parts = name.split(".")
+    first = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
+    return parts[first + 1 :]

@@ -1,0 +1,151 @@
+"""What all parametrisations share: the contract, dropout, and a look at the layer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Adapter(nn.Module):
+    """The float32 parameters trained beside one frozen layer.
+
+    Args:
+        rank: inner dimension.
+        alpha: as a file says it, so scale = alpha / rank.
+    """
+
+    kind: ClassVar[str]
+    """one of config.ADAPTERS"""
+    has_rank_dropout: ClassVar[bool] = False
+    has_input_dropout: ClassVar[bool] = True
+
+    def __init__(self, rank: int, alpha: float):
+        super().__init__()
+        self.rank = rank
+        self.alpha = alpha
+        self.clear_dropout()
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's part is multiplied by (Hu et al., arXiv:2106.09685)."""
+        return self.alpha / self.rank
+
+    def forward(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The layer's output for its input x with the adapter on, in base's number format.
+
+        Args:
+            layer: the linear layer or convolution; read only.
+            base: the layer's own forward.
+        """
+        return base(x) if self.is_left_out else self.adapted(layer, base, x)
+
+    def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`forward` of an adapter that adds to the output."""
+        output = base(x)
+        return output + self.added(layer, self.with_dropout(x)).to(output.dtype)
+
+    def added(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the adapter adds to the layer's output for its input x, in the arithmetic of x."""
+        raise NotImplementedError
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The weight with the adapter on, float32, as the host's loader computes it."""
+        return weight.float() + self.difference(weight)
+
+    def difference(self, weight: Tensor | None = None) -> Tensor:
+        """merged - weight, in weight's shape. LoRA, LoHa and LoKr need no weight but for its shape."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds: suffix -> float32 tensor on the CPU."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "Adapter | None":
+        """The inverse of `tensors` for float32 tensors; None where they are of another form."""
+        raise NotImplementedError
+
+    def draw_dropout(
+        self,
+        generator: torch.Generator,
+        dropout: float = 0.0,
+        rank_dropout: float = 0.0,
+        is_left_out: bool = False,
+    ) -> None:
+        """Draws what is dropped until the next draw, so that recomputed activations see the same.
+
+        Args:
+            generator: on the CPU.
+            dropout: share of the inputs set to zero.
+            rank_dropout: share of the ranks set to zero.
+            is_left_out: whether the layer goes without its adapter.
+        """
+        self.is_left_out = is_left_out
+        self.dropout = dropout
+        self.dropout_seed = int(torch.randint(2**62, (), generator=generator))
+        self.rank_mask = None
+        if rank_dropout:
+            keep = torch.rand(self.rank, generator=generator) >= rank_dropout
+            self.rank_mask = (keep / (1 - rank_dropout)).to(next(self.parameters()).device)
+
+    def clear_dropout(self) -> None:
+        """Nothing is dropped: for samples and validation."""
+        self.is_left_out = False
+        self.dropout = 0.0
+        self.dropout_seed = 0
+        self.rank_mask: Tensor | None = None
+
+    def with_dropout(self, x: Tensor) -> Tensor:
+        """x with the drawn share of its entries at zero and the others scaled to keep the mean."""
+        if not self.dropout:
+            return x
+        generator = torch.Generator(x.device).manual_seed(self.dropout_seed)
+        return x * torch.empty_like(x).bernoulli_(1 - self.dropout, generator=generator) / (1 - self.dropout)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Also the host's quantised linear layer, which is no nn.Linear."""
+    return isinstance(layer, nn.Linear) or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))
+
+
+def layer_shape(layer: Any) -> tuple[int, ...]:
+    """(out, in) of a linear layer, (out, in, *kernel) of a convolution: the weight's shape before quantisation."""
+    if isinstance(layer, CONVOLUTIONS):
+        return layer.out_channels, layer.in_channels, *layer.kernel_size
+    return layer.out_features, layer.in_features
+
+
+def dense_weight(layer: Any) -> Tensor:
+    """The layer's weight as a plain float32 tensor, out of whatever format it is kept in."""
+    weight = layer.weight.detach()
+    if type(weight) is not Tensor and hasattr(weight, "dequantize"):
+        weight = weight.dequantize()
+    return weight.float()
+
+
+def apply_weight(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """What the layer would give for x with another weight and no bias: its stride, padding and dilation are kept."""
+    if isinstance(layer, CONVOLUTIONS):
+        return layer._conv_forward(x, weight, None)
+    return F.linear(x, weight)
+
+
+def mix_channels(x: Tensor, weight: Tensor) -> Tensor:
+    """A linear layer over the channels: (..., in) -> (..., out) for a 2-D weight, else a convolution of size 1."""
+    if weight.dim() == 2:
+        return F.linear(x, weight)
+    return {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()](x, weight)
+
+
+def saved(tensor: Tensor) -> Tensor:
+    """A float32 copy on the CPU."""
+    return tensor.detach().to("cpu", torch.float32, copy=True)
+
+
+def largest_divisor(number: int, limit: float) -> int:
+    """The largest divisor of a number not above the limit nor above the number's square root."""
+    return max(d for d in range(1, number + 1) if d * d <= number and number % d == 0 and d <= max(1, limit))

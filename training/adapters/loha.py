@@ -1,0 +1,63 @@
+"""LoHa: the Hadamard product of two low-rank products (Hyeon-Woo et al., FedPara, arXiv:2108.06098)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .base import Adapter, saved
+from .lora import low_rank
+
+NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
+
+class LoHa(Adapter):
+    """W + scale * (w1_a @ w1_b) * (w2_a @ w2_b), a difference of rank up to rank^2.
+
+    Args:
+        w1_a, w2_a: (out, rank).
+        w1_b, w2_b: (rank, in * prod(kernel)).
+        alpha: scale = alpha / rank.
+    """
+
+    kind = "loha"
+    has_rank_dropout = True
+
+    def __init__(self, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, alpha: float):
+        super().__init__(w1_b.shape[0], alpha)
+        self.w1_a = nn.Parameter(w1_a)
+        self.w1_b = nn.Parameter(w1_b)
+        self.w2_a = nn.Parameter(w2_a)
+        self.w2_b = nn.Parameter(w2_b)
+
+    @classmethod
+    def new(cls, weight_shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> "LoHa":
+        """Fresh factors as LyCORIS draws them: normal, of deviation 0.1 for w1_a and 1 for w1_b and w2_b; w2_a zero."""
+        out_features, inner = weight_shape[0], int(torch.Size(weight_shape[1:]).numel())
+        w1_a = 0.1 * torch.randn(out_features, rank, generator=generator)
+        w1_b, w2_b = (torch.randn(rank, inner, generator=generator) for _ in range(2))
+        return cls(w1_a, w1_b, torch.zeros(out_features, rank), w2_b, alpha)
+
+    def added(self, layer: nn.Module, x: Tensor) -> Tensor:
+        # A Hadamard product of two products is one product of rank^2: activations stay small, no weight is made.
+        w1_a = self.w1_a if self.rank_mask is None else self.w1_a * self.rank_mask
+        up = self.scale * (w1_a.unsqueeze(2) * self.w2_a.unsqueeze(1)).flatten(1)
+        down = (self.w1_b.unsqueeze(1) * self.w2_b.unsqueeze(0)).flatten(0, 1)
+        return low_rank(layer, x, down, up)
+
+    def difference(self, weight: Tensor | None = None) -> Tensor:
+        product = self.scale * (self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)
+        return product if weight is None else product.reshape(weight.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        factors = (self.w1_a, self.w1_b, self.w2_a, self.w2_b)
+        named = {name: saved(factor) for name, factor in zip(NAMES, factors, strict=True)}
+        return named | {"alpha": torch.tensor(float(self.alpha))}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "LoHa | None":
+        if set(tensors) != set(NAMES):
+            return None
+        rank = tensors["hada_w1_b"].shape[0]
+        w1_a, w1_b, w2_a, w2_b = (tensors[name] for name in NAMES)
+        return cls(w1_a, w1_b, w2_a, w2_b, rank if alpha is None else alpha)

@@ -1,0 +1,107 @@
+"""LoRA: low-rank adaptation (Hu et al., arXiv:2106.09685)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .base import Adapter, apply_weight, layer_shape, mix_channels, saved
+
+PAIRS = (
+    ("lora_up.weight", "lora_down.weight"),
+    ("lora_B.weight", "lora_A.weight"),
+    ("lora_B.default.weight", "lora_A.default.weight"),
+    ("lora_B", "lora_A"),
+    ("lora.up.weight", "lora.down.weight"),
+    ("lora_linear_layer.up.weight", "lora_linear_layer.down.weight"),
+)
+"""What kohya, peft, diffusers and others call up and down."""
+
+
+class LoRA(Adapter):
+    """W + scale * up @ down.
+
+    Args:
+        down: (rank, in, *kernel); for a convolution also (rank, in * prod(kernel)).
+        up: (out, rank, *1s); for a convolution also (out, rank).
+        alpha: scale = alpha / rank.
+    """
+
+    kind = "lora"
+    has_rank_dropout = True
+
+    def __init__(self, down: Tensor, up: Tensor, alpha: float):
+        super().__init__(down.shape[0], alpha)
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
+
+    def added(self, layer: nn.Module, x: Tensor) -> Tensor:
+        up = self.up.to(x.dtype) * self.scale
+        if self.rank_mask is not None:
+            up = up.flatten(1) * self.rank_mask.to(x.dtype)
+        return low_rank(layer, x, self.down, up)
+
+    def difference(self, weight: Tensor | None = None) -> Tensor:
+        product = self.scale * (self.up.flatten(1) @ self.down.flatten(1))
+        return product.reshape(weight.shape if weight is not None else (self.up.shape[0], *self.down.shape[1:]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "lora_up.weight": saved(self.up),
+            "lora_down.weight": saved(self.down),
+            "alpha": torch.tensor(float(self.alpha)),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "LoRA | None":
+        factors = read_factors(tensors)
+        if factors is None or len(tensors) > 2:
+            return None
+        return cls(*factors, factors[0].shape[0] if alpha is None else alpha)
+
+
+def read_factors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """down and up of a file's layer, whatever they are called; None where they are missing or do not fit."""
+    for up_name, down_name in PAIRS:
+        if up_name in tensors and down_name in tensors:
+            up, down = tensors[up_name], tensors[down_name]
+            fits = up.dim() >= 2 and down.dim() >= 2 and up.flatten(1).shape[1] == down.shape[0]
+            return (down, up) if fits else None
+    return None
+
+
+def init_lora(
+    weight_shape: torch.Size | tuple[int, ...], rank: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Fresh factors for a weight: down as kohya draws it (kaiming uniform, a = sqrt 5), up zero.
+
+    Args:
+        weight_shape: (out, in) of a linear layer, (out, in, *kernel) of a convolution.
+        rank: inner dimension.
+
+    Returns:
+        down (rank, in, *kernel), up (out, rank, *1s), float32 on the CPU.
+    """
+    out_features, in_features, *kernel = weight_shape
+    down = kaiming_uniform((rank, in_features, *kernel), generator)
+    return down, torch.zeros(out_features, rank, *(1 for _ in kernel))
+
+
+def kaiming_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform within 1 / sqrt(fan in): He et al. (arXiv:1502.01852) with a = sqrt 5, as torch draws layers."""
+    bound = 1.0 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def low_rank(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """up(down(x)) in the arithmetic of x; down goes as the layer goes, up mixes channels.
+
+    Args:
+        down: (rank, in, *kernel) or (rank, in * prod(kernel)).
+        up: (out, rank, *1s) or (out, rank), scaled already.
+    """
+    out_features, *inner = layer_shape(layer)
+    rank = down.shape[0]
+    hidden = apply_weight(layer, x, down.to(x.dtype).reshape(rank, *inner))
+    return mix_channels(hidden, up.to(x.dtype).reshape(out_features, rank, *(1 for _ in inner[1:])))

@@ -10,7 +10,7 @@ import torch
 
 from .config import LoRAConfig
 from .dataset import Dataset, Sample
-from .objective import Family, draw_noise, draw_sigma
+from .objective import Family, density_and_shift, draw_noise, draw_sigma, multires_noise
 from .randomness import tensor_generator
 
 
@@ -28,6 +28,10 @@ class Batch:
     """(B,) of each sample's loss"""
     cond: Any
     """what `predict` takes"""
+    mask: torch.Tensor | None = None
+    """(B, 1, h, w) in [0, 1], of each place's loss"""
+    perturbation: torch.Tensor | None = None
+    """(B, C, ...) what input perturbation adds to the noise"""
 
 
 class Plan:
@@ -76,6 +80,7 @@ class Plan:
 def make_batch(
     latents: list[torch.Tensor],
     weights: list[float],
+    masks: list[torch.Tensor | None],
     conds_for: Callable[[torch.Tensor], Any],
     family: Family,
     config: LoRAConfig,
@@ -88,15 +93,39 @@ def make_batch(
     Args:
         latents: (C, ...) a sample, all of one shape.
         weights: of each sample's loss.
+        masks: (h, w) of each sample's loss, in [0, 1]; None counts as 1 everywhere.
         conds_for: from the batch's latents to what `predict` takes.
     """
-    noises, sigmas = [], []
-    for slot, latent in enumerate(latents):
-        key = (config.seed, step, micro, slot)
-        noises.append(draw_noise(tuple(latent.shape), config.noise_offset, tensor_generator(*key, "noise")))
-        sigmas.append(draw_sigma(family, tensor_generator(*key, "sigma")))
-    x_0 = torch.stack(latents).to(device)
+    x_0 = torch.stack(latents)
+    keys = [(config.seed, step, micro, slot) for slot in range(len(latents))]
+    noise = torch.stack([_noise(tuple(x_0.shape[1:]), config, key) for key in keys])
+    sigma = torch.stack([_sigma(tuple(x_0.shape[1:]), family, config, key) for key in keys])
+    perturbation = None
+    if config.ip_noise_gamma:
+        extra = [torch.randn(x_0.shape[1:], generator=tensor_generator(*key, "perturbation")) for key in keys]
+        perturbation = (config.ip_noise_gamma * torch.stack(extra)).to(device)
+    mask = None
+    if any(each is not None for each in masks):
+        whole = torch.ones(x_0.shape[-2:])
+        mask = torch.stack([whole if each is None else each for each in masks])[:, None].to(device)
+    x_0 = x_0.to(device)
     return Batch(
-        x_0, torch.stack(noises).to(device), torch.stack(sigmas).to(device),
-        torch.tensor(weights, device=device), conds_for(x_0),
+        x_0, noise.to(device), sigma.to(device), torch.tensor(weights, device=device), conds_for(x_0),
+        mask, perturbation,
+    )  # fmt: skip
+
+
+def _noise(shape: tuple[int, ...], config: LoRAConfig, key: tuple[int, ...]) -> torch.Tensor:
+    noise = draw_noise(shape, config.noise_offset, tensor_generator(*key, "noise"))
+    if config.multires_noise_iterations:
+        generator = tensor_generator(*key, "multires")
+        noise = multires_noise(noise, config.multires_noise_iterations, config.multires_noise_discount, generator)
+    return noise
+
+
+def _sigma(shape: tuple[int, ...], family: Family, config: LoRAConfig, key: tuple[int, ...]) -> torch.Tensor:
+    density, shift = density_and_shift(family, config.timestep_sampling, config.timestep_shift, *shape[-2:])
+    return draw_sigma(
+        family, tensor_generator(*key, "sigma"), density, config.logit_mean, config.logit_std, shift,
+        config.min_timestep, config.max_timestep,
     )  # fmt: skip

@@ -4,11 +4,22 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .problems import raise_if_any
+from .layer_rules import parse_layer_rules
+from .problems import InputError, raise_if_any
 
-TARGETS = ("attention", "attention and feed-forward", "all linear and convolution")
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
-SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+ADAPTERS = ("lora", "dora", "loha", "lokr", "oft")
+TARGETS = (
+    "attention",
+    "attention and feed-forward",
+    "all linear and convolution",
+    "SDXL style blocks",
+    "SDXL content blocks",
+)
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free")
+SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
+LOSSES = ("l2", "huber", "smooth_l1")
+HUBER_SCHEDULES = ("constant", "exponential", "snr")
+TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 PRECISIONS = ("auto", "bf16", "fp32")
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 
@@ -17,14 +28,36 @@ SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 class LoRAConfig:
     """Everything that shapes a training run, apart from the data."""
 
+    adapter: str = "lora"
+    """The parametrisation; one of ADAPTERS."""
     rank: int = 16
-    """Inner dimension of each adapter (network_dim in kohya's files)."""
+    """Inner dimension of each adapter (network_dim in kohya's files); of OFT the largest block."""
     alpha: float = 16.0
-    """The adapter's output is scaled by alpha / rank."""
+    """The adapter's output is scaled by alpha / rank; OFT has no scale."""
+    conv_rank: int = 0
+    """Rank for convolutions larger than 1x1 (conv_dim in kohya's files); 0 = rank."""
+    conv_alpha: float = 0.0
+    """Alpha for convolutions larger than 1x1; 0 = alpha."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732)."""
+    lokr_factor: int = -1
+    """LoKr splits each side of a weight into two factors, the smaller at most this; -1 = as near as can be."""
     targets: str = "attention"
     """Which layers get an adapter; one of TARGETS."""
+    layer_rules: str = ""
+    """Lines of `pattern rank=8 alpha=4 lr=0.5`, the last that fits a layer counts; rank=0 leaves the layer out."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs set to zero in a forward pass."""
+    rank_dropout: float = 0.0
+    """Share of each adapter's ranks left out in a forward pass."""
+    module_dropout: float = 0.0
+    """Share of the adapters left out in a forward pass."""
+    text_encoder_learning_rate: float = 0.0
+    """Peak learning rate of adapters on the text encoders; 0 = the text encoders are not trained."""
     optimizer: str = "adamw"
     """One of OPTIMIZERS."""
+    optimizer_args: str = ""
+    """Further settings of the optimizer, as in `betas=0.9,0.99 eps=1e-8`."""
     learning_rate: float = 1e-4
     """Peak learning rate, reached after the warm-up."""
     weight_decay: float = 0.01
@@ -33,6 +66,10 @@ class LoRAConfig:
     """How the learning rate goes on after the warm-up; one of SCHEDULERS."""
     warmup: float = 0.0
     """Below 1: share of all steps; from 1 on: number of steps."""
+    scheduler_cycles: int = 3
+    """Cycles of cosine_with_restarts."""
+    scheduler_power: float = 2.0
+    """Power of polynomial."""
     steps: int = 1500
     """Optimizer steps; ignored where epochs is above 0."""
     epochs: int = 0
@@ -45,8 +82,38 @@ class LoRAConfig:
     """Gradients are scaled down to this total norm; 0 = off."""
     min_snr_gamma: float = 0.0
     """Min-SNR-gamma loss weighting (Hang et al., arXiv:2303.09556); 0 = off, 5 when used."""
+    debiased_estimation: bool = False
+    """Weight the loss by 1 / sqrt(SNR) (Yu et al., arXiv:2310.08442)."""
+    loss: str = "l2"
+    """One of LOSSES."""
+    huber_c: float = 0.1
+    """Where huber and smooth_l1 turn from square to linear, in the prediction's standard deviations."""
+    huber_schedule: str = "snr"
+    """How that point moves with the noise; one of HUBER_SCHEDULES."""
     noise_offset: float = 0.0
     """Per-channel shift of the noise, in standard deviations; 0 = off."""
+    multires_noise_iterations: int = 0
+    """Layers of coarser noise put under the noise; 0 = off, 6 to 10 when used."""
+    multires_noise_discount: float = 0.3
+    """Strength of each coarser layer against the one before."""
+    ip_noise_gamma: float = 0.0
+    """Input perturbation (Ning et al., arXiv:2301.11706); 0 = off, 0.1 when used."""
+    zero_terminal_snr: bool = False
+    """Train as if the last timestep were pure noise (Lin et al., arXiv:2305.08891); for v-prediction models."""
+    min_timestep: int = 0
+    """First timestep trained, of 1000."""
+    max_timestep: int = 1000
+    """Timestep before which training ends, of 1000."""
+    timestep_sampling: str = "auto"
+    """Density of the timesteps; one of TIMESTEPS. auto: uniform for SD1.5 and SDXL, shift for flow models."""
+    logit_mean: float = 0.0
+    """Of logit_normal, shift and resolution_shift."""
+    logit_std: float = 1.0
+    """Of logit_normal, shift and resolution_shift."""
+    timestep_shift: float = 0.0
+    """Of shift, for flow models (discrete_flow_shift in kohya's trainer); 0 = the model's own."""
+    ema_decay: float = 0.0
+    """The LoRA is a moving average of its past with this decay; 0 = off, 0.99 to 0.9999 when used."""
     precision: str = "auto"
     """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     save_precision: str = "fp16"
@@ -55,6 +122,8 @@ class LoRAConfig:
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     seed: int = 0
     """All random choices follow from it."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits each time, though some are slower."""
     save_every: int = 0
     """Steps between LoRA files written on the way; 0 = off."""
     sample_every: int = 0
@@ -71,13 +140,36 @@ class LoRAConfig:
             *_at_least(self, 1, "rank", "batch_size", "gradient_accumulation", "sample_steps"),
             *_at_least(self, 0, "warmup", "epochs", "max_grad_norm", "min_snr_gamma", "weight_decay"),
             *_at_least(self, 0, "noise_offset", "save_every", "sample_every", "seed"),
-            *_above(self, 0, "alpha", "learning_rate"),
+            *_at_least(self, 0, "conv_rank", "conv_alpha", "text_encoder_learning_rate", "ip_noise_gamma"),
+            *_at_least(self, 0, "multires_noise_iterations", "multires_noise_discount", "timestep_shift"),
+            *_at_least(self, 1, "scheduler_cycles"),
+            *_above(self, 0, "alpha", "learning_rate", "huber_c", "scheduler_power", "logit_std"),
+            *_shares(self, "dropout", "rank_dropout", "module_dropout", "ema_decay"),
+            *_one_of(self, ADAPTERS, "adapter"),
             *_one_of(self, TARGETS, "targets"),
+            *_one_of(self, LOSSES, "loss"),
+            *_one_of(self, HUBER_SCHEDULES, "huber_schedule"),
+            *_one_of(self, TIMESTEPS, "timestep_sampling"),
             *_one_of(self, OPTIMIZERS, "optimizer"),
             *_one_of(self, SCHEDULERS, "scheduler"),
             *_one_of(self, PRECISIONS, "precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
+        if not 0 <= self.min_timestep < self.max_timestep <= 1000:
+            problems.append(
+                f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "
+                "they must be from 0 to 1000, the first below the second."
+            )
+        if self.lokr_factor != -1 and self.lokr_factor < 1:
+            problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or at least 1.")
+        if self.min_snr_gamma and self.debiased_estimation:
+            problems.append("min_snr_gamma and debiased_estimation are both on: both weight by noise, choose one.")
+        try:
+            parse_layer_rules(self.layer_rules)
+        except InputError as error:
+            problems += error.problems
+        if self.ema_decay and self.optimizer == "schedule_free":
+            problems.append("ema_decay is on with schedule_free, which averages by itself: set ema_decay to 0.")
         if self.epochs == 0:
             problems += _at_least(self, 1, "steps")
             if self.warmup >= 1 and self.warmup >= self.steps >= 1:
@@ -158,6 +250,14 @@ def _above(config: LoRAConfig, limit: float, *names: str) -> list[str]:
         f"{name} is {value!r}; it must be a number above {limit}."
         for name, value, is_number in _numbers(config, names)
         if not is_number or value <= limit
+    ]
+
+
+def _shares(config: LoRAConfig, *names: str) -> list[str]:
+    return [
+        f"{name} is {value!r}; it must be a number from 0 to below 1."
+        for name, value, is_number in _numbers(config, names)
+        if not is_number or not 0 <= value < 1
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 from .batches import Batch
 from .config import LoRAConfig
 from .objective import Family, Predict, sample_losses
+from .optimizers import rate_factor
 from .schedules import learning_rate_factor
 
 
@@ -39,18 +40,19 @@ def train(
 
     Args:
         predict: the model with its adapters on: (x_t, sigma, cond) -> x_0.
-        batch_at: the batch of (step, forward pass within the step).
-        after_step: called with (steps done, loss, learning rate); may raise to end the run.
+        batch_at: the batch of (step, forward pass within the step); its cond may carry a graph.
+        optimizer: each of its param_groups has its peak "learning_rate".
+        after_step: called with (steps done, loss, the model's learning rate); may raise to end the run.
 
     Raises:
         Diverged: the loss is not finite; the parameters are those before that step.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    warmup = config.warmup_steps(steps)
     for step in range(steps):
-        learning_rate = config.learning_rate * learning_rate_factor(config.scheduler, step, steps, warmup)
+        factor = learning_rate_factor(config, step, steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["learning_rate"] * factor
+        learning_rate = config.learning_rate * factor * rate_factor(optimizer)
 
         loss = 0.0
         for micro in range(config.gradient_accumulation):
@@ -71,5 +73,9 @@ def train(
 
 def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> torch.Tensor:
     """The mean of the samples' weighted losses: () float32."""
-    losses = sample_losses(predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond, config.min_snr_gamma)
+    losses = sample_losses(
+        predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond,
+        config.min_snr_gamma, config.debiased_estimation, config.loss, config.huber_c, config.huber_schedule,
+        batch.mask, batch.perturbation,
+    )  # fmt: skip
     return (losses * batch.weight).mean()

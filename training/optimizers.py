@@ -1,38 +1,158 @@
 """Optimizers, from torch and from well-kept libraries."""
 
-from collections.abc import Iterable
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from .problems import InputError
+from .config import LoRAConfig
+from .ema import put_back
+from .problems import InputError, raise_if_any
+
+SOURCES = {
+    "adamw": ("torch.optim", "AdamW"),
+    "adamw8bit": ("bitsandbytes.optim", "AdamW8bit"),
+    "adafactor": ("transformers.optimization", "Adafactor"),
+    "lion": ("pytorch_optimizer", "Lion"),
+    "prodigy": ("pytorch_optimizer", "Prodigy"),
+    "schedule_free": ("pytorch_optimizer", "ScheduleFreeAdamW"),
+}
+"""Where each optimizer of the config comes from: module, class.
+
+AdamW: Loshchilov and Hutter, arXiv:1711.05101. 8-bit: Dettmers et al., arXiv:2110.02861. Adafactor: Shazeer and
+Stern, arXiv:1804.04235. Lion: Chen et al., arXiv:2302.06675. Prodigy: Mishchenko and Defazio, arXiv:2306.06101.
+Schedule-Free: Defazio et al., arXiv:2405.15682.
+"""
+
+OWN_FIELDS = {"params": "", "lr": "learning_rate", "weight_decay": "weight_decay"}
+"""What an optimizer takes from elsewhere than optimizer_args: its name there, and the config's field."""
+
+# torch's own Adafactor, and this one by default, scale the rate by the weights, which begin at zero here.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adafactor": {"scale_parameter": False, "relative_step": False, "warmup_init": False},
+}
+
+USUAL_NAMES = {"prodigy": {"decouple": "weight_decouple", "use_bias_correction": "bias_correction"}}
+"""Settings that recipes know by the names of the optimizer's first package."""
 
 
-def make_optimizer(
-    name: str, parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """The optimizer by its name in the config.
+def make_optimizer(config: LoRAConfig, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """The config's optimizer, with its optimizer_args.
+
+    Args:
+        groups: each {"params": [...], "learning_rate": peak rate}; both stay in the optimizer's param_groups.
 
     Raises:
-        InputError: the optimizer needs a package that is not installed; it names the package.
+        InputError: its package is not installed; optimizer_args are not what it takes; Prodigy, which finds one rate
+            for all, is to train groups at several.
     """
-    parameters = list(parameters)
-    match name:
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        case "adafactor":
-            # torch's own scales the rate by the weights, which begin at zero here: nothing would be learned.
-            from transformers.optimization import Adafactor
+    make = _optimizer_class(config.optimizer)
+    options = _options(config.optimizer, make, config.optimizer_args)
+    rates = sorted({group["learning_rate"] for group in groups})
+    if config.optimizer == "prodigy" and len(rates) > 1:
+        asked = ", ".join(f"{rate:g}" for rate in rates)
+        problem = (
+            f"optimizer is 'prodigy', which finds one rate for all layers, but they ask for {asked}: set "
+            "text_encoder_learning_rate to learning_rate and take lr= out of layer_rules, or choose adamw."
+        )
+        raise InputError("LoRA Config", [problem])
+    own = [{**group, "lr": group["learning_rate"]} for group in groups]
+    try:
+        return make(own, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if not config.optimizer_args.strip():
+            raise
+        problem = f"optimizer_args is {config.optimizer_args!r}, which {config.optimizer} refuses: {error}"
+        raise InputError("LoRA Config", [problem]) from error
 
-            options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-            return Adafactor(parameters, lr=learning_rate, weight_decay=weight_decay, **options)
-        case "adamw8bit":
+
+def rate_factor(optimizer: torch.optim.Optimizer) -> float:
+    """What the optimizer multiplies the learning rate by at its next step: Prodigy's d, else 1."""
+    return optimizer.param_groups[0].get("d", 1.0)
+
+
+@contextmanager
+def for_use(optimizer: Any) -> Iterator[None]:
+    """The weights as they are to be used: Schedule-Free's averages; afterwards as they were, bit for bit.
+
+    Schedule-Free takes gradients between its average x and its fast iterate z, and x is what it has learned.
+    """
+    if not optimizer.param_groups[0].get("train_mode", False):
+        yield
+        return
+    with put_back(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
+
+
+def _optimizer_class(name: str) -> Any:
+    if name not in SOURCES:
+        raise ValueError(f"optimizer {name!r} is not known")
+    module, attribute = SOURCES[name]
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        package = module.split(".")[0]
+        problem = (
+            f"optimizer is {name!r}, which needs the package {package} ({error}): "
+            f"install it in ComfyUI's Python with `pip install {package}`, or choose adamw."
+        )
+        raise InputError("LoRA Config", [problem]) from error
+
+
+def _options(name: str, make: Any, text: str) -> dict[str, Any]:
+    """The settings in optimizer_args, as the optimizer takes them.
+
+    Raises:
+        InputError: with all settings that are ill-formed or that it does not take.
+    """
+    taken = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(make).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in OWN_FIELDS
+    }
+    usual_names = USUAL_NAMES.get(name, {})
+    options, problems = dict(DEFAULTS.get(name, {})), []
+    for setting in re.split(r"\s+(?=\w+\s*=)", text.strip()) if text.strip() else []:
+        key, _, written = (part.strip() for part in setting.partition("="))
+        key = usual_names.get(key, key)
+        if OWN_FIELDS.get(key):
+            problems.append(f"optimizer_args sets {key}; it has its own field, {OWN_FIELDS[key]}: set it there.")
+        elif key not in taken:
+            listed = ", ".join(f"{known}={default}" for known, default in taken.items())
+            problems.append(f"optimizer_args sets {key!r}, which {name} does not know; it takes: {listed}.")
+        else:
             try:
-                from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-            except ImportError as error:
-                problem = (
-                    "optimizer is 'adamw8bit', which needs the package bitsandbytes: "
-                    "install it in ComfyUI's Python, or choose adamw."
+                options[key] = _value(written)
+            except ValueError:
+                problems.append(
+                    f"optimizer_args has {setting!r}; it must be name=value with a number, True, False or numbers "
+                    "with commas between them, as in `betas=0.9,0.99 eps=1e-8`."
                 )
-                raise InputError("LoRA Config", [problem]) from error
-            return AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
-    raise ValueError(f"optimizer {name!r} is not known")
+    raise_if_any("LoRA Config", problems)
+    return options
+
+
+def _value(written: str) -> Any:
+    """A number, a truth value or a tuple of numbers from its text.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = ast.literal_eval(written)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(written) from error
+    for part in value if isinstance(value, tuple) else (value,):
+        if not isinstance(part, bool | int | float):
+            raise ValueError(written)
+    return value

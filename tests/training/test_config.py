@@ -36,6 +36,27 @@ from lora_kiln.training.problems import InputError
         ("scheduler", "sine"),
         ("precision", "fp16"),
         ("save_precision", "fp8"),
+        ("adapter", "boft"),
+        ("layer_rules", "*attn* size=3"),
+        ("conv_rank", -1),
+        ("lokr_factor", 0),
+        ("dropout", 1.0),
+        ("rank_dropout", -0.1),
+        ("module_dropout", math.nan),
+        ("text_encoder_learning_rate", -1e-5),
+        ("scheduler_cycles", 0),
+        ("scheduler_power", 0.0),
+        ("loss", "l1"),
+        ("huber_c", 0.0),
+        ("huber_schedule", "linear"),
+        ("multires_noise_iterations", -1),
+        ("ip_noise_gamma", -0.1),
+        ("min_timestep", 1000),
+        ("max_timestep", 1001),
+        ("timestep_sampling", "mode"),
+        ("logit_std", 0.0),
+        ("timestep_shift", -1.0),
+        ("ema_decay", 1.0),
     ],
 )
 def test_a_bad_value_is_refused_by_its_name(name: str, value) -> None:
@@ -66,6 +87,11 @@ def test_a_warm_up_in_steps_is_no_contradiction_where_epochs_count() -> None:
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.1, 100), (0.5, 500), (1, 1), (50, 50)])
 def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
     assert LoRAConfig(steps=1000, warmup=warmup).warmup_steps(1000) == steps
+
+
+def test_two_weightings_of_noise_at_once_are_refused() -> None:
+    with pytest.raises(InputError, match="min_snr_gamma and debiased_estimation are both on"):
+        LoRAConfig(min_snr_gamma=5.0, debiased_estimation=True)
 
 
 def test_scale_is_alpha_by_rank() -> None:

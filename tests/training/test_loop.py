@@ -1,11 +1,13 @@
 """The loop, with a two-layer net in place of a diffusion model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lora_kiln.training.batches import Batch
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.loop import Diverged, batch_loss, train
-from lora_kiln.training.objective import Family
+from lora_kiln.training.objective import Family, sample_losses
 from lora_kiln.training.optimizers import make_optimizer
 from lora_kiln.training.randomness import tensor_generator
 from torch import nn
@@ -42,7 +44,7 @@ def batch_at(step: int, micro: int, size: int = BATCH) -> Batch:
 def run(net: Net, steps: int = STEPS, batches=batch_at, on_step=None, **changes) -> list[tuple[int, float, float]]:
     """Trains the net; gives what after_step heard."""
     config = LoRAConfig(**{**RECIPE, **changes})
-    optimizer = make_optimizer(config.optimizer, net.parameters(), config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(config, [{"params": list(net.parameters()), "learning_rate": config.learning_rate}])
     heard: list[tuple[int, float, float]] = []
 
     def after_step(*step) -> None:
@@ -100,9 +102,84 @@ def test_gradients_are_clipped_to_their_norm() -> None:
     clipped, free = Net(), Net()
     for net, norm in ((clipped, 1e-3), (free, 0.0)):
         config = LoRAConfig(**{**RECIPE, "learning_rate": 1.0}, max_grad_norm=norm)
-        train(net, FAMILY, batch_at, torch.optim.SGD(net.parameters(), lr=1.0), config, 1, lambda *_: None)
+        groups = [{"params": list(layer.parameters()), "learning_rate": 1.0} for layer in net.layers]
+        train(net, FAMILY, batch_at, torch.optim.SGD(groups), config, 1, lambda *_: None)
     assert (weights(clipped) - weights(Net())).norm() == pytest.approx(1e-3, rel=1e-3)
     assert (weights(free) - weights(Net())).norm() > 1e-2
+
+
+def test_each_group_has_its_own_rate() -> None:
+    net = Net()
+    groups = [
+        {"params": list(layer.parameters()), "learning_rate": rate}
+        for layer, rate in zip(net.layers, (0.01, 0.002), strict=True)
+    ]
+    config = LoRAConfig(**{**RECIPE, "scheduler": "linear", "warmup": 10})
+    optimizer = make_optimizer(config, groups)
+    heard = []
+
+    def after_step(step: int, loss: float, rate: float) -> None:
+        heard.append((rate, *(group["lr"] for group in optimizer.param_groups)))
+
+    train(net, FAMILY, batch_at, optimizer, config, STEPS, after_step)
+    for told, first, second in heard:
+        assert (told, second) == pytest.approx((first, first / 5))
+    assert heard[0][0] == pytest.approx(0.01 / 11) and heard[10][0] == pytest.approx(0.01)
+
+
+def test_a_condition_may_carry_a_graph() -> None:
+    """As with a text encoder that is trained: each forward pass has a graph of its own."""
+    net, text = Net(), nn.Parameter(torch.zeros(1, 1, 1, 1))
+
+    def batches(step: int, micro: int) -> Batch:
+        batch = batch_at(step, micro)
+        return replace(batch, cond=batch.cond + 3.0 * text)
+
+    config = LoRAConfig(**RECIPE, gradient_accumulation=2)
+    groups = [{"params": [*net.parameters()], "learning_rate": 0.01}, {"params": [text], "learning_rate": 0.05}]
+    losses: list[float] = []
+    train(net, FAMILY, batches, make_optimizer(config, groups), config, STEPS, lambda s, loss, r: losses.append(loss))
+    assert text.item() != 0.0 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate"), [("lion", 1e-3), ("prodigy", 1.0), ("schedule_free", 0.02), ("adafactor", 0.01)]
+)
+def test_the_loss_falls_with_every_optimizer(optimizer: str, learning_rate: float) -> None:
+    heard = run(Net(), steps=150, optimizer=optimizer, learning_rate=learning_rate, weight_decay=0.0)
+    losses = [loss for _, loss, _ in heard]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_prodigys_rate_is_told_as_it_takes_effect() -> None:
+    rates = [rate for *_, rate in run(Net(), optimizer="prodigy", learning_rate=1.0, scheduler="linear")]
+    assert rates[0] == 1e-6 and max(rates) > 1e-4
+
+
+SETTINGS = [
+    dict(debiased_estimation=True), dict(min_snr_gamma=1.0), dict(loss="huber"), dict(loss="smooth_l1"),
+    dict(loss="huber", huber_c=0.5), dict(loss="huber", huber_schedule="constant"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_the_loss_is_the_configs(changes: dict) -> None:
+    config, batch = LoRAConfig(**changes), batch_at(0, 0)
+    expected = sample_losses(Net(), FAMILY, batch.x_0, batch.noise, batch.sigma, batch.cond, **{
+        "huber_schedule": "snr", **changes
+    })  # fmt: skip
+    loss = batch_loss(Net(), FAMILY, batch, config)
+    assert loss.item() == pytest.approx(expected.mean().item())
+    assert loss.item() != pytest.approx(batch_loss(Net(), FAMILY, batch, LoRAConfig()).item(), rel=1e-3)
+
+
+def test_masks_and_perturbation_reach_the_loss() -> None:
+    batch = batch_at(0, 0)
+    mask, perturbation = torch.rand(BATCH, 1, 4, 4), torch.randn(BATCH, *SHAPE)
+    parts = (batch.x_0, batch.noise, batch.sigma, batch.cond)
+    for more in (dict(mask=mask), dict(perturbation=perturbation)):
+        expected = sample_losses(Net(), FAMILY, *parts, **more).mean().item()
+        assert batch_loss(Net(), FAMILY, replace(batch, **more), LoRAConfig()).item() == pytest.approx(expected)
 
 
 def test_a_sample_of_weight_zero_teaches_nothing() -> None:

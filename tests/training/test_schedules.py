@@ -3,14 +3,20 @@
 import math
 
 import pytest
-from lora_kiln.training.config import SCHEDULERS
+import torch
+from diffusers.optimization import (
+    get_cosine_with_hard_restarts_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
+)
+from lora_kiln.training.config import SCHEDULERS, LoRAConfig
 from lora_kiln.training.schedules import learning_rate_factor
 
 STEPS, WARMUP = 60, 12
 
 
-def factors(scheduler: str, warmup: int = 0, steps: int = STEPS) -> list[float]:
-    return [learning_rate_factor(scheduler, step, steps, warmup) for step in range(steps)]
+def factors(scheduler: str, warmup: float = 0, steps: int = STEPS, **changes) -> list[float]:
+    config = LoRAConfig(scheduler=scheduler, warmup=warmup, **changes)
+    return [learning_rate_factor(config, step, steps) for step in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +27,7 @@ def factors(scheduler: str, warmup: int = 0, steps: int = STEPS) -> list[float]:
         ("cosine", lambda t: math.cos(math.pi * t / 2) ** 2),
         ("cosine_with_restarts", lambda t: math.cos(math.pi * math.modf(3 * t)[0] / 2) ** 2),
         ("polynomial", lambda t: 1 - 2 * t + t * t),
+        ("rex", lambda t: 2 - 2 / (2 - t)),
     ],
 )
 @pytest.mark.parametrize("warmup", [0, WARMUP])
@@ -47,7 +54,7 @@ def test_the_warm_up_rises_evenly_to_the_peak(scheduler: str) -> None:
     assert steps == pytest.approx([rise[0]] * WARMUP)
 
 
-@pytest.mark.parametrize("scheduler", ["linear", "cosine", "polynomial"])
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "polynomial", "rex"])
 def test_it_falls_all_the_way(scheduler: str) -> None:
     run = factors(scheduler)
     assert run == sorted(run, reverse=True) and run[-1] < 0.05
@@ -63,5 +70,40 @@ def test_a_run_of_one_step_learns(scheduler: str) -> None:
 
 
 def test_an_unknown_scheduler_is_refused() -> None:
+    config = LoRAConfig()
+    object.__setattr__(config, "scheduler", "sine")
     with pytest.raises(ValueError, match="'sine'"):
-        learning_rate_factor("sine", 0, STEPS)
+        learning_rate_factor(config, 0, STEPS)
+
+
+def torch_factors(make, **options) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = make(optimizer, num_warmup_steps=0, num_training_steps=STEPS, **options)
+    rates = []
+    for _ in range(STEPS):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 5])
+def test_restarts_are_those_of_diffusers(cycles: int) -> None:
+    expected = torch_factors(get_cosine_with_hard_restarts_schedule_with_warmup, num_cycles=cycles)
+    assert factors("cosine_with_restarts", scheduler_cycles=cycles) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_polynomial_is_that_of_diffusers(power: float) -> None:
+    expected = torch_factors(get_polynomial_decay_schedule_with_warmup, lr_end=0.0, power=power)
+    assert factors("polynomial", scheduler_power=power) == pytest.approx(expected, abs=1e-9)
+
+
+def test_rex_is_the_papers() -> None:
+    """Chen et al., arXiv:2107.04197, section 4: (1 - z) / (1/2 + (1 - z) / 2)."""
+    left = [1 - step / STEPS for step in range(STEPS)]
+    assert factors("rex") == pytest.approx([z / (0.5 + 0.5 * z) for z in left])
+
+
+def test_a_warm_up_may_be_a_share_of_the_run() -> None:
+    assert factors("linear", 0.2) == factors("linear", WARMUP)

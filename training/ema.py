@@ -1,0 +1,53 @@
+"""The exponential moving average of what is trained."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class EMA:
+    """Averages of parameters, kept beside them in float32.
+
+    After each step average = d average + (1 - d) parameter, with d = min(decay, (1 + n) / (10 + n)) at the n-th
+    update from 0, so that the untrained start is soon forgotten (the warm-up of TensorFlow's
+    ExponentialMovingAverage; Polyak and Juditsky, 1992, for averaging).
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float):
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.updates = 0
+        self.averages = [parameter.detach().float().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the parameters of one more step into the average."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for average, parameter in zip(self.averages, self.parameters, strict=True):
+            average.lerp_(parameter.float(), 1.0 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters hold their averages, and afterwards what they held before, bit for bit."""
+        with put_back(self.parameters):
+            _copy(self.averages, self.parameters)
+            yield
+
+
+@contextmanager
+def put_back(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """What happens to the parameters' values inside is undone on the way out."""
+    parameters = list(parameters)
+    values = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        _copy(values, parameters)
+
+
+@torch.no_grad()
+def _copy(values: list[torch.Tensor], parameters: list[torch.nn.Parameter]) -> None:
+    for value, parameter in zip(values, parameters, strict=True):
+        parameter.copy_(value)

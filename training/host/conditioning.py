@@ -1,8 +1,10 @@
 """Text, pictures and noise levels in the terms of the graph's CLIP, VAE and MODEL."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sampler_helpers
@@ -16,6 +18,21 @@ from .view import sampling_mode
 
 Conditioning = list[Any]
 """ComfyUI's CONDITIONING: [[embedding, options], ...]"""
+
+TRANSFORMERS = {
+    comfy.model_base.SD3: ("SD3", "context_embedder"),
+    comfy.model_base.Flux: ("Flux", "txt_in"),
+    comfy.model_base.Flux2: ("Flux 2", "txt_in"),
+    comfy.model_base.Chroma: ("Chroma", "txt_in"),
+    comfy.model_base.Lumina2: ("Lumina 2 and Z-Image", "cap_embedder.1"),
+    comfy.model_base.QwenImage: ("Qwen-Image", "txt_in"),
+    comfy.model_base.AuraFlow: ("AuraFlow", "cond_seq_linear"),
+    comfy.model_base.PixArt: ("PixArt", "y_embedder.y_proj.fc1"),
+}
+"""Families of transformers whose gradients are known to be right: (name, the layer that takes the text)"""
+
+TRAINING_GUIDANCE = 1.0
+"""What a model with distilled guidance (Flux dev) is told in training: pictures and captions are not guided."""
 
 
 def family(model: Any) -> Family:
@@ -33,7 +50,7 @@ def family(model: Any) -> Family:
         names = ", ".join(kind.__name__ for kind in type(sampling).__mro__[1:3])
         raise_if_any("MODEL", [f"its prediction type ({names}) cannot be trained; eps, v and flow models can."])
     sigmas = sampling.sigmas.detach().float().cpu().clone()
-    return Family(prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)))
+    return Family(prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)), _shift(sampling))
 
 
 def encode_text(clip: Any, text: str, is_prompt: bool = False) -> Conditioning:
@@ -43,8 +60,12 @@ def encode_text(clip: Any, text: str, is_prompt: bool = False) -> Conditioning:
         is_prompt: parentheses weight words, as in every prompt of the host; in a caption they are plain text.
     """
     with sampling_mode():
-        tokens = clip.tokenize(text) if is_prompt else _literal_tokens(clip, text)
-        return _own(clip.encode_from_tokens_scheduled(tokens))
+        return _own(clip.encode_from_tokens_scheduled(tokens_of(clip, text, is_prompt)))
+
+
+def tokens_of(clip: Any, text: str, is_prompt: bool = False) -> Any:
+    """The CLIP's tokens of a text; parentheses weight words in a prompt alone."""
+    return clip.tokenize(text) if is_prompt else _literal_tokens(clip, text)
 
 
 def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -64,31 +85,33 @@ def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         return _own(images.flatten(0, 1).clamp(0, 1) if images.dim() == 5 else images.clamp(0, 1))
 
 
-def to_model_space(base_model: Any, latents: torch.Tensor) -> torch.Tensor:
-    """VAE latents scaled and shifted as the model was trained on them."""
-    return base_model.process_latent_in(latents)
+def to_model_space(model: Any, latents: torch.Tensor) -> torch.Tensor:
+    """VAE latents scaled and shifted as the MODEL was trained on them."""
+    return model.get_model_object("latent_format").process_in(latents)
 
 
-def from_model_space(base_model: Any, latents: torch.Tensor) -> torch.Tensor:
+def from_model_space(model: Any, latents: torch.Tensor) -> torch.Tensor:
     """The inverse of `to_model_space`."""
-    return base_model.process_latent_out(latents)
+    return model.get_model_object("latent_format").process_out(latents)
 
 
 def batch_conds(
-    base_model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor
+    base_model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, guidance: float | None = None
 ) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
     """What `apply_model` takes for a batch, each sample with its own conditioning.
 
     Args:
         conditionings: one a sample.
         latents: (B, C, ...) on the model's device, for shapes and devices.
+        guidance: told to a model that `takes_guidance`; None = the host's default, for sampling.
 
     Returns:
         Groups (sample indices, arguments); one group unless conditionings have lengths that cannot be joined.
     """
+    told = {} if guidance is None or not _takes_guidance(base_model) else {"guidance": guidance}
     groups: list[tuple[list[int], list[dict[str, Any]]]] = []
     for index, conditioning in enumerate(conditionings):
-        conds = _model_conds(base_model, conditioning, latents[index : index + 1])
+        conds = _model_conds(base_model, conditioning, latents[index : index + 1], told)
         for indices, members in groups:
             first = members[0]
             if first.keys() == conds.keys() and all(first[key].can_concat(conds[key]) for key in conds):
@@ -131,44 +154,18 @@ def start_noise(base_model: Any, sigma: torch.Tensor, noise: torch.Tensor) -> to
 
 
 def check_compatible(model: Any, clip: Any, vae: Any) -> None:
-    """Refuses a MODEL, CLIP and VAE that do not belong together.
+    """Refuses a MODEL that cannot be trained, and a MODEL, CLIP and VAE that do not belong together.
 
     Raises:
         InputError: with every mismatch.
     """
-    problems = []
-    if not isinstance(model.model.diffusion_model, UNetModel):
-        kind = type(model.model.diffusion_model).__name__
-        problems.append(f"model is a {kind}: SD1.5, SD2 and SDXL models can be trained so far.")
-    latent_format = model.get_model_object("latent_format")
-    wanted = (latent_format.latent_channels, latent_format.latent_dimensions)
-    got = (vae.latent_channels, vae.latent_dim)
-    name = type(latent_format).__name__
-    if got[0] != wanted[0]:
-        problems.append(
-            f"vae gives latents with {got[0]} channels, the model ({name}) takes {wanted[0]}: "
-            "they are of different families. Connect the VAE that belongs to the model's checkpoint."
-        )
-    elif got[1] != wanted[1]:
-        problems.append(
-            f"vae gives latents of {got[1]} dimensions, the model ({name}) takes {wanted[1]}: "
-            "they are of different families. Connect the VAE that belongs to the model's checkpoint."
-        )
-    unet = model.model.model_config.unet_config
-    width = unet.get("context_dim", unet.get("context_in_dim"))
-    if isinstance(width, int):
-        embedding, options = encode_text(clip, "")[0][:2]
-        if embedding.shape[-1] != width:
-            problems.append(
-                f"clip gives embeddings {embedding.shape[-1]} wide, the model takes {width}: "
-                "they are of different families. Connect the CLIP that belongs to the model's checkpoint."
-            )
-        elif model.model.adm_channels and options.get("pooled_output") is None:
-            problems.append(
-                "clip gives no pooled embedding, which the model needs: they are of different families. "
-                "Connect the CLIP that belongs to the model's checkpoint."
-            )
+    problems = [*_model_problems(model), *_vae_problems(model, vae)] or _clip_problems(model, clip)
     raise_if_any("MODEL, CLIP and VAE together", problems)
+
+
+def takes_guidance(model: Any) -> bool:
+    """Whether the MODEL is told how strongly to be guided (Flux dev) and samples without a negative prompt."""
+    return _takes_guidance(model.model)
 
 
 def wants_size_conditioning(model: Any) -> bool:
@@ -189,6 +186,77 @@ def latent_shape(model: Any, vae: Any, width: int, height: int) -> tuple[int, ..
     return (latent_format.latent_channels, *frames, height // scale, width // scale)
 
 
+FOREIGN = "they are of different families."
+
+
+def _shift(sampling: Any) -> float:
+    """s of sigma = s * u / (1 + (s - 1) * u), as the flow model was trained (Esser et al., arXiv:2403.03206)."""
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
+        return math.exp(sampling.shift)
+    return float(sampling.shift) if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow) else 1.0
+
+
+def _takes_guidance(base_model: Any) -> bool:
+    return bool(base_model.model_config.unet_config.get("guidance_embed"))
+
+
+def _model_problems(model: Any) -> list[str]:
+    base = model.model
+    if isinstance(base.diffusion_model, UNetModel):
+        return []
+    kind = type(base)  # not its parents: what a subclass changes is not known to train rightly
+    if kind not in TRANSFORMERS:
+        names = ", ".join(name for name, _ in TRANSFORMERS.values())
+        return [f"model is a {kind.__name__}, which cannot be trained so far: SD1.5, SD2, SDXL, {names} can."]
+    config = base.model_config.unet_config
+    if issubclass(kind, comfy.model_base.Flux) and config["in_channels"] > config["out_channels"]:
+        return [
+            f"model takes {config['in_channels']} channels and gives {config['out_channels']}: it is an inpainting or "
+            "control model, which cannot be trained so far. Connect the plain model of its family."
+        ]
+    return []
+
+
+def _vae_problems(model: Any, vae: Any) -> list[str]:
+    latent_format = model.get_model_object("latent_format")
+    name = type(latent_format).__name__
+    if vae.latent_channels != latent_format.latent_channels:
+        mismatch = (
+            f"latents with {vae.latent_channels} channels, the model ({name}) takes {latent_format.latent_channels}"
+        )
+    elif vae.latent_dim != latent_format.latent_dimensions:
+        mismatch = f"latents of {vae.latent_dim} dimensions, the model ({name}) takes {latent_format.latent_dimensions}"
+    else:
+        return []
+    return [f"vae gives {mismatch}: {FOREIGN} Connect the VAE that belongs to the model's checkpoint."]
+
+
+def _clip_problems(model: Any, clip: Any) -> list[str]:
+    embedding, options = encode_text(clip, "")[0][:2]
+    width, pooled_width = _text_widths(model.model)
+    pooled = options.get("pooled_output")
+    if width is not None and embedding.shape[-1] != width:
+        mismatch = f"embeddings {embedding.shape[-1]} wide, the model takes {width}"
+    elif pooled_width is not None and pooled is None:
+        mismatch = "no pooled embedding, which the model needs"
+    elif pooled_width and pooled.shape[-1] != pooled_width:
+        mismatch = f"a pooled embedding {pooled.shape[-1]} wide, the model takes {pooled_width}"
+    else:
+        return []
+    return [f"clip gives {mismatch}: {FOREIGN} Connect the CLIP that belongs to the model's checkpoint."]
+
+
+def _text_widths(base_model: Any) -> tuple[int | None, int | None]:
+    """Features of the text and of the pooled text that the model takes; None = unknown, or it takes none; 0 = any."""
+    config = base_model.model_config.unet_config
+    if isinstance(base_model.diffusion_model, UNetModel):
+        width = config.get("context_dim")
+        return width if isinstance(width, int) else None, 0 if base_model.adm_channels else None
+    layer = base_model.diffusion_model.get_submodule(TRANSFORMERS[type(base_model)][1])
+    pooled = config.get("vec_in_dim") if isinstance(base_model, comfy.model_base.Flux) else base_model.adm_channels
+    return layer.in_features, pooled or None
+
+
 def _literal_tokens(clip: Any, text: str) -> Any:
     text = text.replace("\\(", "(").replace("\\)", ")")
     try:
@@ -197,9 +265,12 @@ def _literal_tokens(clip: Any, text: str) -> Any:
         return clip.tokenize(text)
 
 
-def _model_conds(base_model: Any, conditioning: Conditioning, latent: torch.Tensor) -> dict[str, Any]:
+def _model_conds(
+    base_model: Any, conditioning: Conditioning, latent: torch.Tensor, told: dict[str, Any]
+) -> dict[str, Any]:
     device = latent.device
-    conds = comfy.sampler_helpers.convert_cond(conditioning[:1])
+    embedding, options = conditioning[0]
+    conds = comfy.sampler_helpers.convert_cond([[embedding, {**options, **told}]])
     conds = comfy.samplers.encode_model_conds(base_model.extra_conds, conds, latent, device, "positive")
     return {key: value.process_cond(batch_size=1, area=None) for key, value in conds[0]["model_conds"].items()}
 

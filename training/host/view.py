@@ -10,22 +10,30 @@ import contextlib
 import copy
 import logging
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_sampling
 import comfy.utils
 import torch
+from comfy.clip_model import CLIPLayer
+from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from ..problems import raise_if_any
 
 LOADER_STATE = (
     "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key",
     "weight_lowvram_function", "bias_lowvram_function", "prev_comfy_cast_weights", "comfy_patched_weights",
 )  # fmt: skip
 """What the host's loaders hang on a module; it belongs to the original's weights, not to the twin's."""
+
+IN_PLACE_BLOCKS = (DoubleStreamBlock, SingleStreamBlock, CLIPLayer)
+"""Blocks of Flux and its kin and of CLIP: they add in place to what their norms keep for the backward pass."""
 
 
 @contextlib.contextmanager
@@ -76,32 +84,56 @@ def make_room(device: torch.device) -> None:
 
 
 def trainable_view(model: Any, dtype: torch.dtype) -> nn.Module:
-    """A twin of MODEL's `BaseModel` with resident, frozen normal tensors.
+    """A twin of MODEL's `BaseModel` that computes in `dtype`; see `twin_of`."""
+    twin: Any = twin_of(model, dtype)
+    twin.manual_cast_dtype = dtype
+    twin.device = training_device(model)
+    twin.current_patcher = None
+    guard_residuals(twin)
+    return twin
+
+
+def set_sigmas(twin: Any, sigmas: torch.Tensor) -> None:
+    """Gives the twin's sampling another table of noise levels, such as one of zero terminal SNR.
 
     Args:
-        model: the graph's MODEL (a ModelPatcher of any kind), with the LoRAs and object patches already on it.
-        dtype: arithmetic; weights in the model's main float type are converted, quantised ones stay.
+        twin: from `trainable_view`; its MODEL is left alone.
+        sigmas: (T,) ascending.
+
+    Raises:
+        InputError: the model has no table, as flow models have none.
+    """
+    if not isinstance(twin.model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        kind = type(twin.model_sampling).__mro__[1].__name__
+        raise_if_any("MODEL", [f"its noise levels ({kind}) are no table that can be replaced; eps and v models' are."])
+    with torch.inference_mode(False):
+        twin.model_sampling.set_sigmas(sigmas.to(twin.device))
+
+
+def twin_of(patcher: Any, dtype: torch.dtype) -> nn.Module:
+    """A twin of a patcher's model with resident, frozen normal tensors.
+
+    Args:
+        patcher: a ModelPatcher of any kind (MODEL, or a CLIP's `patcher`), with its LoRAs and object patches.
+        dtype: weights in the model's main float type are converted, quantised ones stay.
 
     Returns:
-        The twin, on the MODEL's device, in evaluation mode.
+        The twin, on the device where the patcher computes, in evaluation mode.
     """
-    device = training_device(model)
+    device = training_device(patcher)
     with torch.inference_mode(False), torch.no_grad():
         modules: dict[int, nn.Module] = {}
-        twin: Any = _copy_tree(model.model, modules)
-        # What another clone of the MODEL has put on the model they share gives way to the MODEL's own.
-        for name, patch in {**model.object_patches_backup, **model.object_patches}.items():
+        twin = _copy_tree(patcher.model, modules)
+        # What another clone has put on the model they share gives way to the patcher's own.
+        for name, patch in {**patcher.object_patches_backup, **patcher.object_patches}.items():
             comfy.utils.set_attr(twin, name, _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch)
         for module in twin.modules():
             for name, value in module.__dict__.items():
                 module.__dict__[name] = _rebound(value, modules)
-        main_dtype = model.model_dtype()
+        main_dtype = patcher.model_dtype()
         tensors: dict[int, Any] = {}
         for prefix, module in list(twin.named_modules()):
-            _fill(module, f"{prefix}." if prefix else "", model, device, dtype, main_dtype, tensors)
-        twin.manual_cast_dtype = dtype
-        twin.device = device
-        twin.current_patcher = None
+            _fill(module, f"{prefix}." if prefix else "", patcher, device, dtype, main_dtype, tensors)
     return twin.requires_grad_(False).eval()
 
 
@@ -155,8 +187,8 @@ def _copy_tree(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
 
 def _rebound(value: Any, modules: dict[int, nn.Module]) -> Any:
     """A method bound to one of the original modules, as patches hang them on objects, bound to its twin instead."""
-    owner = modules.get(id(getattr(value, "__self__", None)))
-    return value if owner is None or not hasattr(value, "__func__") else types.MethodType(value.__func__, owner)
+    owner = modules.get(id(value.__self__)) if isinstance(value, types.MethodType) else None
+    return value if owner is None else types.MethodType(value.__func__, owner)
 
 
 def _fill(
@@ -204,7 +236,8 @@ def _own_weight(
         own = _patched(own, key, name, module, model, dtype)
     if type(own) in (torch.Tensor, nn.Parameter) and own.dtype in (torch.float16, torch.bfloat16, torch.float32):
         stored = getattr(module, f"{name}_comfy_model_dtype", None) or own.dtype  # under dynamic VRAM, as to be used
-        if stored == main_dtype or dtype == torch.float32 or key in model.patches:
+        # a text encoder names no main type: all its floats are converted
+        if main_dtype in (None, stored) or dtype == torch.float32 or key in model.patches:
             own = own.to(dtype)
     return nn.Parameter(own.detach(), requires_grad=False)
 
@@ -234,7 +267,8 @@ def checkpoint_blocks(twin: Any) -> list[str]:
     """
     names = []
     for name, block in _blocks(twin.diffusion_model):
-        block.forward = _Checkpointed(block.forward)
+        forward = _on_copies(block.forward) if isinstance(block, IN_PLACE_BLOCKS) else block.forward
+        block.forward = _Checkpointed(forward)
         names.append(name)
     if not names:
         logging.warning("LoRA Kiln: this model has no list of blocks; gradient checkpointing is off.")
@@ -252,6 +286,35 @@ class _Checkpointed:
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+
+
+def _on_copies(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block that writes into its inputs, on copies of them: the recomputation needs the inputs as they came."""
+
+    def on_copies(*args: Any, **kwargs: Any) -> Any:
+        return forward(*map(_copied, args), **{name: _copied(value) for name, value in kwargs.items()})
+
+    return on_copies
+
+
+def guard_residuals(twin: nn.Module) -> None:
+    """Lets the norms of blocks that add in place work on copies, so that what autograd keeps is not written over.
+
+    Without checkpointing autograd would refuse the backward pass; with it, it would give wrong gradients in silence.
+    """
+    for block in twin.modules():
+        if isinstance(block, IN_PLACE_BLOCKS):
+            for layer in block.children():
+                if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+                    layer.register_forward_pre_hook(_copy_input)
+
+
+def _copy_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(map(_copied, args))
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) and torch.is_grad_enabled() else value
 
 
 def _blocks(diffusion_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from lora_kiln.training import host
@@ -11,11 +14,12 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture, Sample
 from lora_kiln.training.encode import encode_samples
 from lora_kiln.training.loop import batch_loss
+from lora_kiln.training.problems import InputError
 
 import models
 
 BATCH = 4
-CONFIG = LoRAConfig(rank=4, min_snr_gamma=5.0, precision="fp32")
+CONFIG = LoRAConfig(rank=4, alpha=16.0, min_snr_gamma=5.0, precision="fp32", seed=1)
 TEXTS = ["a red cat", "", "two dogs on a hill", "a house"]
 SIZES = [(64, 64, 0, 0), (100, 64, 18, 0), (64, 200, 0, 68), (70, 70, 3, 3)]  # width, height, crop_w, crop_h
 
@@ -39,12 +43,12 @@ def loss_and_gradients(small: models.Small, rows: list[int], family_of=None):
     with host.training_mode():
         twin = host.trainable_view(small.model, torch.float32)
         targets = find_targets(twin, "all linear and convolution")
-        adapters = make_adapters(targets, CONFIG.rank, CONFIG.scale, seed=1)
+        adapters: dict[str, Any] = make_adapters(targets, CONFIG)
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         options = host.transformer_options(small.model)
         groups = host.batch_conds(twin, [conds[row] for row in rows], x_0[rows])
-        batch = Batch(x_0[rows], noise[rows], sigma[rows], weight[rows], groups)
+        batch = Batch(x_0[rows], noise[rows], sigma[rows], weight[rows], groups, None, None)
         with attached(targets, adapters):
             loss = batch_loss(
                 lambda x, s, c: host.predict(twin, options, x, s, c), host.family(small.model), batch, CONFIG
@@ -62,7 +66,7 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one(make):
     assert loss == pytest.approx(sum(single for single, _ in singles) / BATCH, rel=1e-5)
     largest = max(gradient.norm() for gradient in gradients.values())  # some are zero but for rounding
     for name, gradient in gradients.items():
-        alone = sum(single[name] for _, single in singles) / BATCH
+        alone = torch.stack([single[name] for _, single in singles]).mean(0)
         assert (gradient - alone).norm() <= 1e-5 * alone.norm() + 1e-7 * largest, name
 
 
@@ -100,15 +104,15 @@ def test_latents_of_every_bucket_are_in_model_space():
         for n, (w, h) in enumerate([(64, 64), (96, 48), (48, 96)])
     )
     data = Dataset(pictures, DatasetSettings(resolution=64, bucket_step=16, shortest_side=32))
-    samples = [Sample(index, False, "x") for index in range(3)]
+    samples = [Sample(index, fit, False, "x") for index, fit in enumerate(data.fits())]
     with host.training_mode():
-        encoded = encode_samples(data, samples, [], small.model.model, small.clip, small.vae, lambda *_: None)
-    factor = small.model.model.latent_format.scale_factor
-    shapes = set()
-    for sample, fit in zip(samples, data.fits(), strict=True):
-        raw = host.encode_pixels(small.vae, data.pictures[sample.picture].load(fit)[None])
-        assert torch.allclose(encoded.latents[sample.picture, False], raw[0] * factor, atol=1e-6)
-        shapes.add(tuple(raw.shape[-2:]))
+        encoded = encode_samples(data, samples, [], small.model, small.clip, small.vae, lambda *_: None)
+        factor = small.model.model.latent_format.scale_factor
+        shapes = set()
+        for sample in samples:
+            raw = host.encode_pixels(small.vae, data.pictures[sample.picture].load(sample.fit)[None])
+            assert torch.allclose(encoded.latent(sample), raw[0] * factor, atol=1e-6)
+            shapes.add(tuple(raw.shape[-2:]))
     assert len(shapes) == 3
 
 
@@ -116,13 +120,23 @@ def test_a_flipped_sample_is_the_latent_of_the_flipped_picture():
     small = models.sd15()
     pixels = torch.rand(64, 64, 3)
     data = Dataset((Picture("0", 64, 64, "x", pixels=pixels),), DatasetSettings(resolution=64))
+    sample = Sample(0, data.fits()[0], True, "x")
     with host.training_mode():
-        encoded = encode_samples(
-            data, [Sample(0, True, "x")], [], small.model.model, small.clip, small.vae, lambda *_: None
-        )
-    pixels = data.pictures[0].load(data.fits()[0]).flip(1)
-    expected = small.model.model.process_latent_in(host.encode_pixels(small.vae, pixels[None]))[0]
-    assert torch.allclose(encoded.latents[0, True], expected, atol=1e-6)
+        encoded = encode_samples(data, [sample], [], small.model, small.clip, small.vae, lambda *_: None)
+        pixels = data.pictures[0].load(sample.fit).flip(1)
+        expected = small.model.model.process_latent_in(host.encode_pixels(small.vae, pixels[None]))[0]
+        assert torch.allclose(encoded.latent(sample), expected, atol=1e-6)
+
+
+def test_model_space_is_that_of_a_latent_format_patched_onto_the_model():
+    small = models.sd15()
+    other = models.sdxl().model.model.latent_format
+    small.model.add_object_patch("latent_format", other)
+    latents = torch.randn(1, 4, 8, 8)
+    ours = host.to_model_space(small.model, latents)
+    assert torch.equal(ours, other.process_in(latents))
+    assert not torch.equal(ours, small.model.model.process_latent_in(latents))
+    assert torch.allclose(host.from_model_space(small.model, ours), latents, atol=1e-6)
 
 
 def test_parentheses_are_text_in_a_caption_and_weights_in_a_prompt():
@@ -132,3 +146,122 @@ def test_parentheses_are_text_in_a_caption_and_weights_in_a_prompt():
     assert torch.equal(caption, escaped)
     assert torch.equal(caption, host.encode_text(clip, "a \\(cat:1.5\\)", is_prompt=True)[0][0])
     assert not torch.allclose(caption, prompt)
+
+
+# ---------------------------------------------------------------- flow models and other transformers
+
+
+def test_shift_is_the_models_own():
+    assert host.family(models.sd15().model).shift == 1.0
+    assert host.family(models.sd3().model).shift == 3.0
+    assert host.family(models.flux(guidance=False).model).shift == 1.0
+    flux = host.family(models.flux().model)
+    assert flux.prediction == "flow"
+    assert flux.shift == pytest.approx(math.exp(1.15))
+    u = torch.arange(1, len(flux.sigmas) + 1) / len(flux.sigmas)
+    assert torch.allclose(flux.sigmas, flux.shift * u / (1.0 + (flux.shift - 1.0) * u), atol=1e-6)
+
+
+def test_shift_of_a_patched_sampling_is_the_patchs():
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    assert host.family(ModelSamplingSD3().patch(models.sd3().model, 5.5)[0]).shift == 5.5
+
+
+def test_a_model_with_distilled_guidance_is_told_it_in_training():
+    model = models.flux().model
+    latents, text = (
+        models.random_latents(model, 2, seed=1),
+        [models.random_conditioning(model, seed) for seed in (2, 3)],
+    )
+    with host.training_mode():
+        twin = host.trainable_view(model, torch.float32)
+        ((_, trained),) = host.batch_conds(twin, text, latents, guidance=host.TRAINING_GUIDANCE)
+        ((_, sampled),) = host.batch_conds(twin, text, latents)
+        options, sigma = host.transformer_options(model), torch.tensor([0.5, 0.5])
+        low, high = (host.predict(twin, options, latents, sigma, [([0, 1], cond)]) for cond in (trained, sampled))
+    assert trained["guidance"].tolist() == [1.0, 1.0]
+    assert sampled["guidance"].tolist() == [3.5, 3.5]
+    assert not torch.allclose(low, high, atol=1e-4)
+    assert "guidance" not in text[0][0][1]
+
+
+def test_chroma_keeps_the_guidance_it_was_made_with():
+    model = models.chroma().model
+    latents = models.random_latents(model, 1, seed=1)
+    with host.training_mode():
+        twin = host.trainable_view(model, torch.float32)
+        ((_, cond),) = host.batch_conds(twin, [models.random_conditioning(model, 2)], latents, guidance=1.0)
+    assert not host.takes_guidance(model) and host.takes_guidance(models.flux().model)
+    assert cond["guidance"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "lumina2", "z_image", "qwen_image"])
+def test_conditionings_of_other_lengths_are_predicted_each_for_itself(name):
+    model = models.TRANSFORMERS[name]()
+    short, long = models.random_conditioning(model, 2), models.random_conditioning(model, 3)
+    short = [[short[0][0][:, :4], {key: _cut(value) for key, value in short[0][1].items()}]]
+    x_t, sigma = models.random_latents(model, 3, seed=1), torch.tensor([0.2, 0.5, 0.8])
+    with host.training_mode(), torch.no_grad():
+        twin, options = host.trainable_view(model, torch.float32), host.transformer_options(model)
+        groups = host.batch_conds(twin, [long, short, long], x_t)
+        together = host.predict(twin, options, x_t, sigma, groups)
+        assert [rows for rows, _ in groups] == [[0, 2], [1]]
+        for row, text in enumerate((long, short, long)):
+            alone = host.batch_conds(twin, [text], x_t[row : row + 1])
+            one = host.predict(twin, options, x_t[row : row + 1], sigma[row : row + 1], alone)
+            assert torch.allclose(together[row : row + 1], one, atol=1e-4)
+
+
+def _cut(value: torch.Tensor) -> torch.Tensor:
+    return value[:, :4] if value.dtype == torch.int64 else value
+
+
+# ---------------------------------------------------------------- what belongs together
+
+
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl, models.sd3, models.flux, models.chroma, models.pixart])
+def test_a_checkpoints_own_parts_go_together(make):
+    small = make()
+    host.check_compatible(small.model, small.clip, small.vae)
+
+
+def test_a_family_that_is_not_known_to_train_rightly_is_refused_by_name():
+    flux = models.flux()
+    with pytest.raises(InputError, match="model is a LongCatImage, which cannot be trained so far: SD1.5, .* can"):
+        host.check_compatible(models.long_cat_image(), flux.clip, flux.vae)
+
+
+def test_an_inpainting_flux_is_refused():
+    flux = models.flux()
+    flux.model.model.model_config.unet_config["in_channels"] = 96
+    with pytest.raises(InputError, match="takes 96 channels and gives 16: it is an inpainting or control model"):
+        host.check_compatible(flux.model, flux.clip, flux.vae)
+
+
+@pytest.mark.parametrize(
+    ("model", "clip", "problem"),
+    [
+        (models.sd3, models.flux, "clip gives embeddings 32 wide, the model takes 4096"),
+        (models.flux, models.sd3, "clip gives embeddings 4096 wide, the model takes 32"),
+        (models.flux, models.chroma, "clip gives no pooled embedding, which the model needs"),
+        (models.sdxl, models.sd15, "clip gives embeddings 32 wide, the model takes 64"),
+    ],
+)
+def test_a_clip_of_another_family_is_refused(model, clip, problem):
+    own = model()
+    with pytest.raises(InputError, match=problem):
+        host.check_compatible(own.model, clip().clip, own.vae)
+
+
+def test_a_pooled_embedding_of_another_width_is_refused():
+    small = models.sd3()
+    small.model.model.adm_channels = 2048
+    with pytest.raises(InputError, match="clip gives a pooled embedding 64 wide, the model takes 2048"):
+        host.check_compatible(small.model, small.clip, small.vae)
+
+
+def test_a_vae_of_another_family_is_refused():
+    small = models.flux()
+    with pytest.raises(InputError, match=r"vae gives latents with 4 channels, the model \(Flux\) takes 16"):
+        host.check_compatible(small.model, small.clip, models.sdxl().vae)

@@ -7,21 +7,25 @@ import comfy.samplers
 import pytest
 import torch
 from lora_kiln.training import host
+from lora_kiln.training.attach import attached, find_targets, make_adapters
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.problems import InputError
 
 import models
 
 SHAPE = (1, 4, 8, 8)
+LORA = LoRAConfig(rank=2, alpha=2.0, seed=1)
 
 
-def denoise_by_host(small: models.Small, x: torch.Tensor, sigma: float, text: str) -> torch.Tensor:
-    """x_0 by the host's own guider, patches and all."""
+def denoise_by_host(small: models.Small, x: torch.Tensor, sigma: float, text: str) -> tuple[torch.Tensor, ...]:
+    """x_0 by the host's own guider, patches and all, and the x_t it was given."""
     guider = comfy.samplers.CFGGuider(small.model)
     conditioning = host.encode_text(small.clip, text)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)
     seen = []
 
-    def sampler_function(model, noise, sigmas, extra_args=None, callback=None, disable=None):
+    def sampler_function(model, noise, sigmas, extra_args, callback=None, disable=None):
         seen.append(model(noise, sigmas[:1].expand(len(noise)), **extra_args))
         return noise
 
@@ -43,19 +47,28 @@ def denoise_by_twin(small: models.Small, x_t: torch.Tensor, sigma: float, text: 
 
 def lora_of_ones(small: models.Small) -> tuple[dict[str, torch.Tensor], str, torch.Tensor]:
     """A LoRA of rank 1 on one layer, that layer's key and its weight."""
-    names = host.kohya_names(small.model)
+    names = host.layer_names(small.model)
     key = next(key for key in names if key.endswith("attn1.to_q.weight"))
     weight = small.model.model.state_dict()[key]
     up, down = torch.ones(weight.shape[0], 1), torch.ones(1, weight.shape[1])
-    return {f"{names[key]}.lora_up.weight": up, f"{names[key]}.lora_down.weight": down}, key, weight
+    kohya = names[key].kohya
+    return {f"{kohya}.lora_up.weight": up, f"{kohya}.lora_down.weight": down}, key, weight
 
 
-@pytest.mark.parametrize("make", [models.sd15, models.sdxl, lambda: models.v_prediction(models.sd15())])
-def test_the_twin_predicts_as_the_host_does(make):
+FAMILIES = {
+    "sd15": (models.sd15, 3.0), "sdxl": (models.sdxl, 3.0), "v": (lambda: models.v_prediction(models.sd15()), 3.0),
+    "sd3": (models.sd3, 0.6), "flux": (models.flux, 0.6), "schnell": (lambda: models.flux(guidance=False), 0.6),
+    "chroma": (models.chroma, 0.6), "pixart": (models.pixart, 3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_twin_predicts_as_the_host_does(name):
+    make, sigma = FAMILIES[name]
     small = make()
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    by_host, x_t = denoise_by_host(small, x, 3.0, "a cat")
-    by_twin = denoise_by_twin(small, x_t, 3.0, "a cat")
+    x = models.random_latents(small.model, 1, seed=1)
+    by_host, x_t = denoise_by_host(small, x, sigma, "a cat")
+    by_twin = denoise_by_twin(small, x_t, sigma, "a cat")
     assert torch.allclose(by_host, by_twin, rtol=1e-4, atol=1e-4)
 
 
@@ -137,10 +150,114 @@ def test_a_method_patched_onto_the_model_runs_on_the_twin():
     assert "forward" not in vars(inner)
 
 
-def test_flow_models_are_refused_until_they_can_be_trained_rightly():
-    from lora_kiln.training.problems import InputError
+def test_the_twin_of_a_text_encoder_encodes_as_the_clip_does_with_its_lora():
+    small = models.sdxl()
+    key = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
+    plain = host.encode_text(small.clip, "a cat")[0][0]
+    clip = small.clip.clone()
+    clip.add_patches({key: ("diff", (torch.ones(models.WIDTH, models.WIDTH),))}, 0.1)
+    with host.training_mode():
+        twin = host.twin_of(clip.patcher, torch.float32)
+        embedding, pooled = twin.encode_token_weights(small.clip.tokenize("a cat"))[:2]
+        narrow = host.twin_of(clip.patcher, torch.bfloat16)
+    expected, options = host.encode_text(clip, "a cat")[0]
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    assert torch.allclose(embedding.cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(pooled.cpu(), options["pooled_output"], rtol=1e-4, atol=1e-4)
+    assert not any(tensor.is_inference() or tensor.requires_grad for tensor in twin.state_dict().values())
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
 
-    small = models.sd15()
-    small.model.model.diffusion_model = torch.nn.Linear(1, 1)
-    with pytest.raises(InputError, match="SD1.5, SD2 and SDXL models can be trained so far"):
-        host.check_compatible(small.model, small.clip, small.vae)
+
+def test_another_table_of_noise_levels_is_the_twins_alone():
+    small = models.v_prediction(models.sd15())
+    sampling = small.model.get_model_object("model_sampling")
+    before, log_before = sampling.sigmas.clone(), sampling.log_sigmas.clone()
+    table = torch.linspace(0.03, 4500.0, 1000)
+    with host.training_mode():
+        twin = host.trainable_view(small.model, torch.float32)
+        host.set_sigmas(twin, table)
+    assert torch.equal(twin.model_sampling.sigmas.cpu(), table)
+    assert twin.model_sampling.timestep(table[[0, 500, 999]].to(twin.device)).tolist() == [0, 500, 999]
+    assert torch.equal(sampling.sigmas, before) and torch.equal(sampling.log_sigmas, log_before)
+
+
+def test_a_flow_model_has_no_table_of_noise_levels_to_replace():
+    with host.training_mode():
+        twin = host.trainable_view(models.sd3().model, torch.float32)
+        with pytest.raises(InputError, match="ModelSamplingDiscreteFlow.*no table that can be replaced"):
+            host.set_sigmas(twin, torch.linspace(0.1, 1.0, 10))
+
+
+# ---------------------------------------------------------------- gradients of every family
+
+
+class Probe:
+    """A float64 twin with adapters on every layer, and a linear function of what its network gives."""
+
+    def __init__(self, model, checkpointed: bool):
+        self.twin = host.trainable_view(model, torch.float64)
+        self.blocks = host.checkpoint_blocks(self.twin) if checkpointed else []
+        self.found = find_targets(self.twin, "all linear and convolution")
+        self.adapters = make_adapters(self.found, LORA)
+        for number, adapter in enumerate(self.adapters.values()):
+            adapter.up.data = 0.3 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
+            adapter.double()
+        self.parameters = [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
+        self.options = host.transformer_options(model)
+        self.x_t, self.mix = models.random_latents(model, 2, seed=1), models.random_latents(model, 2, seed=2)
+        self.groups = host.batch_conds(
+            self.twin, [models.random_conditioning(model, seed) for seed in (3, 4)], self.x_t
+        )
+        self.outputs: list[torch.Tensor] = []
+        self.twin.diffusion_model.register_forward_hook(lambda module, args, output: self.outputs.append(output))
+
+    def value(self) -> torch.Tensor:
+        """Before the host rounds the output to float32."""
+        host.predict(self.twin, self.options, self.x_t, torch.tensor([0.3, 0.7]), self.groups)
+        return (self.outputs.pop() * self.mix).sum()
+
+    def gradients(self) -> list[torch.Tensor]:
+        with attached(self.found, self.adapters):
+            self.value().backward()
+        return [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
+
+    def slope(self, directions: list[torch.Tensor], step: float = 1e-3) -> float:
+        """The central difference of `value` along a direction."""
+        start = [parameter.detach().clone() for parameter in self.parameters]
+        values = []
+        for sign in (1.0, -1.0):
+            for parameter, old, direction in zip(self.parameters, start, directions, strict=True):
+                parameter.data = old + sign * step * direction
+            with attached(self.found, self.adapters), torch.no_grad():
+                values.append(self.value().item())
+        for parameter, old in zip(self.parameters, start, strict=True):
+            parameter.data = old
+        return (values[0] - values[1]) / (2.0 * step)
+
+
+@pytest.mark.parametrize("name", models.TRANSFORMERS)
+def test_gradients_are_those_of_finite_differences(name):
+    with host.training_mode():
+        probe = Probe(models.TRANSFORMERS[name](), checkpointed=False)
+        gradients = probe.gradients()
+        for kind in ("down", "up"):  # along the gradient itself, where an error of any layer shows
+            names = [name for adapter in probe.adapters.values() for name, _ in adapter.named_parameters()]
+            part = [each if name == kind else 0.0 * each for each, name in zip(gradients, names, strict=True)]
+            norm = torch.stack([each.norm() for each in part]).norm()
+            assert probe.slope([each / norm for each in part]) == pytest.approx(norm.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", models.TRANSFORMERS)
+def test_checkpointing_changes_no_gradient(name):
+    """Blocks that add in place write over what the recomputation needs, were they not given copies."""
+    with host.training_mode():
+        plain, checkpointed = (Probe(models.TRANSFORMERS[name](), flag) for flag in (False, True))
+        assert checkpointed.blocks
+        for ours, theirs in zip(checkpointed.gradients(), plain.gradients(), strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_flux_is_checkpointed_block_by_block():
+    with host.training_mode():
+        probe = Probe(models.flux().model, checkpointed=True)
+    assert probe.blocks == ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]

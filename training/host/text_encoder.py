@@ -1,0 +1,40 @@
+"""The graph's text encoders with a backward pass."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .conditioning import Conditioning, tokens_of
+from .view import guard_residuals, twin_of
+
+
+def trainable_text_encoder(clip: Any, dtype: torch.dtype) -> nn.Module:
+    """A twin of the CLIP's text encoders with resident, frozen normal tensors; the CLIP itself is only read.
+
+    Args:
+        dtype: as `trainable_view` takes it. The arithmetic is float32 in any case, as in the host.
+    """
+    twin = twin_of(clip.patcher, dtype)
+    guard_residuals(twin)
+    return twin
+
+
+def encode_text_with(clip: Any, twin: Any, text: str, is_prompt: bool = False) -> Conditioning:
+    """The conditioning that `encode_text` gives, computed by the twin, with gradients to what is attached to it.
+
+    Args:
+        clip: for its tokenizer and options (clip skip).
+        twin: from `trainable_text_encoder`.
+    """
+    twin.reset_clip_options()
+    if clip.layer_idx is not None:
+        twin.set_clip_options({"layer": clip.layer_idx})
+    twin.set_clip_options({"execution_device": clip.patcher.load_device})
+    embedding, pooled, *extra = twin.encode_token_weights(tokens_of(clip, text, is_prompt))
+    return [[embedding, {"pooled_output": pooled, **(extra[0] if extra else {})}]]
+
+
+def clip_skip(clip: Any) -> int:
+    """Which layer from the end the CLIP's output is taken from, where the graph chose one; 0 = the model's own."""
+    return -clip.layer_idx if clip.layer_idx else 0

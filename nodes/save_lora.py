@@ -7,13 +7,28 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.export import check_name, save_lora
+from ..training.export import (
+    AS_TRAINED,
+    DTYPES,
+    FORMATS,
+    LARGEST_HEADER,
+    as_format,
+    check_name,
+    header_size,
+    in_precision,
+    knows_layers,
+    save_lora,
+    workflow_metadata,
+)
 from ..training.problems import InputError
 from .types import CATEGORY, LoraModel
 
+GRAPH = ("workflow", "prompt")
+"""Metadata of the graph that made a file; a loaded LoRA may bring another's."""
+
 
 class SaveLoRA(io.ComfyNode):
-    """Writes a LoRA with kohya's key names and metadata."""
+    """Writes a LoRA with its metadata, in the form that other programs take."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,16 +38,39 @@ class SaveLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Saves the LoRA in models/loras, as a .safetensors file. An existing file is kept: "
             "the new one gets a number.",
-            search_aliases=["export lora", "safetensors"],
+            search_aliases=["export lora", "convert lora", "safetensors"],
             is_output_node=True,
             inputs=[
-                LoraModel.Input("lora", tooltip="From Train LoRA."),
+                LoraModel.Input("lora", tooltip="From Train LoRA, Load LoRA File or Merge LoRAs."),
                 io.String.Input(
                     "filename", default="my_lora",
                     tooltip="File name in models/loras, maybe with folders before it: people/anna.",
                 ),
+                io.Combo.Input(
+                    "format", options=list(FORMATS), default=FORMATS[0], optional=True,
+                    tooltip="Key names. kohya: for ComfyUI, A1111, Forge and the trainers. diffusers: peft's, for "
+                    "load_lora_weights; plain LoRA only. comfyui: as ComfyUI's own trainer writes.",
+                ),
+                io.Combo.Input(
+                    "precision", options=[AS_TRAINED, *DTYPES], default=AS_TRAINED, optional=True,
+                    tooltip="Number format. fp16 and bf16 files are half as large as fp32.",
+                ),
+                io.Boolean.Input(
+                    "save_workflow", default=True, optional=True,
+                    tooltip="The file dropped on the canvas opens the graph that made it. Turn it off to share the "
+                    "file without the graph.",
+                ),
+                io.Model.Input(
+                    "model", optional=True, advanced=True,
+                    tooltip="Only to change the format of a LoRA from a file: the model it was trained on.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, advanced=True,
+                    tooltip="Only to change the format of a LoRA from a file that has text encoder layers.",
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file lies.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -45,7 +83,30 @@ class SaveLoRA(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, lora: Mapping[str, torch.Tensor], filename: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        lora: Mapping[str, torch.Tensor],
+        filename: str,
+        format: str = FORMATS[0],
+        precision: str = AS_TRAINED,
+        save_workflow: bool = True,
+        model: Any = None,
+        clip: Any = None,
+    ) -> io.NodeOutput:
         name = check_name(filename, "filename", "Save LoRA")
-        path = save_lora(host.lora_folder() / f"{name}.safetensors", lora, getattr(lora, "metadata", {}))
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved {path}"))
+        names = host.layer_names(model, clip) if model is not None or clip is not None else None
+        notes = []
+        if format == FORMATS[0] and not knows_layers(lora, format, names):
+            converted = in_precision(lora, precision)
+            notes.append("Its keys are as they came: connect the model to have them in kohya's form.")
+        else:
+            converted = as_format(lora, format, names, precision)
+        metadata = {key: value for key, value in converted.metadata.items() if key not in GRAPH}
+        if save_workflow and cls.hidden is not None:
+            graph = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+            if header_size(converted, {**metadata, **graph}) < LARGEST_HEADER:
+                metadata |= graph
+            else:
+                notes.append("The workflow is too large to be kept in the file.")
+        path = save_lora(host.lora_folder() / f"{name}.safetensors", converted, metadata)
+        return io.NodeOutput(str(path), ui=ui.PreviewText("\n".join([f"Saved {path}", *notes])))

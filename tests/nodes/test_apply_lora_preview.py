@@ -9,8 +9,8 @@ import torch
 from lora_kiln.nodes.apply_lora_preview import ApplyLoRAPreview, parse_strengths
 from lora_kiln.training import host
 from lora_kiln.training.attach import find_targets, make_adapters
-from lora_kiln.training.config import TARGETS
-from lora_kiln.training.export import lora_tensors
+from lora_kiln.training.config import TARGETS, LoRAConfig
+from lora_kiln.training.export import as_format, lora_tensors
 from lora_kiln.training.problems import InputError
 
 from models import Small, sd15, state
@@ -30,11 +30,11 @@ def small() -> Small:
 @pytest.fixture(scope="module")
 def lora(small: Small) -> dict[str, torch.Tensor]:
     """A LoRA with random factors."""
-    adapters = make_adapters(find_targets(small.model.model, TARGETS[2]), 4, 1.0, 0)
+    adapters = make_adapters(find_targets(small.model.model, TARGETS[2]), LoRAConfig(rank=4, alpha=4.0))
     generator = torch.Generator().manual_seed(0)
     for adapter in adapters.values():
         adapter.up.data = 0.2 * torch.randn(adapter.up.shape, generator=generator)
-    return lora_tensors(adapters, host.kohya_names(small.model), 4.0, "fp32")
+    return lora_tensors(adapters, host.layer_names(small.model), "fp32")
 
 
 def preview(small: Small, lora, **changes):
@@ -126,3 +126,9 @@ def test_strengths_are_numbers_apart(text: str, expected: list[float]) -> None:
 def test_strengths_that_are_no_numbers_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="strengths holds"):
         parse_strengths(text)
+
+
+def test_a_lora_with_diffusers_keys_does_what_it_does_with_kohyas(small: Small, lora) -> None:
+    diffusers = as_format(lora, "diffusers", host.layer_names(small.model))
+    assert not lora.keys() & diffusers.keys()
+    assert torch.allclose(preview(small, diffusers)[0], preview(small, lora)[0], atol=1e-4)

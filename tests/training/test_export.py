@@ -1,24 +1,46 @@
-"""The saved LoRA: what the host's own loader makes of it, and a file that is whole or not there."""
+"""The saved LoRA: what the host's own loader makes of it, its other forms, and a file that is whole or not there."""
 
+import hashlib
 import json
 import logging
+import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.lora
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.adapters import lora_difference
-from lora_kiln.training.attach import find_targets, make_adapters
-from lora_kiln.training.config import TARGETS, LoRAConfig
-from lora_kiln.training.export import DTYPES, LoRAModel, check_name, free_path, lora_metadata, lora_tensors, save_lora
+from lora_kiln.training.adapters import LoRA, adapter_from_tensors
+from lora_kiln.training.config import ADAPTERS, LoRAConfig
+from lora_kiln.training.export import (
+    DTYPES,
+    DataFacts,
+    Folder,
+    LoRAModel,
+    RunFacts,
+    as_format,
+    check_name,
+    file_hashes,
+    free_path,
+    header_size,
+    in_precision,
+    knows_layers,
+    lora_metadata,
+    lora_tensors,
+    save_lora,
+    workflow_metadata,
+)
+from lora_kiln.training.lora_files import read_lora_file
 from lora_kiln.training.problems import InputError
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
-from models import sd15, sdxl
+from loras import random_adapters, random_lora
+from models import sd3, sd15, sdxl
 
 RANK, ALPHA = 4, 2.0
 TENSORS = {"a.lora_up.weight": torch.arange(6.0).reshape(2, 3)}
@@ -26,74 +48,198 @@ TOLERANCE = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 2e-2}
 
 
 @pytest.fixture(scope="module", params=[sd15, sdxl], ids=["sd15", "sdxl"])
-def model(request: pytest.FixtureRequest):
-    return request.param().model
+def small(request: pytest.FixtureRequest):
+    return request.param()
 
 
-def trained(model, targets: str = TARGETS[2], precision: str = "fp32"):
-    """Adapters with random factors on a host model, and their state dict."""
-    adapters = make_adapters(find_targets(model.model, targets), RANK, ALPHA / RANK, 0)
-    generator = torch.Generator().manual_seed(0)
-    for adapter in adapters.values():
-        adapter.up.data = torch.randn(adapter.up.shape, generator=generator)
-    return adapters, lora_tensors(adapters, host.kohya_names(model), ALPHA, precision)
-
-
-@pytest.mark.parametrize("targets", TARGETS)
-def test_the_host_loads_every_key(model, targets: str, caplog: pytest.LogCaptureFixture) -> None:
-    adapters, tensors = trained(model, targets)
-    with caplog.at_level(logging.WARNING):
-        patches = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
-    assert "not loaded" not in caplog.text
-    assert set(patches) == set(adapters)
+def trained(small, precision: str = "fp32"):
+    """Adapters with random factors on all layers of a host model, and their state dict."""
+    names = host.layer_names(small.model, small.clip)
+    adapters = random_adapters(names, RANK, ALPHA)
+    return adapters, lora_tensors(adapters, names, precision)
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_the_hosts_patched_weight_is_the_merged_weight(model, precision: str) -> None:
-    adapters, tensors = trained(model, precision=precision)
-    patches = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
+def test_the_hosts_patched_weight_is_the_merged_weight(small, precision: str) -> None:
+    adapters, tensors = trained(small, precision)
+    model, clip = host.with_lora(small.model, small.clip, tensors, 1.0)
+    patches = {**model.patches, **clip.patcher.patches}
+    assert patches.keys() == adapters.keys()
     for key, adapter in list(adapters.items())[::5]:
-        expected = lora_difference(adapter.down, adapter.up, ALPHA / RANK).detach()
-        weight = torch.zeros(expected.shape)
-        patched = comfy.lora.calculate_weight([(1.0, patches[key], 1.0, None, None)], weight, key)
+        expected = adapter.difference().detach()
+        patched = comfy.lora.calculate_weight(patches[key], torch.zeros(expected.shape), key)
         torch.testing.assert_close(patched, expected, atol=TOLERANCE[precision] * expected.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), DTYPES.items())
-def test_tensors_have_the_asked_number_format(model, precision: str, dtype: torch.dtype) -> None:
-    tensors = trained(model, precision=precision)[1]
+def test_tensors_have_the_asked_number_format_and_alpha_is_exact(small, precision: str, dtype: torch.dtype) -> None:
+    tensors = trained(small, precision)[1]
     assert {tensor.dtype for key, tensor in tensors.items() if not key.endswith("alpha")} == {dtype}
-
-
-def test_alpha_is_saved_exactly(model) -> None:
-    tensors = trained(model, precision="bf16")[1]
     assert {tensor.dtype for key, tensor in tensors.items() if key.endswith("alpha")} == {torch.float32}
-
-
-def test_every_layer_has_down_up_and_alpha(model) -> None:
-    adapters, tensors = trained(model)
-    assert len(tensors) == 3 * len(adapters)
-    assert {key.split(".", 1)[1] for key in tensors} == {"lora_down.weight", "lora_up.weight", "alpha"}
     assert {tensor.item() for key, tensor in tensors.items() if key.endswith("alpha")} == {ALPHA}
 
 
-def test_the_state_dict_does_not_go_on_learning(model) -> None:
-    adapters, tensors = trained(model)
+def test_the_state_dict_does_not_go_on_learning(small) -> None:
+    adapters, tensors = trained(small)
     before = {key: tensor.clone() for key, tensor in tensors.items()}
     for adapter in adapters.values():
         adapter.down.data.add_(1.0)
     assert all(torch.equal(tensor, before[key]) and not tensor.requires_grad for key, tensor in tensors.items())
 
 
-def test_sd15_keys_go_by_diffusers_names() -> None:
-    keys = trained(sd15().model, "attention")[1]
-    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight" in keys
-    assert "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight" in keys
+def test_what_fp16_cannot_hold_stays_as_it_is_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    names = {"k": host.LayerNames("lora_unet_a", "diffusion_model.a", (), (2, 2))}
+    adapters = {"k": LoRA(torch.ones(1, 2), torch.full((2, 1), 1e6), 1.0)}
+    with caplog.at_level(logging.INFO):
+        tensors = lora_tensors(adapters, names, "fp16")
+    assert tensors["lora_unet_a.lora_up.weight"].dtype == torch.float32
+    assert tensors["lora_unet_a.lora_up.weight"].max() == 1e6
+    assert tensors["lora_unet_a.lora_down.weight"].dtype == torch.float16
+    assert "too large for fp16" in caplog.text
 
 
-def test_sdxl_keys_go_by_the_original_names() -> None:
-    keys = trained(sdxl().model, "attention")[1]
-    assert "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in keys
+# ---------------------------------------------------------------- other forms
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_the_hosts_form_and_kohyas_hold_the_same_numbers(small, form: str) -> None:
+    lora = random_lora(small)
+    other = as_format(as_format(lora, "comfyui"), form)
+    starts = {"comfyui": ("diffusion_model.", "text_encoders."), "kohya": ("lora_unet_", "lora_te")}[form]
+    assert all(key.startswith(starts) for key in other)
+    assert sorted(t.sum().item() for t in other.values()) == sorted(t.sum().item() for t in lora.values())
+
+
+def test_the_peft_form_needs_no_alpha(small) -> None:
+    lora = random_lora(small, rank=4, alpha=3.0)
+    form = as_format(lora, "diffusers")
+    assert all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in form)
+    key = "diffusion_model.middle_block.1.proj_in.weight"
+    kohya, path = lora_names(small, key).kohya, "unet.mid_block.attentions.0.proj_in"
+    torch.testing.assert_close(form[f"{path}.lora_B.weight"], lora[f"{kohya}.lora_up.weight"] * 0.75)
+    assert torch.equal(form[f"{path}.lora_A.weight"], lora[f"{kohya}.lora_down.weight"])
+
+
+def lora_names(small, key: str):
+    return host.layer_names(small.model, small.clip)[key]
+
+
+def test_fused_layers_are_split_by_rows() -> None:
+    lora = random_lora(sd3(), alpha=4.0)
+    form = as_format(lora, "diffusers")
+    down, up = (lora[f"lora_unet_joint_blocks_1_x_block_attn_qkv.lora_{part}.weight"] for part in ("down", "up"))
+    for number, part in enumerate(("to_q", "to_k", "to_v")):
+        path = f"transformer.transformer_blocks.1.attn.{part}"
+        assert torch.equal(form[f"{path}.lora_A.weight"], down)
+        assert torch.equal(form[f"{path}.lora_B.weight"], up[128 * number : 128 * (number + 1)])
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui", "diffusers"])
+@pytest.mark.parametrize("precision", DTYPES)
+def test_every_form_can_have_every_number_format(form: str, precision: str) -> None:
+    other = as_format(random_lora(sd15(), "bf16"), form, precision=precision)
+    assert {t.dtype for key, t in other.items() if not key.endswith("alpha")} == {DTYPES[precision]}
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui", "diffusers"])
+def test_numbers_stay_as_trained(form: str) -> None:
+    other = as_format(random_lora(sd15(), "bf16"), form)
+    assert {t.dtype for key, t in other.items() if not key.endswith("alpha")} == {torch.bfloat16}
+
+
+def test_a_number_format_that_cannot_hold_the_values_is_refused() -> None:
+    lora = {"lora_unet_a.lora_up.weight": torch.full((2, 1), 1e6), "lora_unet_a.lora_down.weight": torch.ones(1, 2)}
+    with pytest.raises(InputError, match="precision is fp16.*lora_unet_a.lora_up.weight.*bf16 or fp32"):
+        as_format(lora, "kohya", precision="fp16")
+    assert in_precision(lora, "bf16")["lora_unet_a.lora_up.weight"].isfinite().all()
+
+
+def test_a_scale_that_leads_out_of_fp16_is_refused() -> None:
+    layer = host.LayerNames("lora_unet_a", "diffusion_model.a", (("unet.a", 0, 2),), (2, 2))
+    tensors = {"lora_unet_a.lora_up.weight": torch.full((2, 1), 6e4), "lora_unet_a.lora_down.weight": torch.ones(1, 2)}
+    half = {key: tensor.half() for key, tensor in tensors.items()} | {"lora_unet_a.alpha": torch.tensor(4.0)}
+    with pytest.raises(InputError, match="as trained.*unet.a.lora_B"):
+        as_format(LoRAModel(half, {}, "a", {"lora_unet_a": layer}), "diffusers")
+
+
+NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+KEY = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+KINDS = {
+    "dora": {"lora_up.weight": (32, 2), "lora_down.weight": (2, 32), "dora_scale": (1, 32)},
+    "loha": {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)},
+    "lokr": {"lokr_w1": (4, 4), "lokr_w2": (8, 8)},
+    "oft": {"oft_blocks": (4, 8, 8)},
+}
+
+
+def of_kind(kind: str) -> LoRAModel:
+    """A LoRA of one layer, as Train LoRA gives it."""
+    generator = torch.Generator().manual_seed(0)
+    layer = lora_names(sd15(), KEY)
+    adapter = adapter_from_tensors({e: torch.randn(shape, generator=generator) for e, shape in KINDS[kind].items()})
+    assert adapter is not None and adapter.kind == kind
+    return LoRAModel(lora_tensors({KEY: adapter}, {KEY: layer}, "fp32"), {}, kind, {NAME: layer})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_peft_form_refuses_what_it_cannot_hold(kind: str) -> None:
+    with pytest.raises(InputError, match="format is diffusers.*plain LoRA.*attn1_to_q.*choose kohya or comfyui"):
+        as_format(of_kind(kind), "diffusers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_kohyas_and_the_hosts_form(kind: str) -> None:
+    small, lora = sd15(), of_kind(kind)
+    comfyui = as_format(lora, "comfyui")
+    assert set(as_format(comfyui, "kohya")) == set(lora)
+    weight = small.model.model.state_dict()[KEY].clone()
+    one, other = (
+        comfy.lora.calculate_weight(host.with_lora(small.model, None, each, 1.0)[0].patches[KEY], weight.clone(), KEY)
+        for each in (lora, comfyui)
+    )
+    assert torch.equal(one, other) and not torch.equal(one, weight)
+
+
+def test_a_layer_that_diffusers_lacks_is_said() -> None:
+    layer = host.LayerNames("lora_unet_a", "diffusion_model.a", (), (2, 2))
+    lora = {"lora_unet_a.lora_up.weight": torch.ones(2, 1), "lora_unet_a.lora_down.weight": torch.ones(1, 2)}
+    with pytest.raises(InputError, match="no name for lora_unet_a"):
+        as_format(LoRAModel(lora, {}, "a", {"lora_unet_a": layer}), "diffusers")
+
+
+def test_a_lora_that_does_not_know_its_layers_needs_the_model(small) -> None:
+    lora = dict(random_lora(small))
+    assert knows_layers(lora, "kohya") and not knows_layers(lora, "diffusers")
+    with pytest.raises(InputError, match="connect the model"):
+        as_format(lora, "diffusers")
+    names = host.layer_names(small.model, small.clip)
+    assert as_format(lora, "diffusers", names).keys() == as_format(random_lora(small), "diffusers").keys()
+
+
+def test_layers_of_the_text_encoder_need_the_clip(small) -> None:
+    with pytest.raises(InputError, match="lora_te.*and clip"):
+        as_format(dict(random_lora(small)), "diffusers", host.layer_names(small.model))
+
+
+@pytest.mark.parametrize(("form", "precision", "field"), [("onnx", "fp16", "format"), ("kohya", "fp8", "precision")])
+def test_a_form_nobody_knows_is_refused(form: str, precision: str, field: str) -> None:
+    with pytest.raises(InputError, match=f"{field} is"):
+        as_format(random_lora(sd15()), form, precision=precision)
+
+
+def test_the_metadata_follows_the_form() -> None:
+    lora = random_lora(sdxl())
+    lora.metadata = metadata(base_version="sdxl_base_v1-0", architecture="stable-diffusion-xl-v1-base")
+    assert "generative-models" in lora.metadata["modelspec.implementation"]
+    assert as_format(lora, "diffusers").metadata["modelspec.implementation"] == "diffusers"
+    assert as_format(lora, "comfyui").metadata["ss_seed"] == lora.metadata["ss_seed"]
+
+
+def test_diffusers_own_settings_do_not_outlive_its_keys() -> None:
+    lora = as_format(random_lora(sd15()), "diffusers")
+    lora.metadata = {"lora_adapter_metadata": "{}"}
+    assert "lora_adapter_metadata" in as_format(lora, "diffusers").metadata
+    assert "lora_adapter_metadata" not in as_format(lora, "kohya").metadata
 
 
 # ---------------------------------------------------------------- the file
@@ -104,7 +250,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
     loaded = load_file(path)
     assert loaded.keys() == TENSORS.keys() and all(torch.equal(loaded[key], TENSORS[key]) for key in TENSORS)
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"ss_seed": "7"}
+        assert file.metadata()["ss_seed"] == "7"
 
 
 def test_tensors_that_are_views_can_be_saved(tmp_path: Path) -> None:
@@ -191,16 +337,83 @@ def test_a_name_that_leaves_its_root_or_suits_no_file_is_refused(name: str) -> N
         check_name(name, "name", "Node")
 
 
+# ---------------------------------------------------------------- hashes and the header
+
+
+def raw(path: Path) -> tuple[bytes, bytes]:
+    """A file's header and what follows it."""
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    return content[8 : 8 + length], content[8 + length :]
+
+
+def test_the_hash_is_of_all_that_follows_the_header(tmp_path: Path) -> None:
+    lora = random_lora(sd15())
+    path = save_lora(tmp_path / "a.safetensors", lora, {"modelspec.sai_model_spec": "1.0.1", "ss_seed": "7"})
+    digest = hashlib.sha256(raw(path)[1]).hexdigest()
+    values = read_lora_file(path).metadata
+    assert values["sshs_model_hash"] == digest
+    assert values["modelspec.hash_sha256"] == f"0x{digest}"
+
+
+def test_the_legacy_hash_is_of_the_file_with_training_metadata_alone() -> None:
+    tensors = {"a.lora_up.weight": torch.randn(700, 700)}
+    content = save(tensors, {"ss_seed": "7"})
+    expected = hashlib.sha256(content[1024 * 1024 : 1024 * 1024 + 64 * 1024]).hexdigest()[:8]
+    with_more = {"ss_seed": "7", "workflow": "{}", "modelspec.title": "a"}
+    assert file_hashes(tensors, with_more)["sshs_legacy_hash"] == expected
+
+
+def test_a_file_saved_again_has_its_own_hash(tmp_path: Path) -> None:
+    first = read_lora_file(save_lora(tmp_path / "a.safetensors", random_lora(sd15()), {"ss_seed": "7"}))
+    second = save_lora(tmp_path / "b.safetensors", in_precision(first, "fp16"), first.metadata)
+    values = read_lora_file(second).metadata
+    assert values["sshs_model_hash"] == hashlib.sha256(raw(second)[1]).hexdigest() != first.metadata["sshs_model_hash"]
+
+
+def test_the_header_is_hardly_smaller_than_was_said(tmp_path: Path) -> None:
+    lora, values = random_lora(sd15()), {"workflow": '{"é": "\\"x\\""}' * 1000}
+    header = raw(save_lora(tmp_path / "a.safetensors", lora, values))[0]
+    hashes = sum(len(key) + len(value) + 8 for key, value in file_hashes(lora, values).items())
+    assert len(header) <= header_size(lora, values) + hashes < 1.4 * len(header)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "extra", "keys"),
+    [
+        ({"1": {"is_changed": math.nan}}, {"workflow": {"nodes": []}, "other": 1}, {"workflow", "prompt"}),
+        ({"1": {}}, None, {"prompt"}),
+        (None, {"workflow": {"nodes": []}}, {"workflow"}),
+        (None, None, set()),
+    ],
+)
+def test_the_workflow_is_text_that_the_page_can_read(prompt, extra, keys: set[str]) -> None:
+    values = workflow_metadata(prompt, extra)
+    assert values.keys() == keys
+    assert "NaN" not in str(values)
+    if "workflow" in values:
+        assert json.loads(values["workflow"]) == {"nodes": []}
+
+
 # ---------------------------------------------------------------- metadata
 
+DATA = DataFacts(
+    folders=(
+        Folder("10_anna", 3, repeats=10, tags={"zwx": 3}),
+        Folder("5_bea", 2, repeats=5, tags={"hat": 1}),
+        Folder("1_woman", 4, is_regularisation=True, tags={"woman": 4}),
+    ),
+    resolution=512, buckets={(512, 512): 4, (640, 384): 1}, trigger_word="zwx", prior_loss_weight=0.5,
+    caption_dropout=0.1, flip=True, keep_tokens=1, masked_loss=True,
+)  # fmt: skip
+RUN = RunFacts(
+    name="anna", base_version="sd_v1", architecture="stable-diffusion-v1", prediction="eps", step=100,
+    total_steps=200, epoch=4, epochs=8, started_at=0.0, ended_at=60.0,
+)  # fmt: skip
 
-def metadata(config: LoRAConfig = LoRAConfig(), **changes) -> dict[str, str]:  # noqa: B008
-    values = dict(
-        name="anna", base_version="sd_v1", architecture="stable-diffusion-v1", prediction="eps", resolution=512,
-        pictures=3, prior_pictures=2, buckets={(512, 512): 2, (640, 384): 1}, tag_frequency={"zwx": 3},
-        trigger_word="zwx", dataset_name="10_anna", step=100, epoch=4, started_at=0.0, ended_at=60.0,
-    )  # fmt: skip
-    return lora_metadata(config, **{**values, **changes})
+
+def metadata(config: LoRAConfig = LoRAConfig(), data: DataFacts = DATA, **changes) -> dict[str, str]:  # noqa: B008
+    return lora_metadata(config, replace(RUN, **changes), data)
 
 
 def test_metadata_is_text_alone() -> None:
@@ -211,36 +424,112 @@ def test_metadata_is_text_alone() -> None:
     ("key", "value"),
     [
         ("ss_base_model_version", "sd_v1"),
+        ("ss_v2", "False"),
         ("ss_network_module", "networks.lora"),
         ("ss_network_dim", "8"),
         ("ss_network_alpha", "4.0"),
+        ("ss_network_dropout", "0.2"),
         ("ss_output_name", "anna"),
         ("ss_steps", "100"),
+        ("ss_max_train_steps", "200"),
         ("ss_epoch", "4"),
-        ("ss_num_train_images", "3"),
-        ("ss_num_reg_images", "2"),
+        ("ss_num_epochs", "8"),
+        ("ss_unet_lr", "0.0001"),
+        ("ss_text_encoder_lr", "1e-05"),
+        ("ss_optimizer", "AdamW8bit(weight_decay=0.01,betas=0.9,0.99)"),
+        ("ss_lr_scheduler", "constant_with_warmup"),
+        ("ss_lr_warmup_steps", "20"),
+        ("ss_loss_type", "huber"),
+        ("ss_huber_c", "0.1"),
+        ("ss_huber_schedule", "snr"),
+        ("ss_multires_noise_iterations", "6"),
+        ("ss_multires_noise_discount", "0.3"),
+        ("ss_ip_noise_gamma", "0.1"),
+        ("ss_debiased_estimation", "True"),
+        ("ss_zero_terminal_snr", "False"),
+        ("ss_prior_loss_weight", "0.5"),
+        ("ss_caption_dropout_rate", "0.1"),
+        ("ss_flip_aug", "True"),
+        ("ss_masked_loss", "True"),
+        ("ss_num_train_images", "40"),
+        ("ss_num_reg_images", "4"),
+        ("ss_mixed_precision", "bf16"),
+        ("ss_sd_model_name", "base.safetensors"),
         ("modelspec.architecture", "stable-diffusion-v1/lora"),
+        ("modelspec.implementation", "diffusers"),
         ("modelspec.prediction_type", "epsilon"),
         ("modelspec.trigger_phrase", "zwx"),
         ("modelspec.date", "1970-01-01T00:01:00+00:00"),
+        ("modelspec.timestep_range", "200,799"),
+        ("modelspec.encoder_layer", "2"),
+        ("modelspec.resolution", "512x512"),
     ],
 )
 def test_metadata_says_what_was_trained(key: str, value: str) -> None:
-    assert metadata(LoRAConfig(rank=8, alpha=4.0))[key] == value
+    config = LoRAConfig(
+        rank=8, alpha=4.0, dropout=0.2, text_encoder_learning_rate=1e-5, optimizer="adamw8bit", warmup=0.1,
+        optimizer_args="betas=0.9,0.99", scheduler="constant", loss="huber", multires_noise_iterations=6,
+        ip_noise_gamma=0.1, debiased_estimation=True, min_timestep=200, max_timestep=800,
+    )  # fmt: skip
+    assert metadata(config, precision="bf16", base_name="base.safetensors", clip_skip=2)[key] == value
 
 
-def test_metadata_holds_buckets_and_tags_as_kohya_writes_them() -> None:
+def test_metadata_holds_buckets_folders_and_tags_as_kohya_writes_them() -> None:
     values = metadata()
     assert json.loads(values["ss_bucket_info"])["buckets"]["1"] == {"resolution": [640, 384], "count": 1}
-    assert json.loads(values["ss_tag_frequency"]) == {"10_anna": {"zwx": 3}}
+    assert json.loads(values["ss_tag_frequency"]) == {"10_anna": {"zwx": 3}, "5_bea": {"hat": 1}}
+    folders = {"10_anna": {"n_repeats": 10, "img_count": 3}, "5_bea": {"n_repeats": 5, "img_count": 2}}
+    assert json.loads(values["ss_dataset_dirs"]) == folders
+    assert json.loads(values["ss_reg_dataset_dirs"]) == {"1_woman": {"n_repeats": 1, "img_count": 4}}
+    (dataset,) = json.loads(values["ss_datasets"])
+    assert [subset["image_dir"] for subset in dataset["subsets"]] == ["10_anna", "5_bea", "1_woman"]
+    assert dataset["num_train_images"] == 40 and dataset["resolution"] == [512, 512]
 
 
 def test_metadata_leaves_out_what_was_off() -> None:
-    values = metadata(trigger_word="", prediction="flow")
-    off = {"ss_min_snr_gamma", "ss_noise_offset", "modelspec.trigger_phrase", "modelspec.prediction_type"}
+    values = metadata(data=replace(DATA, trigger_word=""), prediction="flow")
+    off = {
+        "ss_min_snr_gamma", "ss_noise_offset", "ss_huber_c", "ss_multires_noise_discount", "ss_ip_noise_gamma",
+        "ss_network_dropout", "ss_clip_skip", "ss_sd_model_name", "ss_mixed_precision", "modelspec.trigger_phrase",
+        "modelspec.prediction_type", "modelspec.timestep_range", "modelspec.encoder_layer", "modelspec.author",
+    }  # fmt: skip
     assert not off & set(values)
+
+
+CONVOLUTIONS = {"targets": "all linear and convolution"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "module", "args"),
+    [
+        ({}, "networks.lora", {}),
+        ({**CONVOLUTIONS, "conv_rank": 4, "conv_alpha": 1.0}, "networks.lora", {"conv_dim": "4", "conv_alpha": "1.0"}),
+        (CONVOLUTIONS, "networks.lora", {"conv_dim": "16", "conv_alpha": "16.0"}),
+        ({"rank_dropout": 0.1, "module_dropout": 0.2}, "networks.lora",
+         {"rank_dropout": "0.1", "module_dropout": "0.2"}),
+        ({"adapter": "dora"}, "lycoris.kohya", {"algo": "locon", "dora_wd": "True"}),
+        ({"adapter": "loha"}, "lycoris.kohya", {"algo": "loha"}),
+        ({"adapter": "lokr", "lokr_factor": 8}, "lycoris.kohya", {"algo": "lokr", "factor": "8"}),
+        ({"adapter": "oft"}, "lycoris.kohya", {"algo": "diag-oft"}),
+        ({"rslora": True}, "lycoris.kohya", {"algo": "locon", "rs_lora": "True"}),
+    ],
+)  # fmt: skip
+def test_the_network_is_named_as_the_trainers_name_it(changes: dict, module: str, args: dict) -> None:
+    values = metadata(LoRAConfig(**changes))
+    assert values["ss_network_module"] == module
+    assert json.loads(values["ss_network_args"]) == {"targets": changes.get("targets", "attention"), **args}
+
+
+@pytest.mark.parametrize(("version", "module"), [("flux1", "networks.lora_flux"), ("sd3_m", "networks.lora_sd3")])
+def test_transformers_have_networks_of_their_own(version: str, module: str) -> None:
+    assert metadata(base_version=version)["ss_network_module"] == module
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_every_adapter_has_metadata(adapter: str) -> None:
+    assert metadata(LoRAConfig(adapter=adapter))["ss_network_dim"] == "16"
 
 
 def test_a_lora_model_is_its_state_dict() -> None:
     lora = LoRAModel(TENSORS, {"a": "b"}, "anna")
-    assert dict(lora) == TENSORS and lora.metadata == {"a": "b"} and lora.name == "anna"
+    assert dict(lora) == TENSORS and lora.metadata == {"a": "b"} and lora.name == "anna" and lora.layers == {}

@@ -1,6 +1,8 @@
 """LoRA names and patches, by the host's own maps."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
@@ -10,40 +12,165 @@ import comfy.utils
 import torch
 
 UNET_PREFIX = "lora_unet_"
+TEXT_PREFIX = "text_encoder"
 
 
-def kohya_names(model: Any) -> dict[str, str]:
-    """The kohya name of every weight of the MODEL: state-dict key -> name without `.lora_down.weight`.
+@dataclass(frozen=True)
+class LayerNames:
+    """What each kind of LoRA file calls one weight, without `.lora_down.weight` and the like."""
 
-    SD1.5 and SD2 UNets go by diffusers' module names, everything else (SDXL too) by the original ones.
+    kohya: str
+    """as in lora_unet_input_blocks_4_1_proj_in; where kohya has no name, the host's"""
+    comfy: str
+    """as in diffusion_model.input_blocks.4.1.proj_in"""
+    diffusers: tuple[tuple[str, int, int], ...] = ()
+    """(module path, first row, rows) of each part; several where diffusers splits a fused layer, and of the same path
+    where it holds the rows in another order; empty where it has no name"""
+    shape: tuple[int, ...] = ()
+    """of the weight"""
+
+
+def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
+    """The names of every weight of the MODEL, and of the CLIP's text encoders: state-dict key -> names.
+
+    SD1.5 and SD2 UNets go by diffusers' module names in kohya's files, everything else (SDXL too) by the original ones.
     """
-    base = model.model
-    names = {}
-    for key in base.state_dict():
-        if key.startswith("diffusion_model.") and key.endswith(".weight"):
-            path = key.removeprefix("diffusion_model.").removesuffix(".weight")
-            names[key] = UNET_PREFIX + path.replace(".", "_")
-    if not isinstance(base, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner):
-        for diffusers_key, key in comfy.utils.unet_to_diffusers(base.model_config.unet_config).items():
-            if diffusers_key.endswith(".weight"):
-                path = diffusers_key.removesuffix(".weight")
-                names[f"diffusion_model.{key}"] = UNET_PREFIX + path.replace(".", "_")
+    names = {} if model is None else _model_names(model.model)
+    if clip is not None:
+        names |= _text_names(clip.cond_stage_model)
     return names
 
 
-def with_lora(model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strength: float) -> tuple[Any, Any]:
-    """MODEL and CLIP with a LoRA on, exactly as the host's own loader puts it on."""
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+def with_lora(
+    model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strength: float, clip_strength: float | None = None
+) -> tuple[Any, Any]:
+    """MODEL and CLIP with a LoRA on, exactly as the host's own loader puts it on.
+
+    Args:
+        clip_strength: of the text encoders' part; as strength by default.
+    """
+    on_clip = strength if clip_strength is None else clip_strength
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, on_clip)
 
 
 def base_version(model: Any) -> tuple[str, str]:
     """What files call the base model: (ss_base_model_version, modelspec.architecture)."""
+    config = model.model.model_config
+    name = type(config).__name__
+    if name == "SD20":
+        is_v = model.model.model_type == comfy.model_base.ModelType.V_PREDICTION
+        return "sd_v2", "stable-diffusion-v2-768-v" if is_v else "stable-diffusion-v2-512"
+    if name == "SD3":
+        if config.unet_config.get("depth", 24) >= 38:
+            return "sd3_5-large", "stable-diffusion-3-5-large"
+        if config.unet_config.get("x_block_self_attn_layers"):
+            return "sd3_5-medium", "stable-diffusion-3-5-medium"
+        return "sd3_m", "stable-diffusion-3-medium"
     table = {
         "SD15": ("sd_v1", "stable-diffusion-v1"),
-        "SD20": ("sd_v2", "stable-diffusion-v2-512"),
         "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+        "SDXLRefiner": ("sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner"),
         "Flux": ("flux1", "flux-1-dev"),
-        "SD3": ("sd3", "stable-diffusion-3-medium"),
+        "FluxSchnell": ("flux1", "flux-1-schnell"),
+        "Flux2": ("flux2", "flux-2-dev"),
+        "Lumina2": ("lumina2", "lumina-2"),
+        "ZImage": ("zimage", "z-image"),
+        "QwenImage": ("qwen_image", "qwen-image"),
+        "Chroma": ("chroma", "chroma"),
+        "WAN21_T2V": ("wan2.1", "wan2.1-t2v"),
     }
-    name = type(model.model.model_config).__name__
-    return table.get(name, (name.lower(), name.lower()))
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", name).lower()
+    return table.get(name, (words.replace("-", "_"), words))
+
+
+def _model_names(base: Any) -> dict[str, LayerNames]:
+    weights = {key: shape for key, shape in _shapes(base).items() if key.startswith("diffusion_model.")}
+    modules = _unet_modules(base)
+    is_sdxl = _is_sdxl(base)
+    parts = {key: ((f"unet.{module}", 0, weights[key][0]),) for key, module in modules.items() if key in weights}
+    if not modules:
+        parts = _transformer_parts(base, weights)
+    names = {}
+    for key, shape in weights.items():
+        path = key.removeprefix("diffusion_model.").removesuffix(".weight")
+        kohya = path if is_sdxl else modules.get(key, path)
+        names[key] = LayerNames(
+            UNET_PREFIX + kohya.replace(".", "_"), f"diffusion_model.{path}", parts.get(key, ()), shape
+        )
+    return names
+
+
+def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """State-dict key of each weight -> its shape, before quantisation."""
+    modules = dict(root.named_modules())
+    shapes = {}
+    for key, tensor in root.state_dict().items():
+        if key.endswith(".weight") and tensor.dim():
+            linear = modules.get(key.removesuffix(".weight"))
+            sides = getattr(linear, "out_features", None), getattr(linear, "in_features", None)
+            shapes[key] = tuple(tensor.shape) if None in sides else sides
+    return shapes
+
+
+def _unet_modules(base: Any) -> dict[str, str]:
+    """State-dict key -> diffusers' module path, for UNets."""
+    not_its_own = "class_embedding." if _is_sdxl(base) else "add_embedding."  # two names of one layer
+    return {
+        f"diffusion_model.{key}": module.removesuffix(".weight")
+        for module, key in comfy.utils.unet_to_diffusers(base.model_config.unet_config).items()
+        if module.endswith(".weight") and not module.startswith(not_its_own)
+    }
+
+
+def _is_sdxl(base: Any) -> bool:
+    return isinstance(base, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner)
+
+
+Part = tuple[str, int, int]
+
+
+def _transformer_parts(base: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Part, ...]]:
+    """State-dict key -> diffusers' parts, for transformers, by the host's map of all names that its loader takes."""
+    whole: dict[str, list[tuple[Part, ...]]] = {}
+    split: dict[str, list[Part]] = {}
+    for path, entry in comfy.lora.model_lora_keys_unet(base, {}).items():
+        key, slice_, *changes = (entry, None) if isinstance(entry, str) else entry
+        if not path.startswith("transformer.") or key not in weights:
+            continue
+        rows = weights[key][0]
+        if slice_ is not None:
+            split.setdefault(key, []).append((path, slice_[1], slice_[2]))
+        elif changes:  # the host's only change: diffusers holds the second half first
+            whole.setdefault(key, []).append(((path, rows // 2, rows - rows // 2), (path, 0, rows // 2)))
+        else:
+            whole.setdefault(key, []).append(((path, 0, rows),))
+    prefer_last = isinstance(base, comfy.model_base.Flux2)  # the map's later names of a layer are Flux2's
+    chosen = {key: entries[-1 if prefer_last else 0] for key, entries in whole.items()}
+    for key, entries in split.items():
+        entries.sort(key=lambda part: part[1])
+        ends = [0, *(start + length for _, start, length in entries)]
+        if ends[-1] == weights[key][0] and all(start == end for (_, start, _), end in zip(entries, ends, strict=False)):
+            chosen[key] = tuple(entries)
+    return chosen
+
+
+def _text_names(encoders: Any) -> dict[str, LayerNames]:
+    weights = _shapes(encoders)
+    is_only_one = len({key.split(".")[0] for key in weights if ".transformer." in key}) == 1
+    spellings: dict[str, list[str]] = {}
+    for name, key in comfy.lora.model_lora_keys_clip(encoders, {}).items():
+        spellings.setdefault(key, []).append(name)
+    names = {}
+    for key, shape in weights.items():
+        numbered = sorted(name for name in spellings[key] if re.match(r"lora_te\d_", name))
+        plain = [name for name in spellings[key] if name.startswith("lora_te_")]
+        kohya = (plain + numbered[::-1]) if is_only_one else (numbered[::-1] + plain)
+        paths = [name for name in spellings[key] if re.match(rf"{TEXT_PREFIX}(_\d)?\.", name)]
+        comfy_name = f"text_encoders.{key.removesuffix('.weight')}"
+        names[key] = LayerNames(
+            kohya=kohya[0] if kohya else comfy_name,
+            comfy=comfy_name,
+            diffusers=tuple((path, 0, shape[0]) for path in paths[:1]),
+            shape=shape,
+        )
+    return names

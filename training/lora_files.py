@@ -1,0 +1,195 @@
+"""LoRA files of any form, read: as tensors with metadata, and as adapters that can be trained on."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from .adapters import Adapter, adapter_from_tensors
+from .export import LoRAModel
+from .host import LayerNames
+from .lora_keys import CHANGES, DOWN, layers_of, split_key
+from .problems import InputError
+
+LARGEST_HEADER = 100 * 2**20
+"""bytes; as the safetensors library allows"""
+NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+WHOLE_NUMBERS = ("I64", "I32")
+"""of alphas and shapes, in some files"""
+KINDS = {
+    "dora_scale": "DoRA",
+    "lora_mid.weight": "LoCon (Tucker)",
+    "hada_w1_a": "LoHa",
+    "lokr_w1": "LoKr",
+    "lokr_w1_a": "LoKr",
+    "oft_blocks": "OFT",
+    "a1.weight": "GLoRA",
+    DOWN: "LoRA",
+    **dict.fromkeys(CHANGES, "differences"),
+}
+"""Entry -> what people call it; the first that a layer has counts."""
+
+
+@dataclass
+class FoundAdapters:
+    """What of a LoRA belongs to a model."""
+
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    """by state-dict key of the base weight"""
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    """what cannot be trained, under kohya's names"""
+    unknown: list[str] = field(default_factory=list)
+    """keys that name no layer of the model, or do not fit it"""
+
+
+def read_adapters(lora: Mapping[str, torch.Tensor], names: Mapping[str, LayerNames]) -> FoundAdapters:
+    """The adapters of a LoRA with keys of any form: kohya's, the host's, peft's, older diffusers'.
+
+    Args:
+        names: of the model (and text encoders), by state-dict key.
+    """
+    layers = layers_of(lora, names.values())
+    keys = {layer.kohya: key for key, layer in names.items()}
+    found = FoundAdapters(kept=dict(layers.parts), unknown=layers.unknown)
+    for kohya, entries in layers.entries.items():
+        trainable = {entry: tensor for entry, tensor in entries.items() if entry not in CHANGES}
+        adapter = adapter_from_tensors(trainable) if trainable else None
+        if adapter is not None:
+            found.adapters[keys[kohya]] = adapter
+        kept = entries if adapter is None else {entry: entries[entry] for entry in entries if entry in CHANGES}
+        found.kept.update({f"{kohya}.{entry}": tensor for entry, tensor in kept.items()})
+    return found
+
+
+def for_host(lora: Mapping[str, torch.Tensor], names: Mapping[str, LayerNames]) -> dict[str, torch.Tensor]:
+    """A LoRA under kohya's keys, which the host's loader knows for every model; foreign keys stay as they are.
+
+    The host does not know peft's names for the layers of SD1.5 and SDXL.
+    """
+    layers = layers_of(lora, names.values())
+    known = {f"{kohya}.{entry}": tensor for kohya, each in layers.entries.items() for entry, tensor in each.items()}
+    return {**known, **layers.parts, **{key: lora[key] for key in layers.unknown}}
+
+
+def read_lora_file(path: Path) -> LoRAModel:
+    """A LoRA file with its metadata; keys and number formats stay as they are.
+
+    Raises:
+        InputError: no safetensors file, cut short, or no LoRA in it.
+    """
+    header = _header(path)
+    metadata = header.pop("__metadata__", {})
+    strange = {
+        key: entry["dtype"]
+        for key, entry in header.items()
+        if entry["dtype"] not in (*NUMBERS, *(WHOLE_NUMBERS if len(entry["shape"]) < 2 else ()))
+    }
+    if strange:
+        key, dtype = next(iter(strange.items()))
+        problem = (
+            f"{path.name} holds numbers of type {dtype} ({key}): a LoRA has fp32, fp16 or bf16. Choose another file."
+        )
+        raise InputError("LoRA file", [problem])
+    if not any((place := split_key(key)) and place[1] in KINDS for key in header):
+        problem = (
+            f"{path.name} holds no LoRA: its {len(header)} tensors have other names"
+            + (f", such as {next(iter(header))}" if header else "")
+            + ". Choose another file."
+        )
+        raise InputError("LoRA file", [problem])
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError("LoRA file", [f"{path.name} cannot be read ({error}). Copy or download it again."]) from error
+    return LoRAModel(_with_peft_alphas(tensors, metadata), metadata, path.stem)
+
+
+def describe_lora(lora: Mapping[str, torch.Tensor]) -> str:
+    """What a LoRA is, a line a subject: kind, ranks, layers, base model."""
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in lora.items():
+        place = split_key(key)
+        if place is not None:
+            modules.setdefault(place[0], {})[place[1]] = tensor
+    kinds = Counter(
+        next((KINDS[entry] for entry in KINDS if entry in entries), "other") for entries in modules.values()
+    )
+    ranks = Counter(rank for entries in modules.values() if (rank := _rank(entries)) is not None)
+    text = sum(name.startswith(("lora_te", "text_encoder")) for name in modules)
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in lora.values() if t.dim())
+    metadata: Mapping[str, str] = getattr(lora, "metadata", {})
+    base = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or "not said"
+    lines = [
+        f"Kind: {', '.join(f'{kind} ({count})' for kind, count in kinds.most_common())}",
+        f"Rank: {', '.join(f'{rank} ({count})' for rank, count in ranks.most_common()) or 'none'}",
+        f"Layers: {len(modules) - text} of the diffusion model, {text} of text encoders",
+        f"Numbers: {sum(t.numel() for t in lora.values()):,}, {', '.join(dtype for dtype, _ in dtypes.most_common())}",
+        f"Base model: {base}",
+    ]
+    for label, key in (("Trigger", "modelspec.trigger_phrase"), ("Steps", "ss_steps"), ("Title", "modelspec.title")):
+        if metadata.get(key):
+            lines.append(f"{label}: {metadata[key]}")
+    return "\n".join(lines)
+
+
+def _rank(entries: Mapping[str, torch.Tensor]) -> int | None:
+    for entry in (DOWN, "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if entry in entries:
+            return entries[entry].shape[0]
+    return entries["oft_blocks"].shape[-1] if "oft_blocks" in entries else None
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, checked against the file's size.
+
+    The format: eight bytes, little-endian, say how long the header is; then JSON; then the tensors.
+    """
+    again = "Choose another file, or copy or download it again."
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
+                raise InputError("LoRA file", [f"{path.name} is no safetensors file. {again}"])
+            header = json.loads(file.read(length).decode()) if 8 + length <= size else None
+            if header is None or size < 8 + length + _end_of_data(header):
+                raise InputError("LoRA file", [f"{path.name} is cut short. {again}"])
+    except OSError as error:
+        raise InputError("LoRA file", [f"{path.name} cannot be read ({error}). {again}"]) from error
+    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("LoRA file", [f"{path.name} is no safetensors file. {again}"]) from error
+    return header
+
+
+def _end_of_data(header: Mapping[str, Any]) -> int:
+    return max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+
+
+def _with_peft_alphas(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Adds the alphas that diffusers keeps in the metadata (lora_adapter_metadata), where a file has no others."""
+    try:
+        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        settings = {}
+    if not isinstance(settings, dict):
+        return tensors
+    alphas = {}
+    for key, tensor in tensors.items():
+        component, _, module = key.partition(".")
+        if not key.endswith(".lora_A.weight") or not isinstance(settings.get(f"{component}.lora_alpha"), int | float):
+            continue
+        name = module.removesuffix(".lora_A.weight")
+        alpha = float((settings.get(f"{component}.alpha_pattern") or {}).get(name, settings[f"{component}.lora_alpha"]))
+        rank = tensor.shape[0]
+        if settings.get(f"{component}.use_rslora"):
+            alpha *= rank**0.5
+        if alpha != rank:
+            alphas[f"{component}.{name}.alpha"] = torch.tensor(alpha)
+    return {**alphas, **tensors}

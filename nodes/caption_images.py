@@ -1,5 +1,7 @@
 """Caption Images: captions by an image-to-text model."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -14,9 +16,9 @@ from ..training.captioner import (
     local_models,
     write_sidecar,
 )
-from ..training.dataset import Dataset
+from ..training.dataset import Dataset, caption_lines
 from ..training.pictures import to_image
-from ..training.problems import InputError
+from ..training.problems import InputError, raise_if_any
 from .load_dataset import dataset_sheet
 from .types import CATEGORY, KilnDataset
 
@@ -55,8 +57,8 @@ class CaptionImages(io.ComfyNode):
                 io.Combo.Input(
                     "write_files", options=[KEEP, NEW_FILES, OVERWRITE], default=KEEP,
                     tooltip="Also write the captions as .txt files beside the pictures: new = where a picture has "
-                    "no caption yet, overwrite = over your own text too. New files make Load Dataset, and so the "
-                    "training, run again.",
+                    "no caption yet, overwrite = over your own text too; inside ComfyUI's input folder only. "
+                    "New files make Load Dataset, and so the training, run again.",
                 ),
                 io.String.Input(
                     "prompt", default="", advanced=True,
@@ -97,6 +99,8 @@ class CaptionImages(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         wanted = [index for index, picture in enumerate(dataset.pictures) if pictures == ALL or not picture.caption]
+        if write_files != KEEP:
+            _refuse_to_write_outside([dataset.pictures[index].path for index in wanted])
         fits = dataset.fits()
         progress = host.progress_bar(max(1, len(wanted)))
 
@@ -115,5 +119,14 @@ class CaptionImages(io.ComfyNode):
             new = caption_images(captioner, images, prior, CaptionSettings(**settings), on_caption)
         captioned = dataset.with_captions(dict(zip(wanted, new, strict=True)))
         host.show_text(f"{len(new)} of {len(dataset.pictures)} pictures captioned")
-        texts = "\n".join(captioned.caption(index) for index in range(len(captioned.pictures)))
-        return io.NodeOutput(captioned, texts, ui=ui.PreviewImage(dataset_sheet(captioned), cls=cls))
+        return io.NodeOutput(captioned, caption_lines(captioned), ui=ui.PreviewImage(dataset_sheet(captioned), cls=cls))
+
+
+def _refuse_to_write_outside(pictures: Iterable[Path | None]) -> None:
+    outside = sorted({str(path.parent) for path in pictures if path is not None and not host.may_write(path)})
+    if outside:
+        problem = (
+            f"write_files is on, but {outside[0]} lies outside ComfyUI's input folder: set write_files to {KEEP}, "
+            f"move the pictures there, or let the person who runs the server set {host.WRITE_VARIABLE}=1."
+        )
+        raise_if_any("Caption Images", [problem])

@@ -1,24 +1,20 @@
 """Load Dataset: pictures and captions from a folder or from the graph."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.dataset import (
-    Dataset,
-    DatasetSettings,
-    Picture,
-    bucket_table,
-    folder_fingerprint,
-    pictures_from_images,
-    read_folder,
-)
-from ..training.folders import files_below
-from ..training.pictures import ENDINGS
+from ..training.cache import open_cache
+from ..training.dataset import Dataset, DatasetSettings, Picture, bucket_table, caption_lines
+from ..training.folders import folders_with
+from ..training.pictures import ENDINGS, picture_facts
 from ..training.problems import InputError, raise_if_any
-from ..training.sheets import contact_sheet
+from ..training.sheets import contact_sheet, dimmed
+from ..training.sources import FolderContents, folder_fingerprint, pictures_from_images, read_folder
 from .types import CATEGORY, NONE, KilnDataset
 
 SHEET_PICTURES = 24
@@ -43,7 +39,8 @@ class LoadDataset(io.ComfyNode):
                 io.Combo.Input(
                     "folder", options=folders, default=folders[1] if len(folders) > 1 else NONE,
                     tooltip="A folder of pictures inside ComfyUI's input folder. Captions lie beside the pictures as "
-                    ".txt or .caption, or in metadata.jsonl. A folder named 10_cat repeats its pictures 10 times. "
+                    ".txt or .caption, or in metadata.jsonl. A folder named 10_cat repeats its pictures 10 times; "
+                    "a dataset.toml in a folder has settings for that folder alone. "
                     "Choose none to use pictures from the graph.",
                 ),
                 io.Image.Input(
@@ -108,6 +105,33 @@ class LoadDataset(io.ComfyNode):
                     "bad_pictures", options=["skip", "stop"], default="skip", advanced=True,
                     tooltip="What to do about files that cannot be used: skip them and say so, or stop.",
                 ),
+                # Saved workflows hold values by position: new inputs come last, and are optional.
+                io.Boolean.Input(
+                    "masked_loss", default=False, optional=True,
+                    tooltip="Learns only what a mask shows in white. A picture's mask is <name>_mask.png or "
+                    "<name>-masklabel.png beside it, else its own transparency. Pictures without one count everywhere.",
+                ),
+                io.Float.Input(
+                    "unmasked_weight", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
+                    tooltip="With masked_loss: weight of what the mask leaves out. A little, 0.1, keeps it in shape.",
+                ),
+                io.String.Input(
+                    "extra_resolutions", default="", optional=True, advanced=True,
+                    tooltip="More resolutions, such as 768, 1024: an epoch shows every picture once at each.",
+                ),
+                io.Boolean.Input(
+                    "random_crop", default=False, optional=True, advanced=True,
+                    tooltip="Cuts what does not fit a picture's bucket at changing places, in place of its edges.",
+                ),
+                io.Float.Input(
+                    "tag_dropout", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="Chance of each comma-separated tag behind the first keep_tokens to be left out.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True,
+                    tooltip="With masked_loss: masks for the pictures from the graph, one a picture or one for all. "
+                    "White = learn. Load Image's mask is white where a picture is transparent: put Invert Mask behind.",
+                ),
             ],
             outputs=[
                 KilnDataset.Output(display_name="dataset", tooltip="For Caption Images and Train LoRA."),
@@ -141,24 +165,27 @@ class LoadDataset(io.ComfyNode):
         folder: list[str],
         images: list[torch.Tensor] | None = None,
         captions: list[str] | None = None,
+        masks: list[torch.Tensor] | None = None,
         **settings: list[Any],
     ) -> io.NodeOutput:
         values = {name: value[0] for name, value in settings.items()}
         regularisation = values.pop("regularisation_folder", NONE)
         repeats = values.pop("repeats", 1)
         stop_at_problems = values.pop("bad_pictures", "skip") == "stop"
+        from_graph = pictures_from_images(images or [], _lines(captions or []), repeats, masks or [])
         dataset = _read(
-            _one(folder), regularisation, images or [], _lines(captions or []), repeats, stop_at_problems,
-            DatasetSettings(**values),
+            _one(folder), regularisation, from_graph, repeats, stop_at_problems, DatasetSettings(**values)
         )  # fmt: skip
         host.show_text(_summary(dataset))
         sheet = dataset_sheet(dataset)
-        texts = "\n".join(dataset.caption(index) for index in range(len(dataset.pictures)))
-        return io.NodeOutput(dataset, sheet, texts, ui=ui.PreviewImage(sheet, cls=cls))
+        return io.NodeOutput(dataset, sheet, caption_lines(dataset), ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def dataset_sheet(dataset: Dataset) -> torch.Tensor:
-    """Contact sheet of the pictures as cut for training, each with its name, bucket and caption: (1, H, W, 3)."""
+    """Contact sheet of the pictures as cut for training, each with its name, bucket and caption: (1, H, W, 3).
+
+    What a mask leaves out is dimmed.
+    """
     fits = dataset.fits()
     chosen = range(len(dataset.pictures))[:SHEET_PICTURES]
     cells = []
@@ -166,51 +193,78 @@ def dataset_sheet(dataset: Dataset) -> torch.Tensor:
         picture, fit = dataset.pictures[index], fits[index]
         heading = f"{fit.width} x {fit.height}" + (f"  x{picture.repeats}" if picture.repeats > 1 else "")
         heading += "  regularisation" if picture.is_regularisation else ""
-        cells.append((picture.load(fit), heading, dataset.caption(index) or "(no caption)"))
+        pixels = picture.load(fit)
+        mask = picture.load_mask(fit) if dataset.is_masked(index) else None
+        shown = pixels if mask is None else dimmed(pixels, mask)
+        cells.append((shown, heading, dataset.caption(index) or "(no caption)"))
     return contact_sheet(cells, columns=min(6, max(3, len(cells))), side=176)
 
 
 def _read(
     folder: str,
     regularisation: str,
-    images: list[torch.Tensor],
-    captions: list[str],
+    from_graph: list[Picture],
     repeats: int,
     stop_at_problems: bool,
     settings: DatasetSettings,
 ) -> Dataset:
-    pictures: list[Picture] = []
-    problems: list[str] = []
+    found: list[FolderContents] = []
     name = "images"
     if folder not in ("", NONE):
         path = host.resolve_folder(folder, "folder")
         name = path.name
-        pictures, problems = read_folder(path, repeats=repeats)
-        if not pictures and not problems:
+        found.append(_read_folder(path, settings, False, repeats))
+        if not found[0].pictures and not found[0].problems:
             endings = " ".join(ENDINGS)
             raise_if_any("Load Dataset", [f"folder {folder!r} holds no picture ({endings}): put some there."])
-        if not pictures:
-            raise_if_any("Load Dataset", [f"folder {folder!r} holds no usable picture.", *problems])
-    pictures += pictures_from_images(images, captions, repeats)
-    if not pictures:
+        if not found[0].pictures:
+            raise_if_any("Load Dataset", [f"folder {folder!r} holds no usable picture.", *found[0].problems])
+    own = [picture for each in found for picture in each.pictures] + from_graph
+    if not own:
         raise_if_any("Load Dataset", ["folder is 'none' and no images are connected: choose one of the two."])
     if regularisation not in ("", NONE):
-        prior, found = read_folder(host.resolve_folder(regularisation, "regularisation_folder"), True)
-        pictures, problems = pictures + prior, problems + found
-        if not prior:
-            problems.append(f"regularisation_folder {regularisation!r} holds no usable picture.")
-            raise_if_any("Load Dataset", problems)
+        path = host.resolve_folder(regularisation, "regularisation_folder")
+        found.append(_read_folder(path, settings, True, 1))
+        if not found[-1].pictures:
+            problem = f"regularisation_folder {regularisation!r} holds no usable picture."
+            raise_if_any("Load Dataset", [*(problem for each in found for problem in each.problems), problem])
+        own += found[-1].pictures
+    problems = tuple(problem for each in found for problem in each.problems)
     if stop_at_problems:
         raise_if_any("Load Dataset", problems)
-    return Dataset(tuple(pictures), settings, name, tuple(problems))
+    settings_files = tuple(name for each in found for name in each.settings_files)
+    return Dataset(tuple(own), settings, name, problems, settings_files)
+
+
+def _read_folder(path: Path, settings: DatasetSettings, is_regularisation: bool, repeats: int) -> FolderContents:
+    """`read_folder` with the cache's memory of files, progress and interrupt."""
+
+    def on_picture(done: int, total: int) -> None:
+        host.raise_if_interrupted()
+        if done % 100 == 99:
+            host.show_text(f"looking at picture {done + 1} of {total}")
+
+    with open_cache() or nullcontext() as cache:
+        examine = cache.picture_facts if cache else picture_facts
+        return read_folder(path, settings, is_regularisation, repeats, examine, on_picture)
 
 
 def _summary(dataset: Dataset) -> str:
+    count, settings = len(dataset.pictures), dataset.settings
     prior = sum(picture.is_regularisation for picture in dataset.pictures)
     uncaptioned = sum(not picture.caption for picture in dataset.pictures)
+    masked = sum(dataset.is_masked(index) for index in range(count))
     buckets = ", ".join(f"{w}x{h} ({count})" for (w, h), count in bucket_table(dataset).items())
-    lines = [f"{len(dataset.pictures) - prior} pictures" + (f" + {prior} regularisation" if prior else "")]
+    lines = [f"{count - prior} pictures" + (f" + {prior} regularisation" if prior else "")]
+    if len(settings.resolutions()) > 1:
+        lines.append(f"resolutions: {', '.join(map(str, settings.resolutions()))}")
     lines.append(f"buckets: {buckets}")
+    if any(dataset.settings_of(index).masked_loss for index in range(count)):
+        lines.append(f"{masked} of {count} with a mask")
+    elif any(picture.mask_pixels is not None for picture in dataset.pictures):
+        lines.append("masks are not used: masked_loss is off")
+    if dataset.settings_files:
+        lines.append(f"settings from {', '.join(dataset.settings_files)}")
     if uncaptioned:
         lines.append(f"{uncaptioned} without caption")
     if dataset.problems:
@@ -220,15 +274,11 @@ def _summary(dataset: Dataset) -> str:
 
 def _folders() -> list[str]:
     """Folders with pictures in or below them: relative to the input folder, absolute for other allowed roots."""
-    found = set()
-    for number, root in enumerate(host.data_roots()):
-        holding = {path.parent for path in files_below(root, DEEPEST) if path.suffix.lower() in ENDINGS}
-        for folder in {parent for held in holding for parent in (held, *held.parents) if parent.is_relative_to(root)}:
-            if number:
-                found.add(str(folder))
-            elif folder != root:
-                found.add(folder.relative_to(root).as_posix())
-    return sorted(found)
+    inputs, *others = host.data_roots()
+    offered = {folder.relative_to(inputs).as_posix() for folder in folders_with(inputs, ENDINGS, DEEPEST)} - {"."}
+    for root in others:
+        offered.update(map(str, folders_with(root, ENDINGS, DEEPEST)))
+    return sorted(offered)
 
 
 def _lines(captions: list[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """Aspect buckets: picture sizes of about one area, so that nothing is squeezed and little is cut."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+CROP_VARIANTS = 8
+"""Cuts a picture is seen in when they are random; bounded, so that each is encoded once."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ def fit_picture(width: int, height: int, sizes: list[tuple[int, int]]) -> Fit:
     scale = max(bucket[0] / width, bucket[1] / height)
     scaled = (max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale)))
     return Fit(*bucket, *scaled, (scaled[0] - bucket[0]) // 2, (scaled[1] - bucket[1]) // 2)
+
+
+def crops(fit: Fit) -> list[Fit]:
+    """CROP_VARIANTS cuts of the same size, evenly from one end of the scaled picture to the other."""
+    across, down = fit.scaled_width - fit.width, fit.scaled_height - fit.height
+    steps = CROP_VARIANTS - 1
+    return [
+        replace(fit, left=round(across * step / steps), top=round(down * step / steps)) for step in range(CROP_VARIANTS)
+    ]
 
 
 def _floor(value: int, step: int) -> int:

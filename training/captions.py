@@ -76,3 +76,15 @@ def shuffle_tags(caption: str, keep_tokens: int, *key: int | str) -> str:
     fixed, loose = tags[:keep_tokens], tags[keep_tokens:]
     python_random(*key).shuffle(loose)
     return ", ".join(fixed + loose)
+
+
+def drop_tags(caption: str, keep_tokens: int, share: float, *key: int | str) -> str:
+    """The caption without some of its tags: each but the first keep_tokens is left out with the chance `share`."""
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    random = python_random(*key)
+    return ", ".join(tags[:keep_tokens] + [tag for tag in tags[keep_tokens:] if random.random() >= share])
+
+
+def one_line(caption: str) -> str:
+    """The caption with its line breaks turned into spaces."""
+    return " ".join(line.strip() for line in caption.splitlines() if line.strip())

@@ -1,34 +1,23 @@
 """The data of a run: which pictures, with which captions, in which buckets, in which order."""
 
-import hashlib
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .buckets import Fit, bucket_sizes, fit_picture
-from .captions import METADATA, SIDECARS, CaptionFileError, read_metadata, read_text, shuffle_tags, sidecar
+from .buckets import Fit, bucket_sizes, crops, fit_picture
+from .captions import drop_tags, one_line, shuffle_tags
 from .captions import with_trigger as caption_with_trigger
-from .folders import files_below
-from .pictures import (
-    ENDINGS,
-    SMALLEST_SIDE,
-    PictureError,
-    check_picture,
-    fit_pixels,
-    load_picture,
-    picture_size,
-    to_image,
-)
+from .folder_settings import FolderSettings
+from .pictures import fit_mask, fit_pixels, load_alpha, load_mask, load_picture, to_image, to_mask_image
 from .problems import raise_if_any
 from .randomness import python_random
 
 SHUFFLE_VARIANTS = 8
-"""Tag orders a picture is seen in; bounded, so that each text is encoded once."""
+"""Forms a picture's tags are seen in; bounded, so that each text is encoded once."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +26,8 @@ class DatasetSettings:
 
     resolution: int = 512
     """pixels; buckets have at most this squared as area"""
+    extra_resolutions: str = ""
+    """more of them, as in "768, 1024": every picture is shown once at each in an epoch"""
     bucket_step: int = 64
     """pixels; bucket sides are multiples of it"""
     shortest_side: int = 256
@@ -45,39 +36,73 @@ class DatasetSettings:
     """pixels; no bucket side is above it"""
     flip: bool = False
     """show each picture mirrored half of the time"""
+    random_crop: bool = False
+    """cut each picture at changing places into its bucket, in place of its middle"""
     trigger_word: str = ""
     """put in front of captions that lack it"""
+    caption_prefix: str = ""
+    """put before each caption"""
+    caption_suffix: str = ""
+    """put after each caption"""
     shuffle_tags: bool = False
     """comma-separated tags in another order each time"""
     keep_tokens: int = 0
     """tags at the front that stay in place"""
+    tag_dropout: float = 0.0
+    """chance of each tag behind keep_tokens to be left out"""
     caption_dropout: float = 0.0
     """share of samples trained with an empty caption"""
+    masked_loss: bool = False
+    """learn only where a picture's mask is white, or where it is opaque"""
+    unmasked_weight: float = 0.0
+    """weight of what the mask leaves out"""
+    loss_weight: float = 1.0
+    """weight of a picture's loss"""
     prior_loss_weight: float = 1.0
-    """weight of a regularisation picture's loss"""
+    """further weight of a regularisation picture's loss"""
 
     def __post_init__(self) -> None:
         problems = []
         if not 64 <= self.resolution <= 4096:
             problems.append(f"resolution is {self.resolution}; it must be from 64 to 4096 pixels.")
+        for entry in filter(None, map(str.strip, self.extra_resolutions.split(","))):
+            if not entry.isdecimal() or not 64 <= int(entry) <= 4096:
+                problems.append(
+                    f"extra_resolutions has {entry!r}; it must be whole numbers from 64 to 4096 with commas between."
+                )
         if self.bucket_step < 8 or self.bucket_step % 8:
             problems.append(f"bucket_step is {self.bucket_step}; it must be a multiple of 8 pixels.")
         if self.shortest_side > self.longest_side:
             problems.append(
                 f"shortest_side is {self.shortest_side}, above longest_side, {self.longest_side}: swap them."
             )
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            problems.append(f"caption_dropout is {self.caption_dropout}; it must be from 0 to 1.")
-        if self.prior_loss_weight < 0.0:
-            problems.append(f"prior_loss_weight is {self.prior_loss_weight}; it must be at least 0.")
+        for name in ("caption_dropout", "tag_dropout", "unmasked_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                problems.append(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
+        for name in ("prior_loss_weight", "loss_weight"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}; it must be a number of at least 0.")
         if self.keep_tokens < 0:
             problems.append(f"keep_tokens is {self.keep_tokens}; it must be at least 0.")
         raise_if_any("Load Dataset", problems)
 
-    def bucket_sizes(self) -> list[tuple[int, int]]:
-        """All (width, height) a picture can be trained at."""
-        shortest = min(self.shortest_side, self.resolution)
-        return bucket_sizes(self.resolution, self.bucket_step, shortest, self.longest_side)
+    def resolutions(self) -> tuple[int, ...]:
+        """All resolutions, the main one first, each once."""
+        extra = (int(entry) for entry in self.extra_resolutions.split(",") if entry.strip())
+        return tuple(dict.fromkeys((self.resolution, *extra)))
+
+    def bucket_sizes(self, resolution: int | None = None) -> list[tuple[int, int]]:
+        """All (width, height) a picture can be trained at, at one resolution; None = the main one."""
+        resolution = resolution or self.resolution
+        shortest = min(self.shortest_side, resolution)
+        return bucket_sizes(resolution, self.bucket_step, shortest, self.longest_side)
+
+    def of_folder(self, folder: FolderSettings) -> "DatasetSettings":
+        """These settings, with what the folder's own say in their place."""
+        return replace(self, **{key: value for key, value in folder.said().items() if key in _NAMES})
+
+
+_NAMES = {each.name for each in fields(DatasetSettings)}
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,19 @@ class Picture:
     """the file; None for a picture from the graph"""
     pixels: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """(H, W, 3) in [0, 1] for a picture from the graph"""
+    mask_path: Path | None = None
+    """the mask's file"""
+    mask_pixels: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """(H, W) in [0, 1] for a mask from the graph, white = learn"""
+    is_transparent: bool = False
+    """some of the file's picture is; then what is opaque serves as mask where there is no other"""
+    folder: FolderSettings = FolderSettings()
+    """its folder's own settings"""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some of it may be left out."""
+        return self.mask_path is not None or self.mask_pixels is not None or self.is_transparent
 
     def load(self, fit: Fit) -> torch.Tensor:
         """The picture in its bucket: (H, W, 3) float32 in [0, 1]."""
@@ -105,6 +143,16 @@ class Picture:
         assert self.pixels is not None
         return fit_pixels(to_image(self.pixels), fit)
 
+    def load_mask(self, fit: Fit) -> torch.Tensor | None:
+        """The mask in the picture's bucket, white = learn: (H, W) float32 in [0, 1]; None without one."""
+        if self.mask_path is not None:
+            return load_mask(self.mask_path, fit)
+        if self.mask_pixels is not None:
+            return fit_mask(to_mask_image(self.mask_pixels), fit)
+        if self.is_transparent and self.path is not None:
+            return load_alpha(self.path, fit)
+        return None
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -112,6 +160,8 @@ class Sample:
 
     picture: int
     """index into the dataset's pictures"""
+    fit: Fit
+    """its bucket and cut"""
     flipped: bool
     caption: str
 
@@ -125,22 +175,40 @@ class Dataset:
     name: str = "dataset"
     problems: tuple[str, ...] = ()
     """what was left out, and why"""
+    settings_files: tuple[str, ...] = ()
+    """the folders' settings files that were read"""
 
-    def fits(self) -> list[Fit]:
-        """Each picture's bucket and cut."""
-        return self._fits
+    def fits(self, resolution: int | None = None) -> list[Fit]:
+        """Each picture's bucket and centred cut at one resolution; None = the main one."""
+        return self._fits[resolution or self.settings.resolution]
 
     @cached_property
-    def _fits(self) -> list[Fit]:
-        sizes = self.settings.bucket_sizes()
-        return [fit_picture(picture.width, picture.height, sizes) for picture in self.pictures]
+    def _fits(self) -> dict[int, list[Fit]]:
+        sizes = {resolution: self.settings.bucket_sizes(resolution) for resolution in self.settings.resolutions()}
+        return {
+            resolution: [fit_picture(picture.width, picture.height, buckets) for picture in self.pictures]
+            for resolution, buckets in sizes.items()
+        }
+
+    def settings_of(self, index: int) -> DatasetSettings:
+        """The settings of one picture: its folder's own go before the dataset's."""
+        return self._settings[self.pictures[index].folder]
+
+    @cached_property
+    def _settings(self) -> dict[FolderSettings, DatasetSettings]:
+        return {folder: self.settings.of_folder(folder) for folder in {picture.folder for picture in self.pictures}}
+
+    def is_masked(self, index: int) -> bool:
+        """Whether the loss of a picture is weighted by a mask."""
+        return self.settings_of(index).masked_loss and self.pictures[index].has_mask
 
     def caption(self, index: int) -> str:
-        """A picture's caption as trained, before shuffling and dropout."""
-        picture = self.pictures[index]
+        """A picture's caption as trained, before shuffling and dropout; a regularisation picture's as it is."""
+        picture, settings = self.pictures[index], self.settings_of(index)
         if picture.is_regularisation:
             return picture.caption
-        return caption_with_trigger(picture.caption, self.settings.trigger_word)
+        caption = f"{settings.caption_prefix}{picture.caption}{settings.caption_suffix}".strip()
+        return caption_with_trigger(caption, settings.trigger_word)
 
     def with_captions(self, captions: dict[int, str]) -> "Dataset":
         """A copy with other captions for some pictures, by index."""
@@ -153,22 +221,21 @@ class Dataset:
     def epoch_batches(self, epoch: int, batch_size: int, seed: int) -> list[list[Sample]]:
         """The batches of an epoch, each within one bucket; a function of the arguments alone.
 
-        Regularisation pictures are drawn until they are as many as the training samples, going on in the next
-        epoch where this one stopped (as kohya's trainer balances them).
+        Every training picture comes as often as it repeats, at each resolution. Regularisation pictures are drawn
+        until they are as many as the training samples, going on in the next epoch where this one stopped (as kohya's
+        trainer balances them).
         """
         random = python_random(seed, epoch, "order")
-        indices = [i for i, p in enumerate(self.pictures) for _ in range(p.repeats) if not p.is_regularisation]
-        prior = [i for i, p in enumerate(self.pictures) for _ in range(p.repeats) if p.is_regularisation]
+        views, prior = self._views(is_regularisation=False), self._views(is_regularisation=True)
         if prior:
             python_random(seed, "prior").shuffle(prior)
-            start = epoch * len(indices)
-            indices = indices + [prior[(start + n) % len(prior)] for n in range(len(indices))]
-        random.shuffle(indices)
-        fits = self.fits()
+            start = epoch * len(views)
+            views = views + [prior[(start + n) % len(prior)] for n in range(len(views))]
+        random.shuffle(views)
         buckets: dict[tuple[int, int], list[Sample]] = {}
-        for slot, index in enumerate(indices):
-            bucket = (fits[index].width, fits[index].height)
-            buckets.setdefault(bucket, []).append(self._sample(index, epoch, slot, seed))
+        for slot, (index, resolution) in enumerate(views):
+            sample = self._sample(index, resolution, epoch, slot, seed)
+            buckets.setdefault((sample.fit.width, sample.fit.height), []).append(sample)
         batches = [
             samples[start : start + batch_size]
             for _, samples in sorted(buckets.items())
@@ -178,129 +245,52 @@ class Dataset:
         return batches
 
     def loss_weight(self, sample: Sample) -> float:
-        """1, or prior_loss_weight for a regularisation picture."""
+        """The picture's loss_weight, times prior_loss_weight for a regularisation picture."""
+        settings = self.settings_of(sample.picture)
         is_prior = self.pictures[sample.picture].is_regularisation
-        return self.settings.prior_loss_weight if is_prior else 1.0
+        return settings.loss_weight * (settings.prior_loss_weight if is_prior else 1.0)
 
-    def _sample(self, index: int, epoch: int, slot: int, seed: int) -> Sample:
+    def _views(self, is_regularisation: bool) -> list[tuple[int, int]]:
+        """(picture, resolution), each as often as the picture repeats."""
+        return [
+            (index, resolution)
+            for index, picture in enumerate(self.pictures)
+            if picture.is_regularisation == is_regularisation
+            for resolution in self.settings.resolutions()
+            for _ in range(picture.repeats)
+        ]
+
+    def _sample(self, index: int, resolution: int, epoch: int, slot: int, seed: int) -> Sample:
+        settings = self.settings_of(index)
         random = python_random(seed, epoch, slot, "augmentation")
-        flipped = self.settings.flip and random.random() < 0.5
-        if random.random() < self.settings.caption_dropout:
-            return Sample(index, flipped, "")
+        fit = self.fits(resolution)[index]
+        if settings.random_crop:
+            fit = python_random(seed, epoch, slot, "crop").choice(crops(fit))
+        flipped = settings.flip and random.random() < 0.5
+        if random.random() < settings.caption_dropout:
+            return Sample(index, fit, flipped, "")
         caption = self.caption(index)
-        if self.settings.shuffle_tags:
-            variant = random.randrange(SHUFFLE_VARIANTS)
-            caption = shuffle_tags(caption, self.settings.keep_tokens, seed, index, variant, "tags")
-        return Sample(index, flipped, caption)
-
-
-def read_folder(folder: Path, is_regularisation: bool = False, repeats: int = 1) -> tuple[list[Picture], list[str]]:
-    """The pictures of a folder and of the folders in it, with their captions.
-
-    A folder called `10_name` repeats its pictures 10 times (kohya's rule). A caption is looked for in `.txt`, in
-    `.caption`, then in the folder's metadata.jsonl; without one it is empty.
-
-    Returns:
-        The usable pictures in name order, and a sentence for each that is not.
-    """
-    pictures, problems = [], []
-    metadata: dict[Path, dict[str, str]] = {}
-    for path in picture_files(folder):
-        for place in _folders_between(path.parent, folder):
-            if place not in metadata:
-                metadata[place], found = read_metadata(place)
-                problems += found
-        try:
-            width, height = picture_size(path)
-            check_picture(path)
-            caption_file = sidecar(path)
-            caption = read_text(caption_file) if caption_file else _from_metadata(path, folder, metadata)
-        except (PictureError, CaptionFileError) as error:
-            problems.append(str(error))
-            continue
-        except OSError as error:
-            problems.append(f"{path.name} cannot be opened: {error.strerror}.")
-            continue
-        count = repeats * folder_repeats(path.parent, folder)
-        name = path.relative_to(folder).as_posix()
-        pictures.append(Picture(name, width, height, caption, count, is_regularisation, path))
-    return pictures, problems
-
-
-def _folders_between(place: Path, root: Path) -> list[Path]:
-    """A folder and those above it, up to root."""
-    return [place, *(above for above in place.parents if above.is_relative_to(root))] if place != root else [root]
-
-
-def _from_metadata(path: Path, root: Path, metadata: dict[Path, dict[str, str]]) -> str:
-    """The caption in the nearest metadata.jsonl that names the picture, by its path from there."""
-    for place in _folders_between(path.parent, root):
-        caption = metadata[place].get(path.relative_to(place).as_posix())
-        if caption is not None:
-            return caption
-    return ""
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """All picture files in a folder and the folders in it, in name order; hidden ones left out."""
-    return [path for path in files_below(folder) if path.suffix.lower() in ENDINGS]
-
-
-def folder_repeats(folder: Path, root: Path) -> int:
-    """The repeats that a folder's name asks for: 10 for `10_name`; the nearest such folder up to root counts."""
-    while True:
-        match = re.match(r"(\d{1,4})_", folder.name)  # longer numbers are dates
-        if match:
-            return max(1, int(match.group(1)))
-        if folder == root or folder.parent == folder:
-            return 1
-        folder = folder.parent
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Changes when a picture or caption in the folder is added, removed or changed."""
-    digest = hashlib.sha256()
-    wanted = (*ENDINGS, *SIDECARS)
-    for path in files_below(folder):
-        if path.suffix.lower() in wanted or path.name == METADATA:
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def pictures_from_images(batches: Sequence[torch.Tensor], captions: Sequence[str], repeats: int = 1) -> list[Picture]:
-    """Pictures from the graph's IMAGEs.
-
-    Args:
-        batches: (B, H, W, C) each, in [0, 1]; C of 4 is put over white.
-        captions: one a picture, one for all, or none.
-
-    Raises:
-        InputError: another number of captions; a picture that is too small.
-    """
-    images = [_without_alpha(image) for batch in batches for image in batch]
-    problems = []
-    if len(captions) not in (0, 1, len(images)):
-        problems.append(
-            f"captions has {len(captions)} lines for {len(images)} pictures: give one a picture, one for all, or none."
-        )
-    small = [image.shape for image in images if min(image.shape[:2]) < SMALLEST_SIDE]
-    if small:
-        problems.append(f"images holds a picture of {small[0][1]} x {small[0][0]} pixels: too small to learn from.")
-    raise_if_any("Load Dataset", problems)
-    texts = list(captions) * (len(images) if len(captions) == 1 else 1) or [""] * len(images)
-    return [
-        Picture(f"image {number}", image.shape[1], image.shape[0], text.strip(), repeats, pixels=image)
-        for number, (image, text) in enumerate(zip(images, texts, strict=True), 1)
-    ]
+        if settings.shuffle_tags or settings.tag_dropout:
+            key = (seed, index, random.randrange(SHUFFLE_VARIANTS))
+            if settings.tag_dropout:
+                caption = drop_tags(caption, settings.keep_tokens, settings.tag_dropout, *key, "tag dropout")
+            if settings.shuffle_tags:
+                caption = shuffle_tags(caption, settings.keep_tokens, *key, "tags")
+        return Sample(index, fit, flipped, caption)
 
 
 def bucket_table(dataset: Dataset) -> dict[tuple[int, int], int]:
-    """How many pictures each bucket (width, height) holds, repeats not counted."""
+    """How many pictures each bucket (width, height) holds, over all resolutions, repeats not counted."""
     table: dict[tuple[int, int], int] = {}
-    for fit in dataset.fits():
-        table[fit.width, fit.height] = table.get((fit.width, fit.height), 0) + 1
+    for resolution in dataset.settings.resolutions():
+        for fit in dataset.fits(resolution):
+            table[fit.width, fit.height] = table.get((fit.width, fit.height), 0) + 1
     return dict(sorted(table.items()))
+
+
+def caption_lines(dataset: Dataset) -> str:
+    """All captions as trained, a line each."""
+    return "\n".join(one_line(dataset.caption(index)) for index in range(len(dataset.pictures)))
 
 
 def size_conditioning(picture: Picture, fit: Fit, flipped: bool = False) -> dict[str, Any]:
@@ -320,17 +310,9 @@ def size_conditioning(picture: Picture, fit: Fit, flipped: bool = False) -> dict
 
 
 def upscaled(dataset: Dataset) -> list[str]:
-    """The pictures that are smaller than their bucket, and so are trained on enlarged."""
+    """The pictures that are smaller than their largest bucket, and so are trained on enlarged."""
     return [
         f"{picture.name} is {picture.width} x {picture.height}, trained at {fit.width} x {fit.height}"
-        for picture, fit in zip(dataset.pictures, dataset.fits(), strict=True)
+        for picture, fit in zip(dataset.pictures, dataset.fits(max(dataset.settings.resolutions())), strict=True)
         if fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height
     ]
-
-
-def _without_alpha(image: torch.Tensor) -> torch.Tensor:
-    image = image.detach().float().cpu().clone()
-    if image.shape[-1] == 4:
-        alpha = image[..., 3:]
-        image = image[..., :3] * alpha + (1.0 - alpha)
-    return image[..., :3].expand(*image.shape[:2], 3)

@@ -1,71 +1,281 @@
-"""Latents and text embeddings of a run, each computed once."""
+"""Latents, masks and text embeddings of a run, each computed once and read when a batch wants it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import astuple
 from typing import Any
 
 import torch
 
 from . import host
+from .buckets import Fit
+from .cache import Cache
 from .dataset import Dataset, Sample, size_conditioning
+from .problems import raise_if_any
+
+MEMORY = 512 * 2**20
+"""bytes of what lies in a cache that are held in memory too"""
+SPREAD_LATENTS = 64
+"""latents that `latent_spread` looks at"""
+
+View = tuple[int, Fit, bool]
+"""(picture index, fit, flipped)"""
 
 
-@dataclass(frozen=True)
 class Encoded:
-    """What the model takes, on the CPU."""
+    """What the model takes, on the CPU.
 
-    latents: dict[tuple[int, bool], torch.Tensor]
-    """(picture index, flipped) -> (C, ...) float32 in model space"""
-    captions: dict[str, Any]
-    """caption -> CONDITIONING"""
-    prompts: dict[str, Any]
-    """prompt of a sample picture -> CONDITIONING"""
+    With a cache all lies there, and only what was used last in memory; without one all is in memory. What has gone
+    from the cache since (trimmed by another process, damaged) is computed again when it is asked for.
+    """
 
-    def conditioning(self, dataset: Dataset, sample: Sample, sized: bool) -> Any:
+    def __init__(self, dataset: Dataset, model: Any, clip: Any, vae: Any, cache: Cache | None, captions: bool):
+        self.views: list[View] = []
+        """every picture in every form that the run shows it in"""
+        self.prompts: dict[str, Any] = {}
+        """prompt of a sample picture -> CONDITIONING"""
+        self._dataset = dataset
+        self._model = model
+        self._clip = clip
+        self._vae = vae
+        self._with_captions = captions
+        self._shelf = _Shelf(cache, MEMORY)
+        self._names = _Names(dataset, clip, vae, cache) if cache else None
+
+    def latent(self, sample: Sample) -> torch.Tensor:
+        """A sample's latent in model space: (C, ...) float32."""
+        latent = self._latent((sample.picture, sample.fit, sample.flipped))
+        return host.to_model_space(self._model, latent[None])[0]
+
+    def mask(self, sample: Sample) -> torch.Tensor | None:
+        """The weight of each place of a sample's latent: (h, w) float32 in [0, 1]; None = 1 everywhere.
+
+        1 where the mask is white, unmasked_weight where it is black, and between them in between.
+        """
+        if not self._dataset.is_masked(sample.picture):
+            return None
+        lowest = self._dataset.settings_of(sample.picture).unmasked_weight
+        return lowest + (1.0 - lowest) * self._mask((sample.picture, sample.fit, sample.flipped))
+
+    def conditioning(self, dataset: Dataset, sample: Sample, wanted: bool) -> Any:
         """A sample's CONDITIONING, with its size and crop where the model wants them."""
-        conditioning = self.captions[sample.caption]
-        if not sized:
-            return conditioning
-        picture = dataset.pictures[sample.picture]
-        size = size_conditioning(picture, dataset.fits()[sample.picture], sample.flipped)
-        return [[embedding, {**options, **size}] for embedding, options in conditioning]
+        if not self._with_captions:
+            raise ValueError("captions were not encoded: the text encoders are trained")
+        return sized(self._text(sample.caption, is_prompt=False), dataset, sample, wanted)
+
+    def prepare(
+        self, samples: Iterable[Sample], prompts: Iterable[str], on_progress: Callable[[str, int, int], None]
+    ) -> None:
+        """Computes what is not known yet of all that the samples and prompts need."""
+        samples = list(samples)
+        self.views = sorted(
+            {(sample.picture, sample.fit, sample.flipped) for sample in samples},
+            key=lambda view: (view[0], astuple(view[1]), view[2]),
+        )
+        captions = sorted({sample.caption for sample in samples}) if self._with_captions else []
+        missing = self._shelf.missing({text: self._names and self._names.text(text, False) for text in captions})
+        for done, caption in enumerate(missing):
+            on_progress("captions", done, len(missing))
+            self._text(caption, is_prompt=False)
+        self.prompts = {prompt: self._text(prompt, is_prompt=True) for prompt in prompts}
+        missing = self._shelf.missing({view: self._names and self._names.latent(*view) for view in self.views})
+        for done, view in enumerate(missing):
+            on_progress("pictures", done, len(missing))
+            self._latent(view)
+        masked = [view for view in self.views if self._dataset.is_masked(view[0])]
+        missing = self._shelf.missing({view: self._names and self._names.mask(*view) for view in masked})
+        for done, view in enumerate(missing):
+            on_progress("masks", done, len(missing))
+            self._mask(view)
+
+    def _text(self, text: str, is_prompt: bool) -> Any:
+        return self._shelf.fetch(
+            ("text", text, is_prompt),
+            self._names and self._names.text(text, is_prompt),
+            lambda: host.encode_text(self._clip, text, is_prompt=is_prompt),
+        )
+
+    def _latent(self, view: View) -> torch.Tensor:
+        """As the VAE gives it."""
+        name = self._names and self._names.latent(*view)
+        return self._shelf.fetch(("latent", view), name, lambda: self._encoded_picture(view))
+
+    def _encoded_picture(self, view: View) -> torch.Tensor:
+        index, fit, flipped = view
+        picture = self._dataset.pictures[index]
+        pixels = picture.load(fit)
+        latent = host.encode_pixels(self._vae, (pixels.flip(1) if flipped else pixels)[None]).float()[0].clone()
+        if not latent.isfinite().all():
+            problem = (
+                f"it encodes {picture.name} to values that are no numbers, as half precision may: "
+                "use another VAE, or start ComfyUI with --fp32-vae."
+            )
+            raise_if_any("VAE", [problem])
+        return latent
+
+    def _mask(self, view: View) -> torch.Tensor:
+        """In the latent's size, white = 1."""
+        name = self._names and self._names.mask(*view)
+        return self._shelf.fetch(("mask", view), name, lambda: self._loaded_mask(view))
+
+    def _loaded_mask(self, view: View) -> torch.Tensor:
+        index, fit, flipped = view
+        mask = self._dataset.pictures[index].load_mask(fit)
+        assert mask is not None
+        mask = mask.flip(1) if flipped else mask
+        size = self._latent(view).shape[-2:]
+        return torch.nn.functional.interpolate(mask[None, None], size, mode="area")[0, 0]
 
 
 def encode_samples(
     dataset: Dataset,
     samples: Iterable[Sample],
     prompts: Iterable[str],
-    base_model: Any,
+    model: Any,
     clip: Any,
     vae: Any,
     on_progress: Callable[[str, int, int], None],
+    cache: Cache | None = None,
+    captions: bool = True,
 ) -> Encoded:
-    """Encodes all pictures and texts that a run needs.
+    """Encodes all pictures and texts that a run needs and the cache does not know.
 
     Args:
+        model: the MODEL, for its latent space.
         prompts: of sample pictures.
-        on_progress: called with (what, done, of how many); may raise to interrupt.
+        on_progress: called with (what, done, of how many) for what must be computed; may raise to interrupt.
+        captions: whether the samples' captions are needed too.
+
+    Raises:
+        InputError: the VAE gives values that are no numbers.
     """
-    samples = list(samples)
-    views = sorted({(sample.picture, sample.flipped) for sample in samples})
-    captions = sorted({sample.caption for sample in samples})
-    embeddings = {}
-    for done, caption in enumerate(captions):
-        on_progress("captions", done, len(captions))
-        embeddings[caption] = host.encode_text(clip, caption)
-    prompt_embeddings = {prompt: host.encode_text(clip, prompt, is_prompt=True) for prompt in prompts}
-    latents = {}
-    fits = dataset.fits()
-    for done, (index, flipped) in enumerate(views):
-        on_progress("pictures", done, len(views))
-        pixels = dataset.pictures[index].load(fits[index])
-        if flipped:
-            pixels = pixels.flip(1)
-        latent = host.to_model_space(base_model, host.encode_pixels(vae, pixels[None]).float())
-        latents[index, flipped] = latent[0].clone()
-    return Encoded(latents, embeddings, prompt_embeddings)
+    encoded = Encoded(dataset, model, clip, vae, cache, captions)
+    encoded.prepare(samples, prompts, on_progress)
+    if cache is not None:
+        cache.trim()
+    return encoded
+
+
+def sized(conditioning: Any, dataset: Dataset, sample: Sample, wanted: bool = True) -> Any:
+    """A CONDITIONING with a sample's size and crop in it, where the model wants them."""
+    if not wanted:
+        return conditioning
+    size = size_conditioning(dataset.pictures[sample.picture], sample.fit, sample.flipped)
+    return [[embedding, {**options, **size}] for embedding, options in conditioning]
 
 
 def latent_spread(encoded: Encoded) -> float:
-    """Standard deviation over all latents; about 1 where VAE and model belong together."""
-    return float(torch.cat([latent.flatten() for latent in encoded.latents.values()]).std())
+    """Standard deviation over some of the latents; about 1 where VAE and model belong together."""
+    step = -(-len(encoded.views) // SPREAD_LATENTS)
+    latents = [encoded.latent(Sample(*view, "")) for view in encoded.views[:: max(1, step)]]
+    return float(torch.cat([latent.flatten() for latent in latents]).std())
+
+
+class _Names:
+    """What things are called in the cache: a name says all that their values follow from. None = not to be kept."""
+
+    def __init__(self, dataset: Dataset, clip: Any, vae: Any, cache: Cache):
+        self._dataset = dataset
+        self._cache = cache
+        self._clip_print = host.model_fingerprint(clip)
+        self._vae_print = host.model_fingerprint(vae)
+        self._contents: dict[tuple[int, bool], str] = {}
+
+    def text(self, text: str, is_prompt: bool) -> str | None:
+        """Of a text's embedding."""
+        if self._clip_print is None or "embedding:" in text:  # the latter names a file, which may change
+            return None
+        return _name("text", self._clip_print, text, is_prompt)
+
+    def latent(self, index: int, fit: Fit, flipped: bool) -> str | None:
+        """Of a picture's latent."""
+        if self._vae_print is None:
+            return None
+        return _name("latent", self._vae_print, self._content(index, is_mask=False), astuple(fit), flipped)
+
+    def mask(self, index: int, fit: Fit, flipped: bool) -> str | None:
+        """Of a picture's mask in the size of its latent."""
+        if self._vae_print is None:
+            return None
+        return _name("mask", self._vae_print, self._content(index, is_mask=True), astuple(fit), flipped)
+
+    def _content(self, index: int, is_mask: bool) -> str:
+        """A digest of a picture or of its mask."""
+        key = (index, is_mask)
+        if key not in self._contents:
+            picture = self._dataset.pictures[index]
+            path = (picture.mask_path or picture.path) if is_mask else picture.path
+            pixels = picture.mask_pixels if is_mask else picture.pixels
+            if path is not None:
+                self._contents[key] = self._cache.picture_facts(path).digest
+            elif pixels is not None:
+                self._contents[key] = _pixels_digest(pixels)
+        return self._contents[key]
+
+
+class _Shelf:
+    """Values by key: in the cache, the latest in memory too; what has no place there in memory alone."""
+
+    def __init__(self, cache: Cache | None, limit: int):
+        self._cache = cache
+        self._limit = limit
+        self._kept: dict[Hashable, Any] = {}
+        self._recent: OrderedDict[Hashable, Any] = OrderedDict()
+        self._size = 0
+
+    def missing(self, names: dict[Any, str | None]) -> list[Any]:
+        """Those of the keys, given with their names in the cache, that lie nowhere yet."""
+        known = self._cache.known(name for name in names.values() if name) if self._cache else set()
+        return [key for key, name in names.items() if name not in known]
+
+    def fetch(self, key: Hashable, name: str | None, make: Callable[[], Any]) -> Any:
+        """The value of a key, made where it is not there.
+
+        Args:
+            name: in the cache; None = not to lie there.
+        """
+        if key in self._kept:
+            return self._kept[key]
+        if key in self._recent:
+            self._recent.move_to_end(key)
+            return self._recent[key]
+        value = self._cache.get(name) if self._cache and name else None
+        if value is None:
+            value = make()
+            if not (self._cache and name and _put(self._cache, name, value)):
+                self._kept[key] = value
+                return value
+        self._recent[key] = value
+        self._size += _bytes(value)
+        while self._size > self._limit and len(self._recent) > 1:
+            self._size -= _bytes(self._recent.popitem(last=False)[1])
+        return value
+
+
+def _put(cache: Cache, name: str, value: Any) -> bool:
+    """Whether the value is of a kind that can lie there."""
+    try:
+        cache.put(name, value)
+    except TypeError:  # hooks of the host in a CONDITIONING
+        return False
+    return True
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _name(kind: str, *parts: Any) -> str:
+    return f"{kind} 1 {hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
+def _pixels_digest(pixels: torch.Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
+    digest.update(pixels.contiguous().numpy().tobytes())
+    return digest.hexdigest()

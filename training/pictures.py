@@ -1,6 +1,9 @@
-"""Picture files in: any kind that Pillow reads, as upright RGB."""
+"""Picture files in: any kind that Pillow reads, as upright RGB, and their masks."""
 
+import hashlib
+import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,43 @@ LARGEST_AREA = 170_000_000
 """pixels; beyond this one picture would take gigabytes to decode"""
 
 
+SAME_ASPECT = 0.02
+"""a mask may differ from its picture's aspect ratio by this share, as rounding to pixels does"""
+
+
 class PictureError(ValueError):
     """A picture that cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What is known of a picture file once it was read as a whole."""
+
+    width: int
+    """pixels, upright"""
+    height: int
+    is_transparent: bool
+    """some of it is"""
+    digest: str
+    """SHA-256 of the file"""
+
+
+def picture_facts(path: Path) -> PictureFacts:
+    """Reads and decodes the whole file.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    width, height = picture_size(path)
+    with _opened(path) as image:
+        alpha = _alpha(_decode(image, path))
+    is_transparent = alpha is not None and np.asarray(alpha).min() < 255
+    return PictureFacts(width, height, bool(is_transparent), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether two (width, height) have one aspect ratio, but for rounding."""
+    return abs(math.log(first[0] * second[1] / (first[1] * second[0]))) <= SAME_ASPECT
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -59,11 +97,34 @@ def load_picture(path: Path, fit: Fit) -> torch.Tensor:
     return fit_pixels(_to_rgb(upright), fit)
 
 
+def load_mask(path: Path, fit: Fit) -> torch.Tensor:
+    """A mask file in its picture's bucket, white = 1: (H, W) float32 in [0, 1]; its own transparency is black."""
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(_decode(image, path))
+    alpha = _alpha(upright)
+    grey = _to_8_bits(upright).convert("L")
+    if alpha is not None:
+        grey = Image.composite(grey, Image.new("L", grey.size, 0), alpha)
+    return fit_mask(grey, fit)
+
+
+def load_alpha(path: Path, fit: Fit) -> torch.Tensor:
+    """How opaque a picture is, in its bucket: (H, W) float32 in [0, 1]."""
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(_decode(image, path))
+    alpha = _alpha(upright)
+    return fit_mask(Image.new("L", upright.size, 255) if alpha is None else alpha, fit)
+
+
+def fit_mask(mask: Image.Image, fit: Fit) -> torch.Tensor:
+    """A grey mask scaled, by area, and cut as its picture is: (H, W) float32 in [0, 1]."""
+    cut = mask.resize((fit.width, fit.height), Image.Resampling.BOX, _cut(mask, fit))
+    return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
+
+
 def fit_pixels(image: Image.Image, fit: Fit) -> torch.Tensor:
     """An RGB image scaled and cut into its bucket: (H, W, 3) float32 in [0, 1]."""
-    x, y = image.width / fit.scaled_width, image.height / fit.scaled_height
-    box = (fit.left * x, fit.top * y, (fit.left + fit.width) * x, (fit.top + fit.height) * y)
-    cut = image.resize((fit.width, fit.height), Image.Resampling.LANCZOS, box)
+    cut = image.resize((fit.width, fit.height), Image.Resampling.LANCZOS, _cut(image, fit))
     return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
 
 
@@ -71,6 +132,17 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     """An RGB image from (H, W, 3) in [0, 1]."""
     array = (pixels.detach().cpu().float().clamp(0, 1) * 255.0).round().to(torch.uint8).numpy()
     return Image.fromarray(array, "RGB")
+
+
+def to_mask_image(mask: torch.Tensor) -> Image.Image:
+    """A grey image from (H, W) in [0, 1]."""
+    return to_image(mask[..., None].expand(*mask.shape, 3)).getchannel(0)
+
+
+def _cut(image: Image.Image, fit: Fit) -> tuple[float, float, float, float]:
+    """What the fit keeps, in the image's own pixels: left, top, right, bottom."""
+    x, y = image.width / fit.scaled_width, image.height / fit.scaled_height
+    return (fit.left * x, fit.top * y, (fit.left + fit.width) * x, (fit.top + fit.height) * y)
 
 
 def _opened(path: Path) -> Image.Image:
@@ -108,11 +180,26 @@ def _decode(image: Image.Image, path: Path) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """First frame, 8 bits, transparency over white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0 else 255.0
-        image = Image.fromarray(np.clip(values / top * 255.0, 0, 255).round().astype(np.uint8), "L")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    image = _to_8_bits(image)
+    if _has_alpha(image):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0 else 255.0
+    return Image.fromarray(np.clip(values / top * 255.0, 0, 255).round().astype(np.uint8), "L")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is, where the picture says it; a grey picture of 16 bits never does."""
+    image = _to_8_bits(image)
+    return image.convert("RGBA").getchannel("A") if _has_alpha(image) else None

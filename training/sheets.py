@@ -12,6 +12,8 @@ GROUND = (32, 33, 36)
 TEXT = (232, 234, 237)
 FAINT = (154, 160, 166)
 MARGIN = 8
+DIMMED = 0.2
+"""brightness that is left of what is not learned"""
 
 
 def contact_sheet(cells: Sequence[tuple[torch.Tensor, str, str]], columns: int, side: int) -> torch.Tensor:
@@ -41,6 +43,11 @@ def contact_sheet(cells: Sequence[tuple[torch.Tensor, str, str]], columns: int, 
         for line, text in enumerate(wrap(caption, small, side, lines)):
             pen.text((left, top + side + 17 + line * 14), text, TEXT, small)
     return _pixels(sheet)
+
+
+def dimmed(pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The picture (H, W, 3) with what the mask (H, W) leaves out darkened."""
+    return pixels * (DIMMED + (1.0 - DIMMED) * mask[..., None])
 
 
 def strength_grid(rows: Sequence[tuple[str, Sequence[torch.Tensor]]], column_labels: Sequence[str]) -> torch.Tensor:

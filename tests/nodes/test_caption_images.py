@@ -145,3 +145,40 @@ def test_the_host_accepts_a_good_model(pictures: Path, model: str | None) -> Non
 def test_the_list_offers_local_models_first(pictures: Path) -> None:
     options = next(each for each in CaptionImages.define_schema().inputs if each.id == "captioner").options
     assert options[0] == "blip" and "Salesforce/blip-image-captioning-base" in options
+
+
+# ---------------------------------------------------------------- folders that may only be read
+
+
+@pytest.fixture
+def outside(folders: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder outside the input folder that LORA_KILN_ROOTS allows, with one picture."""
+    folder = folders / "outside"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    monkeypatch.setenv("LORA_KILN_ROOTS", str(folder))
+    return folder
+
+
+def caption_outside(outside: Path, write_files: str):
+    sizes = dict(resolution=[64], bucket_step=[16], shortest_side=[32], longest_side=[128])
+    data = LoadDataset.execute(folder=[str(outside)], **sizes).args[0]
+    values = dict(prefix="", suffix="", trigger_word="", prompt="", max_new_tokens=5, num_beams=1)
+    return CaptionImages.execute(data, "blip", "all", write_files, **values).args
+
+
+@pytest.mark.parametrize("write_files", [NEW_FILES, OVERWRITE])
+def test_a_root_that_may_be_read_may_not_be_written(outside: Path, write_files: str) -> None:
+    with pytest.raises(InputError, match="outside ComfyUI's input folder.*LORA_KILN_WRITE=1"):
+        caption_outside(outside, write_files)
+    assert files(outside) == {}
+
+
+def test_captions_without_files_are_free_to_come(outside: Path) -> None:
+    assert texts(caption_outside(outside, KEEP)[0])[0]
+
+
+def test_whoever_runs_the_server_may_allow_it(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_KILN_WRITE", "1")
+    captioned = caption_outside(outside, NEW_FILES)[0]
+    assert files(outside)["a.txt"].strip() == captioned.pictures[0].caption

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -32,9 +33,9 @@ def pictures(folders: Path) -> Path:
 
 def load(folder: str = "set", **settings):
     """The node, called as the host calls it: every value in a list."""
-    images, captions = settings.pop("images", None), settings.pop("captions", None)
+    linked = {name: settings.pop(name, None) for name in ("images", "captions", "masks")}
     values = {name: [value] for name, value in (SETTINGS | settings).items()}
-    return LoadDataset.execute(folder=[folder], images=images, captions=captions, **values)
+    return LoadDataset.execute(folder=[folder], **linked, **values)
 
 
 def dataset_of(folder: str = "set", **settings):
@@ -189,6 +190,132 @@ def test_transparent_images_from_the_graph_lie_on_white(folders: Path) -> None:
     assert_color(pixels_of(dataset_of("none", images=[torch.zeros(1, 64, 64, 4)])), (255, 255, 255))
 
 
+def test_a_caption_of_several_lines_is_one_line_of_the_output(pictures: Path) -> None:
+    for name in ("a", "b"):
+        save(pictures, f"{name}.png")
+        (pictures / f"{name}.txt").write_text(f"first of {name}\n\nsecond of {name}\n")
+    lines = load().args[2]
+    assert lines == "first of a second of a\nfirst of b second of b"
+    images = torch.zeros(2, 64, 64, 3)
+    assert load("none", images=[images], captions=[lines]).args[2] == lines
+
+
+# ---------------------------------------------------------------- masks
+
+
+def summary(monkeypatch: pytest.MonkeyPatch, folder: str = "set", **settings) -> str:
+    """What the node shows on itself."""
+    from lora_kiln.training import host
+
+    shown: list[str] = []
+    monkeypatch.setattr(host, "show_text", shown.append)
+    load(folder, **settings)
+    return shown[-1]
+
+
+def save_mask(folder: Path, name: str = "a_mask.png", size=SIZE) -> None:
+    """White on the left half."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    mask.save(folder / name)
+
+
+def test_the_sheet_dims_what_a_mask_leaves_out(pictures: Path) -> None:
+    save(pictures, color=(255, 0, 255))
+    save_mask(pictures)
+    bright = (torch.tensor([1.0, 0.0, 1.0]) - load().args[1][0]).abs().amax(-1) < TOLERANCE
+    masked = (torch.tensor([1.0, 0.0, 1.0]) - load(masked_loss=True).args[1][0]).abs().amax(-1) < TOLERANCE
+    assert masked.sum() == bright.sum() / 2 > 0
+
+
+def test_masks_are_counted(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        save(pictures, f"{name}.png")
+    save_mask(pictures, "a_mask.png")
+    save_mask(pictures, "b-masklabel.png")
+    assert "3 pictures" in summary(monkeypatch) and "mask" not in summary(monkeypatch)
+    assert "2 of 3 with a mask" in summary(monkeypatch, masked_loss=True)
+
+
+def test_masks_come_from_the_graph(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked = dict(images=[torch.ones(2, 64, 64, 3)], masks=[torch.eye(64)[None]])
+    data = dataset_of("none", masked_loss=True, **linked)
+    assert all(
+        torch.equal(each.load_mask(fit), torch.eye(64)) for each, fit in zip(data.pictures, data.fits(), strict=True)
+    )
+    assert "masks are not used: masked_loss is off" in summary(monkeypatch, "none", **linked)
+
+
+def test_load_images_empty_mask_is_refused_with_advice(folders: Path) -> None:
+    """What the core's Load Image gives for a picture without transparency."""
+    with pytest.raises(InputError, match="Invert Mask"):
+        load("none", images=[torch.zeros(1, 64, 64, 3)], masks=[torch.zeros(1, 64, 64)])
+
+
+# ---------------------------------------------------------------- several resolutions, folders' settings
+
+
+def test_the_summary_names_resolutions_and_settings_files(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(pictures, "cats/a.png")
+    (pictures / "cats" / "dataset.toml").write_text('trigger_word = "zwx"')
+    said = summary(monkeypatch, extra_resolutions="96")
+    assert "resolutions: 64, 96" in said and "settings from set/cats/dataset.toml" in said
+    assert load().args[2] == "zwx"
+
+
+def test_a_settings_file_that_is_wrong_stops_the_node(pictures: Path) -> None:
+    save(pictures)
+    (pictures / "dataset.toml").write_text("repeat = 3")
+    with pytest.raises(InputError, match="set/dataset.toml: repeat is not known; did you mean repeats"):
+        load()
+
+
+def test_a_folder_for_regularisation_may_lie_in_the_chosen_one(pictures: Path) -> None:
+    save(pictures, "a.png")
+    save(pictures, "prior/b.png")
+    (pictures / "prior" / "dataset.toml").write_text("regularisation = true")
+    assert [picture.is_regularisation for picture in dataset_of().pictures] == [False, True]
+
+
+# ---------------------------------------------------------------- older workflows
+
+FIRST_INPUTS = (
+    "folder images captions resolution trigger_word flip shuffle_tags keep_tokens caption_dropout repeats bucket_step "
+    "shortest_side longest_side regularisation_folder prior_loss_weight bad_pictures"
+).split()
+
+
+def test_new_inputs_come_after_those_of_older_workflows_and_may_be_left_out(folders: Path) -> None:
+    inputs = LoadDataset.define_schema().inputs
+    assert [each.id for each in inputs[: len(FIRST_INPUTS)]] == FIRST_INPUTS
+    new = inputs[len(FIRST_INPUTS) :]
+    assert len(new) == 6 and all(each.optional for each in new)
+
+
+# ---------------------------------------------------------------- a second time
+
+
+def test_pictures_are_decoded_once_and_not_again_after_a_restart(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_kiln.training import cache
+
+    for name in "abc":
+        os.utime(save(pictures, f"{name}.png"), (1, 1))
+    decoded, read = [], cache.picture_facts
+    monkeypatch.setattr(cache, "picture_facts", lambda path: decoded.append(path.name) or read(path))
+    first = dataset_of()
+    assert decoded == ["a.png", "b.png", "c.png"]
+    assert dataset_of() == first and len(decoded) == 3
+
+
+def test_without_a_cache_it_reads_all_the_same(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(pictures)
+    with_cache = dataset_of()
+    monkeypatch.setenv("LORA_KILN_CACHE_GB", "0")
+    assert dataset_of() == with_cache
+
+
 # ---------------------------------------------------------------- when it runs again
 
 
@@ -201,7 +328,7 @@ def test_fingerprint_is_stable(pictures: Path) -> None:
     assert fingerprint() == fingerprint()
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.caption", "metadata.jsonl", "10_x/a.txt"])
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "metadata.jsonl", "10_x/a.txt", "dataset.toml"])
 def test_fingerprint_changes_with_a_caption(pictures: Path, name: str) -> None:
     save(pictures)
     (pictures / name).parent.mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from lora_kiln.training.buckets import bucket_sizes, fit_picture
+from lora_kiln.training.buckets import CROP_VARIANTS, bucket_sizes, crops, fit_picture
 
 RECIPES = [(512, 64, 256, 2048), (1024, 64, 256, 2048), (768, 32, 512, 1024), (128, 8, 64, 256), (512, 64, 300, 1000)]
 """resolution, step, shortest, longest"""
@@ -94,3 +94,24 @@ def test_no_bucket_is_nearer_in_shape(size) -> None:
 
 def test_of_buckets_of_one_shape_the_largest_is_taken() -> None:
     assert fit_picture(10, 10, [(64, 64), (128, 128), (96, 96)]).width == 128
+
+
+@pytest.mark.parametrize("size", PICTURES)
+def test_every_crop_lies_within_the_scaled_picture(size) -> None:
+    for fit in crops(fit_picture(*size, bucket_sizes(*RECIPES[0]))):
+        assert 0 <= fit.left <= fit.scaled_width - fit.width
+        assert 0 <= fit.top <= fit.scaled_height - fit.height
+
+
+@pytest.mark.parametrize("size", PICTURES)
+def test_crops_reach_both_ends_and_differ_in_nothing_but_their_place(size) -> None:
+    centred = fit_picture(*size, bucket_sizes(*RECIPES[0]))
+    views = crops(centred)
+    assert len(views) == CROP_VARIANTS
+    assert (views[0].left, views[0].top) == (0, 0)
+    assert (views[-1].left, views[-1].top) == (
+        centred.scaled_width - centred.width, centred.scaled_height - centred.height,
+    )  # fmt: skip
+    assert {(f.width, f.height, f.scaled_width, f.scaled_height) for f in views} == {
+        (centred.width, centred.height, centred.scaled_width, centred.scaled_height)
+    }

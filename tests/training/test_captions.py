@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from lora_kiln.training.captions import (
     CaptionFileError,
+    drop_tags,
+    one_line,
     read_metadata,
     read_text,
     shuffle_tags,
@@ -102,3 +104,33 @@ def test_metadata_in_json_lines_may_hold_any_separator_inside_a_text(tmp_path: P
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one\u2028two\x85three"}', "utf-8")
     captions, problems = read_metadata(tmp_path)
     assert not problems and captions["a.png"] == "one\u2028two\x85three"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_each_loose_tag_is_left_out_at_its_chance(share: float) -> None:
+    tags = TAGS.split(", ")
+    kept = [set(drop_tags(TAGS, 2, share, key).split(", ")) for key in range(1000)]
+    for tag in tags[:2]:
+        assert all(tag in each for each in kept)
+    for tag in tags[2:]:
+        assert sum(tag not in each for each in kept) / len(kept) == pytest.approx(share, abs=0.05)
+
+
+def test_tags_that_stay_keep_their_order() -> None:
+    order = {tag: place for place, tag in enumerate(TAGS.split(", "))}
+    for key in range(ORDERS):
+        places = [order[tag] for tag in drop_tags(TAGS, 1, 0.5, key).split(", ")]
+        assert places == sorted(places) and places[0] == 0
+
+
+def test_the_key_decides_which_tags_are_left_out() -> None:
+    assert drop_tags(TAGS, 1, 0.5, 3) == drop_tags(TAGS, 1, 0.5, 3)
+    assert len({drop_tags(TAGS, 1, 0.5, key) for key in range(ORDERS)}) > 8
+
+
+@pytest.mark.parametrize(
+    ("caption", "line"),
+    [("a cat", "a cat"), ("a cat\non a mat", "a cat on a mat"), ("a\r\n\r\n b \u2028c", "a b c"), ("", ""), ("\n", "")],
+)
+def test_a_caption_of_several_lines_becomes_one(caption: str, line: str) -> None:
+    assert one_line(caption) == line

@@ -1,11 +1,12 @@
 """The data of a run: order, balance, captions and sizes, as functions of the seed."""
 
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 from lora_kiln.training.batches import Plan
+from lora_kiln.training.buckets import CROP_VARIANTS, crops
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import (
     SHUFFLE_VARIANTS,
@@ -13,11 +14,10 @@ from lora_kiln.training.dataset import (
     DatasetSettings,
     Picture,
     bucket_table,
-    folder_repeats,
-    pictures_from_images,
     size_conditioning,
     upscaled,
 )
+from lora_kiln.training.folder_settings import FolderSettings
 from lora_kiln.training.problems import InputError
 
 SEED, BATCH, EPOCHS = 7, 3, 200
@@ -79,10 +79,9 @@ def test_an_epoch_shows_each_picture_as_often_as_it_repeats(batch_size: int) -> 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_a_batch_has_one_bucket_and_at_most_its_size(batch_size: int) -> None:
     data = mixed()
-    fits = data.fits()
     for batch in data.epoch_batches(0, batch_size, SEED):
         assert 1 <= len(batch) <= batch_size
-        assert len({(fits[s.picture].width, fits[s.picture].height) for s in batch}) == 1
+        assert len({(s.fit.width, s.fit.height) for s in batch}) == 1
 
 
 # ---------------------------------------------------------------- regularisation
@@ -211,36 +210,168 @@ def test_enlarged_pictures_are_named() -> None:
     ]
 
 
+# ---------------------------------------------------------------- several resolutions
+
+
+def test_an_epoch_shows_each_picture_at_each_resolution_as_often_as_it_repeats() -> None:
+    data = mixed(extra_resolutions="96, 128", longest_side=256)
+    shown = Counter((s.picture, s.fit) for s in samples(data))
+    for index, each in enumerate(data.pictures):
+        fits = [data.fits(resolution)[index] for resolution in (64, 96, 128)]
+        assert len(set(fits)) == 3
+        assert [shown.pop((index, fit)) for fit in fits] == [each.repeats] * 3
+    assert not shown
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_no_batch_mixes_resolutions(batch_size: int) -> None:
+    for batch in mixed(extra_resolutions="96").epoch_batches(1, batch_size, SEED):
+        assert len({(s.fit.width, s.fit.height) for s in batch}) == 1
+
+
+def test_regularisation_pictures_balance_all_resolutions() -> None:
+    data = dataset(
+        *(picture(f"own {n}") for n in range(4)), *(picture(f"prior {n}", prior=True) for n in range(3)),
+        extra_resolutions="96",
+    )  # fmt: skip
+    shown = Counter(s.picture >= 4 for s in samples(data))
+    assert shown == {False: 8, True: 8}
+    assert len({(s.picture, s.fit) for epoch in range(3) for s in samples(data, epoch) if s.picture >= 4}) == 6
+
+
 @pytest.mark.parametrize(
-    ("path", "repeats"),
-    [("10_cat", 10), ("10_cat/close", 10), ("3_x/5_y", 5), ("cat_10", 1), ("10cat", 1), ("0_cat", 1), ("plain", 1)],
+    ("text", "resolutions"),
+    [("", (64,)), (" ", (64,)), ("96", (64, 96)), ("128, 96,", (64, 128, 96)), ("64, 96, 96", (64, 96))],
 )
-def test_repeats_of_a_folder(tmp_path: Path, path: str, repeats: int) -> None:
-    assert folder_repeats(tmp_path / path, tmp_path) == repeats
+def test_resolutions_are_read_from_text(text: str, resolutions) -> None:
+    assert DatasetSettings(**SETTINGS, extra_resolutions=text).resolutions() == resolutions
 
 
-def test_names_above_the_chosen_folder_do_not_count(tmp_path: Path) -> None:
-    assert folder_repeats(tmp_path / "9_above" / "set" / "sub", tmp_path / "9_above" / "set") == 1
+@pytest.mark.parametrize("text", ["big", "96; 128", "32", "9999", "96.5", "-96"])
+def test_resolutions_that_cannot_be_are_named(text: str) -> None:
+    with pytest.raises(InputError, match="extra_resolutions has"):
+        DatasetSettings(extra_resolutions=text)
 
 
-# ---------------------------------------------------------------- pictures from the graph
+def test_the_bucket_table_counts_every_resolution() -> None:
+    assert bucket_table(mixed(extra_resolutions="128")) == {(64, 64): 6, (80, 48): 4, (128, 64): 4, (128, 128): 6}
 
 
-@pytest.mark.parametrize("captions", [[], ["same"], ["same", "same"]])
-def test_captions_of_images_are_none_one_or_each(captions: list[str]) -> None:
-    pictures = pictures_from_images([torch.zeros(2, 64, 64, 3)], captions)
-    assert [each.caption for each in pictures] == (["same", "same"] if captions else ["", ""])
+# ---------------------------------------------------------------- random crop
+
+LONG = (300, 40)
 
 
-def test_grey_images_become_color() -> None:
-    assert pictures_from_images([torch.zeros(1, 20, 20, 1)], [])[0].pixels.shape == (20, 20, 3)
+def cropped(**settings) -> Dataset:
+    return dataset(picture("long", LONG), picture("tall", LONG[::-1]), picture("square"), random_crop=True, **settings)
 
 
-def test_an_image_from_the_graph_is_copied() -> None:
-    image = torch.zeros(1, 20, 20, 3)
-    kept = pictures_from_images([image], [])[0]
-    image.fill_(1.0)
-    assert kept.pixels.max() == 0
+def test_random_crops_are_those_of_the_bucket_and_come_evenly() -> None:
+    data = cropped()
+    for index in range(2):
+        seen = Counter(s.fit for epoch in range(EPOCHS * 2) for s in samples(data, epoch) if s.picture == index)
+        assert set(seen) == set(crops(data.fits()[index])) and len(seen) == CROP_VARIANTS
+        assert min(seen.values()) > EPOCHS * 2 / CROP_VARIANTS / 2
+
+
+def test_a_picture_that_fits_its_bucket_has_nothing_to_crop() -> None:
+    assert {s.fit for epoch in range(9) for s in samples(cropped(), epoch) if s.picture == 2} == {cropped().fits()[2]}
+
+
+def test_random_crops_follow_from_the_seed() -> None:
+    assert cropped().epoch_batches(3, BATCH, SEED) == cropped().epoch_batches(3, BATCH, SEED)
+    draws = [[s.fit for s in sorted(samples(cropped(), epoch), key=lambda s: s.picture)] for epoch in range(8)]
+    assert len(set(map(tuple, draws))) > 1
+
+
+def test_without_random_crop_every_sample_has_the_centred_cut() -> None:
+    data = dataset(picture("long", LONG), picture("square"))
+    assert all(s.fit == data.fits()[s.picture] for epoch in range(5) for s in samples(data, epoch))
+
+
+def test_random_crop_changes_nothing_else_of_an_epoch() -> None:
+    settings = dict(flip=True, shuffle_tags=True, caption_dropout=0.3)
+    plain, moved = mixed(**settings), mixed(**settings, random_crop=True)
+    assert [(s.picture, s.flipped, s.caption) for s in samples(plain)] == [
+        (s.picture, s.flipped, s.caption) for s in samples(moved)
+    ]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_size_conditioning_says_where_each_crop_begins(flipped: bool) -> None:
+    """A column of the scaled picture is found at its place minus crop_w, in a mirrored picture counted from its end."""
+    long = picture("long", LONG)
+    for fit in crops(dataset(long, longest_side=64, shortest_side=64).fits()[0]):
+        scaled = torch.arange(fit.scaled_width).expand(fit.scaled_height, -1)
+        seen = scaled[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
+        scaled, seen = (scaled.flip(1), seen.flip(1)) if flipped else (scaled, seen)
+        size = size_conditioning(long, fit, flipped)
+        assert torch.equal(seen, scaled[:, size["crop_w"] :][:, : size["target_width"]][: size["target_height"]])
+
+
+# ---------------------------------------------------------------- tag dropout
+
+
+def test_tags_are_left_out_in_a_bounded_number_of_ways() -> None:
+    tags = "one, two, three, four, five, six"
+    data = dataset(picture("a", caption=tags), tag_dropout=0.5, keep_tokens=1)
+    captions = {s.caption for epoch in range(EPOCHS) for s in samples(data, epoch)}
+    assert 1 < len(captions) <= SHUFFLE_VARIANTS
+    assert all(set(caption.split(", ")) <= set(tags.split(", ")) for caption in captions)
+    assert all(caption.startswith("one") for caption in captions)
+
+
+def test_tags_are_left_out_and_shuffled_together_in_a_bounded_number_of_ways() -> None:
+    data = dataset(picture("a", caption="a, b, c, d, e, f"), tag_dropout=0.3, shuffle_tags=True, keep_tokens=1)
+    captions = {s.caption for epoch in range(EPOCHS) for s in samples(data, epoch)}
+    assert 1 < len(captions) <= SHUFFLE_VARIANTS
+
+
+# ---------------------------------------------------------------- folders' own settings
+
+
+def with_folder(**said) -> Dataset:
+    """Two pictures, the second in a folder with settings of its own."""
+    own = replace(picture("own", LONG, caption="a, b, c, d, e"), folder=FolderSettings(**said))
+    return dataset(picture("plain", LONG, caption="a, b, c, d, e"), own, trigger_word="zwx", keep_tokens=1)
+
+
+def drawn(data: Dataset, index: int) -> list:
+    return [s for epoch in range(60) for s in samples(data, epoch) if s.picture == index]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_so"),
+    [
+        (dict(flip=True), lambda drawn: len({s.flipped for s in drawn}) == 2),
+        (dict(random_crop=True), lambda drawn: len({s.fit for s in drawn}) == CROP_VARIANTS),
+        (dict(shuffle_tags=True), lambda drawn: len({s.caption for s in drawn}) > 1),
+        (dict(tag_dropout=1.0), lambda drawn: {s.caption for s in drawn} == {"zwx"}),
+        (dict(tag_dropout=1.0, keep_tokens=3), lambda drawn: {s.caption for s in drawn} == {"zwx, a, b"}),
+        (dict(caption_dropout=1.0), lambda drawn: {s.caption for s in drawn} == {""}),
+        (dict(trigger_word="qrs"), lambda drawn: {s.caption for s in drawn} == {"qrs, a, b, c, d, e"}),
+        (dict(caption_prefix="of "), lambda drawn: {s.caption for s in drawn} == {"zwx, of a, b, c, d, e"}),
+        (dict(caption_suffix=", x"), lambda drawn: {s.caption for s in drawn} == {"zwx, a, b, c, d, e, x"}),
+    ],
+)
+def test_a_folders_settings_hold_for_its_pictures_alone(said, is_so) -> None:
+    data = with_folder(**said)
+    assert is_so(drawn(data, 1)) and not is_so(drawn(data, 0))
+
+
+def test_a_folders_loss_weight_is_a_factor() -> None:
+    prior = replace(picture("prior", prior=True), folder=FolderSettings(loss_weight=0.5))
+    own = replace(picture("own"), folder=FolderSettings(loss_weight=3.0))
+    data = dataset(picture("plain"), own, prior, prior_loss_weight=0.25)
+    weights = {s.picture: data.loss_weight(s) for s in samples(data)}
+    assert weights == {0: 1.0, 1: 3.0, 2: 0.125}
+
+
+def test_masks_count_where_masked_loss_is_on() -> None:
+    mask = torch.ones(8, 8)
+    masked = replace(picture("own"), mask_pixels=mask, folder=FolderSettings(masked_loss=True))
+    data = dataset(replace(picture("off"), mask_pixels=mask), masked, replace(masked, mask_pixels=None))
+    assert [data.is_masked(index) for index in range(3)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +385,10 @@ def test_an_image_from_the_graph_is_copied() -> None:
         ("prior_loss_weight", -0.5),
         ("keep_tokens", -1),
         ("longest_side", 16),
+        ("tag_dropout", 1.1),
+        ("unmasked_weight", -0.1),
+        ("loss_weight", float("nan")),
+        ("extra_resolutions", "7"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_name(setting: str, value: float) -> None:

@@ -1,5 +1,6 @@
 """Pictures scaled and cut into their buckets."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,14 @@ from lora_kiln.training.buckets import Fit, bucket_sizes, fit_picture
 from lora_kiln.training.pictures import (
     PictureError,
     check_picture,
+    fit_mask,
     fit_pixels,
+    load_alpha,
+    load_mask,
     load_picture,
+    picture_facts,
     picture_size,
+    same_aspect,
     to_image,
 )
 from PIL import Image
@@ -93,3 +99,68 @@ def test_a_picture_with_too_short_a_side_is_refused(tmp_path: Path, size) -> Non
     gradient(*size).save(tmp_path / "a.png")
     with pytest.raises(PictureError, match=f"{size[0]} x {size[1]} pixels: at least 16"):
         picture_size(tmp_path / "a.png")
+
+
+# ---------------------------------------------------------------- masks
+
+
+def left_half_white(width: int, height: int, mode: str = "L") -> Image.Image:
+    mask = Image.new("L", (width, height), 0)
+    mask.paste(255, (0, 0, width // 2, height))
+    return mask.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "RGBA"])
+@pytest.mark.parametrize("size", [(200, 100), (100, 50), (400, 200)])
+def test_a_mask_of_any_size_is_cut_as_its_picture_is(tmp_path: Path, mode: str, size) -> None:
+    """The picture is 200 x 100 with its left half marked; of the middle square, the left half stays marked."""
+    fit = fit_picture(200, 100, [(64, 64)])
+    left_half_white(*size, mode).save(tmp_path / "m.png")
+    mask = load_mask(tmp_path / "m.png", fit)
+    assert mask.shape == (64, 64) and mask.dtype == torch.float32
+    assert mask[:, :31].min() == 1 and mask[:, 33:].max() == 0
+
+
+def test_what_is_transparent_in_a_mask_file_is_left_out(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 64, 32))
+    image.save(tmp_path / "m.png")
+    mask = load_mask(tmp_path / "m.png", Fit(64, 64, 64, 64, 0, 0))
+    assert mask[:32].min() == 1 and mask[32:].max() == 0
+
+
+def test_the_alpha_channel_is_how_opaque_a_picture_is(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (64, 64), (10, 20, 30, 51))
+    image.paste((10, 20, 30, 255), (0, 0, 16, 64))
+    image.save(tmp_path / "a.png")
+    alpha = load_alpha(tmp_path / "a.png", Fit(64, 64, 64, 64, 0, 0))
+    assert alpha[:, :16].min() == 1
+    torch.testing.assert_close(alpha[:, 16:], torch.full((64, 48), 0.2))
+
+
+def test_a_mask_is_scaled_by_area() -> None:
+    values = np.random.RandomState(0).randint(0, 256, (64, 64), dtype=np.uint8)
+    mask = fit_mask(Image.fromarray(values), Fit(16, 16, 16, 16, 0, 0))
+    expected = torch.from_numpy(values.reshape(16, 4, 16, 4).mean((1, 3)) / 255).float()
+    torch.testing.assert_close(mask, expected, atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ((100, 50), (200, 100), True),
+        ((1000, 667), (500, 333), True),
+        ((100, 50), (50, 100), False),
+        ((100, 100), (100, 95), False),
+    ],
+)
+def test_aspect_ratios_are_compared_but_for_rounding(first, second, same: bool) -> None:
+    assert same_aspect(first, second) is same_aspect(second, first) is same
+
+
+@pytest.mark.parametrize(("alpha", "is_transparent"), [(255, False), (254, True), (0, True)])
+def test_facts_of_a_picture(tmp_path: Path, alpha: int, is_transparent: bool) -> None:
+    Image.new("RGBA", (40, 30), (1, 2, 3, alpha)).save(tmp_path / "a.png")
+    facts = picture_facts(tmp_path / "a.png")
+    assert (facts.width, facts.height, facts.is_transparent) == (40, 30, is_transparent)
+    assert facts.digest == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()

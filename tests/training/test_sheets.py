@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lora_kiln.training.sheets import GROUND, contact_sheet, strength_grid, wrap
+from lora_kiln.training.sheets import DIMMED, GROUND, contact_sheet, dimmed, strength_grid, wrap
 from PIL import ImageFont
 
 COLORS = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.0, 1.0, 1.0)]
@@ -78,3 +78,11 @@ def test_wrapped_text_has_all_its_words_where_there_is_room() -> None:
 
 def test_text_that_does_not_fit_ends_in_an_ellipsis() -> None:
     assert wrap(LONG, ImageFont.load_default(11), 100, 2)[-1].endswith("…")
+
+
+def test_only_what_a_mask_leaves_out_is_dimmed() -> None:
+    pixels, mask = torch.rand(4, 6, 3), torch.zeros(4, 6)
+    mask[:, :3] = 1.0
+    shown = dimmed(pixels, mask)
+    assert torch.equal(shown[:, :3], pixels[:, :3])
+    torch.testing.assert_close(shown[:, 3:], pixels[:, 3:] * DIMMED)

@@ -1,5 +1,6 @@
 """Folders of the host."""
 
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from ..problems import raise_if_any
 
 ROOTS_VARIABLE = "LORA_KILN_ROOTS"
 """Folders outside ComfyUI's input folder that may be read, as the person who runs the server sets them."""
+WRITE_VARIABLE = "LORA_KILN_WRITE"
+"""1 = captions may be written in those folders too."""
+CACHE_VARIABLE = "LORA_KILN_CACHE_GB"
+"""Gigabytes that latents and text embeddings may take on disk; 0 = none are kept there."""
+CACHE_GB = 20.0
 
 
 def data_roots() -> list[Path]:
@@ -36,6 +42,37 @@ def resolve_folder(name: str, field: str) -> Path:
         problems.append(f"{field} is {name!r}, but there is no such folder in {roots[0]}.")
     raise_if_any("Load Dataset", problems)
     return path
+
+
+def may_write(path: Path) -> bool:
+    """Whether a workflow may write a file: inside the host's input folder, elsewhere only if LORA_KILN_WRITE is 1.
+
+    Workflows come from strangers; LORA_KILN_ROOTS alone lets them read.
+    """
+    inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder_paths.get_input_directory()))
+    return inside or os.environ.get(WRITE_VARIABLE, "").strip() == "1"
+
+
+def cache_folder() -> Path:
+    """Where the cache lies: in the host's user folder, in a part that it never serves to a browser."""
+    return Path(folder_paths.get_system_user_directory("lora_kiln"))
+
+
+def cache_limit() -> int:
+    """Bytes that the cache may take, as LORA_KILN_CACHE_GB says; 0 = no cache.
+
+    Raises:
+        InputError: it is no number.
+    """
+    text = os.environ.get(CACHE_VARIABLE, "").strip()
+    try:
+        gigabytes = float(text) if text else CACHE_GB
+    except ValueError:
+        gigabytes = math.nan
+    if not 0.0 <= gigabytes < math.inf:
+        problem = f"{CACHE_VARIABLE} is {text!r}; it must be a number of gigabytes, 0 for no cache."
+        raise_if_any("The cache", [problem])
+    return int(gigabytes * 1e9)
 
 
 def lora_folder() -> Path:

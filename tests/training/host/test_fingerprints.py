@@ -1,0 +1,161 @@
+"""Fingerprints: equal where the same is computed, different where not, and None where that cannot be known."""
+
+import time
+
+import comfy.sd
+import pytest
+import torch
+from comfy.weight_adapter.lora import LoRAAdapter
+from lora_kiln.training.host import model_fingerprint, sampling_mode
+
+import models
+
+
+@pytest.fixture
+def small() -> models.Small:
+    return models.sd15()
+
+
+def lora(seed: int = 0, key: str = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight", rows: int = 64):
+    generator = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(rows, 2, generator=generator), torch.randn(2, models.WIDTH, generator=generator)
+    return {key: LoRAAdapter(set(), (up, down, 2.0, None, None, None))}
+
+
+def patched(clip, strength: float = 1.0, seed: int = 0):
+    clone = clip.clone()
+    assert clone.add_patches(lora(seed), strength)
+    return clone
+
+
+def test_the_same_weights_in_other_objects_are_the_same(small: models.Small) -> None:
+    again = models.sd15()
+    for part in ("model", "clip", "vae"):
+        assert model_fingerprint(getattr(small, part)) == model_fingerprint(getattr(again, part))
+        assert len(model_fingerprint(getattr(small, part)) or "") == 64
+
+
+def test_other_weights_are_others(small: models.Small) -> None:
+    other = models.sd15(seed=9)
+    prints = [model_fingerprint(each) for each in (small.model, small.clip, small.vae, other.clip, other.vae)]
+    assert len(set(prints)) == 5
+
+
+@pytest.mark.parametrize("number", range(0, 40, 7))
+def test_a_change_of_any_one_weight_is_seen(small: models.Small, number: int) -> None:
+    before = model_fingerprint(small.clip)
+    with torch.inference_mode():
+        list(small.clip.cond_stage_model.parameters())[number].mul_(1.01).add_(1e-3)
+    assert model_fingerprint(small.clip) != before
+
+
+def test_another_type_is_seen(small: models.Small) -> None:
+    before = model_fingerprint(small.vae)
+    with torch.inference_mode():
+        small.vae.first_stage_model.half()
+    assert model_fingerprint(small.vae) != before
+
+
+def test_another_arithmetic_is_seen(small: models.Small) -> None:
+    before = model_fingerprint(small.vae)
+    small.vae.vae_dtype = torch.bfloat16
+    assert model_fingerprint(small.vae) != before
+
+
+def test_clip_skip_is_seen(small: models.Small) -> None:
+    skipping = small.clip.clone()
+    skipping.clip_layer(-2)
+    assert model_fingerprint(skipping) != model_fingerprint(small.clip)
+
+
+def test_a_clone_is_the_same(small: models.Small) -> None:
+    assert model_fingerprint(small.clip.clone()) == model_fingerprint(small.clip)
+
+
+def test_patches_are_seen_with_their_content_and_strength(small: models.Small) -> None:
+    prints = [
+        model_fingerprint(each)
+        for each in (small.clip, patched(small.clip), patched(small.clip, 0.5), patched(small.clip, seed=1))
+    ]
+    assert len(set(prints)) == 4 and None not in prints
+
+
+def test_the_same_patches_are_the_same_though_put_on_anew(small: models.Small) -> None:
+    assert model_fingerprint(patched(small.clip)) == model_fingerprint(patched(models.sd15().clip))
+
+
+def test_a_loaded_patch_does_not_change_what_the_others_are(small: models.Small) -> None:
+    """The host writes patches into the weights that all clones share, and keeps what was there."""
+    with_lora, cpu = patched(small.clip), torch.device("cpu")
+    before = model_fingerprint(small.clip), model_fingerprint(with_lora)
+    with sampling_mode():
+        small.clip.patcher.unpatch_model(cpu)
+        with_lora.patcher.patch_model(cpu)
+        assert with_lora.patcher.backup
+        assert (model_fingerprint(small.clip), model_fingerprint(with_lora)) == before
+        with_lora.patcher.unpatch_model(cpu)
+    assert (model_fingerprint(small.clip), model_fingerprint(with_lora)) == before
+
+
+def test_inside_and_outside_inference_mode_it_is_the_same(small: models.Small) -> None:
+    outside = model_fingerprint(small.vae)
+    with torch.inference_mode():
+        assert model_fingerprint(small.vae) == outside
+
+
+def test_weights_without_content_count_by_their_shape(small: models.Small) -> None:
+    module = next(part for part in small.clip.cond_stage_model.modules() if isinstance(part, torch.nn.Linear))
+    prints = []
+    for features in (8, 8, 9):
+        module.weight = torch.nn.Parameter(torch.empty(4, features, device="meta"))
+        prints.append(model_fingerprint(small.clip))
+    assert prints[0] == prints[1] != prints[2] and None not in prints
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.int8])
+def test_weights_of_any_type_are_read(small: models.Small, dtype: torch.dtype) -> None:
+    module = next(part for part in small.clip.cond_stage_model.modules() if isinstance(part, torch.nn.Linear))
+    prints = []
+    for value in (1.0, 1.0, 2.0):
+        weight = torch.full((16, 16), value).to(dtype)
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        prints.append(model_fingerprint(small.clip))
+    assert prints[0] == prints[1] != prints[2] and None not in prints
+
+
+def test_quantised_weights_are_read_with_their_scales(small: models.Small) -> None:
+    from comfy.quant_ops import QuantizedTensor
+
+    module = next(part for part in small.clip.cond_stage_model.modules() if isinstance(part, torch.nn.Linear))
+    prints = []
+    for factor in (1.0, 1.0, 3.0):
+        weight = QuantizedTensor.from_float(torch.arange(256.0).reshape(16, 16) * factor, "TensorCoreFP8Layout")
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        prints.append(model_fingerprint(small.clip))
+    assert prints[0] == prints[1] != prints[2] and None not in prints
+
+
+@pytest.mark.parametrize("what", ["object patch", "weight wrapper", "hooks", "patch function"])
+def test_what_cannot_be_compared_has_no_fingerprint(small: models.Small, what: str) -> None:
+    clip = small.clip.clone()
+    key = next(iter(lora()))
+    if what == "object patch":
+        clip.patcher.add_object_patch("clip_l", object())
+    elif what == "weight wrapper":
+        clip.patcher.add_weight_wrapper(key, lambda weight: weight)
+    elif what == "hooks":
+        clip.apply_hooks_to_conds = object()
+    else:
+        clip.add_patches({(key, (0, 0, 8), lambda weight: weight): next(iter(lora().values()))})
+    assert model_fingerprint(clip) is None
+
+
+def test_a_large_model_takes_no_time() -> None:
+    """As many weights, and as large, as SDXL's text encoders and VAE have together."""
+    module = torch.nn.Module()
+    for number in range(1400):
+        module.register_parameter(str(number), torch.nn.Parameter(torch.zeros(640, 1024, dtype=torch.float16)))
+    patcher = comfy.model_patcher.ModelPatcher(module, torch.device("cpu"), torch.device("cpu"))
+    started_at = time.perf_counter()
+    assert model_fingerprint(patcher)
+    assert time.perf_counter() - started_at < 2.0

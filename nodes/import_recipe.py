@@ -1,0 +1,90 @@
+"""Import Recipe: another trainer's settings, or a LoRA's, as a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..training import host, recipes
+from ..training.problems import InputError
+from .types import CATEGORY, NONE, KilnConfig
+
+SUBJECT = "Import Recipe"
+RECIPE, LORA = "input/", "loras/"
+"""What the names in the list begin with."""
+
+
+class ImportRecipe(io.ComfyNode):
+    """A recipe out of a file of kohya's trainers, of ai-toolkit, or out of a LoRA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KilnImportRecipe",
+            display_name="Import Recipe",
+            category=CATEGORY,
+            description="Reads the settings of another trainer (an sd-scripts TOML, a kohya_ss JSON, an ai-toolkit "
+            "YAML) or of a LoRA file, and says what became of each of them.",
+            search_aliases=["kohya", "sd-scripts", "ai-toolkit", "toml", "yaml", "json", "lora metadata", "settings"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=_files(), default=NONE,
+                    tooltip="input/...: a .toml, .json or .yaml file in ComfyUI's input folder. loras/...: a LoRA, "
+                    "for the settings in its metadata. none: the text below.",
+                ),
+                io.String.Input(
+                    "text", default="", multiline=True, optional=True,
+                    tooltip="A recipe pasted in, instead of a file: TOML, JSON or YAML.",
+                ),
+            ],
+            outputs=[
+                KilnConfig.Output(display_name="config", tooltip="For Train LoRA, or for the nodes that change it."),
+                io.String.Output(display_name="report", tooltip="What became of each setting, the lost ones first."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file: Any = None) -> bool | str:
+        try:
+            if isinstance(file, str) and file not in ("", NONE):
+                _path(file)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str = NONE, text: str = "") -> Any:
+        if file in ("", NONE):
+            return text
+        status = _path(file).stat()
+        return status.st_mtime_ns, status.st_size
+
+    @classmethod
+    def execute(cls, file: str, text: str | None = None) -> io.NodeOutput:
+        recipe = _read("" if file == NONE else file, (text or "").strip())
+        config, report = recipe.config, recipe.report()
+        return io.NodeOutput(config, report, ui=ui.PreviewText(report))
+
+
+def _read(file: str, text: str) -> recipes.Recipe:
+    if file and text:
+        raise InputError(SUBJECT, ["file and text are both given: choose none as the file, or empty the text."])
+    if text:
+        return recipes.read(text, "in the text")
+    if not file:
+        raise InputError(SUBJECT, ["file is 'none' and text is empty: choose a file, or paste a recipe."])
+    if file.startswith(LORA):
+        metadata, layers = host.lora_header(file.removeprefix(LORA))
+        return recipes.read_metadata(metadata, layers, file)
+    return recipes.read(host.read_recipe(file.removeprefix(RECIPE), recipes.LARGEST), file)
+
+
+def _files() -> list[str]:
+    found = [f"{RECIPE}{name}" if not Path(name).is_absolute() else name for name in host.recipe_files()]
+    return [NONE, *found, *(f"{LORA}{name}" for name in host.lora_files())]
+
+
+def _path(file: str) -> Path:
+    if file.startswith(LORA):
+        return host.lora_path(file.removeprefix(LORA))
+    return host.recipe_path(file.removeprefix(RECIPE))

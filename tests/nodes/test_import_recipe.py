@@ -1,0 +1,176 @@
+"""Import Recipe: files of the input folder, LoRA files and pasted text, through the node."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from lora_kiln.nodes.import_recipe import ImportRecipe
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.problems import InputError
+from safetensors.torch import save_file
+
+TOML = "network_dim = 12\nlearning_rate = 3e-4\ncolor_aug = true\n"
+METADATA = {
+    "ss_network_dim": "20",
+    "ss_network_alpha": "10",
+    "ss_learning_rate": "0.0002",
+    "ss_text_encoder_lr": "None",
+}
+
+
+@pytest.fixture
+def loras(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The host's only folder of LoRAs."""
+    import folder_paths
+
+    folder = folders / "loras"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    folder_paths.cache_helper.clear()
+    yield folder
+    folder_paths.filename_list_cache.pop("loras", None)
+
+
+def choices() -> list[str]:
+    file = ImportRecipe.define_schema().inputs[0]
+    assert file.options is not None
+    return list(file.options)
+
+
+def test_a_file_becomes_a_config_and_a_report(folders: Path, loras: Path) -> None:
+    (folders / "input" / "kohya").mkdir()
+    (folders / "input" / "kohya" / "fox.toml").write_text(TOML)
+    assert "input/kohya/fox.toml" in choices()
+    output = ImportRecipe.execute("input/kohya/fox.toml", "")
+    config, report = output.args
+    assert isinstance(config, LoRAConfig) and (config.rank, config.learning_rate) == (12, 3e-4)
+    assert "color_aug = true: colours" in report
+    assert output.ui.as_dict()["text"] == (report,)
+
+
+def test_pasted_text_becomes_a_config(folders: Path) -> None:
+    assert ImportRecipe.execute("none", TOML).args[0].rank == 12
+
+
+def test_a_loras_metadata_becomes_a_config(loras: Path) -> None:
+    save_file({"lora_unet_a.lora_down.weight": torch.zeros(2, 2)}, loras / "fox.safetensors", METADATA)
+    assert "loras/fox.safetensors" in choices()
+    config = ImportRecipe.execute("loras/fox.safetensors").args[0]
+    assert (config.rank, config.alpha, config.learning_rate) == (20, 10.0, 2e-4)
+    assert config.text_encoder_learning_rate == 0.0
+
+
+def test_a_loras_text_encoder_layers_count(loras: Path) -> None:
+    tensors = {"lora_te_a.lora_down.weight": torch.zeros(2, 2)}
+    save_file(tensors, loras / "fox.safetensors", METADATA)
+    assert ImportRecipe.execute("loras/fox.safetensors").args[0].text_encoder_learning_rate == 2e-4
+
+
+@pytest.mark.parametrize("ending", ["toml", "json", "yaml", "yml"])
+def test_recipe_files_are_offered(folders: Path, loras: Path, ending: str) -> None:
+    (folders / "input" / f"a.{ending}").write_text("")
+    (folders / "input" / "a.txt").write_text("")
+    assert choices() == ["none", f"input/a.{ending}"]
+
+
+def test_a_file_under_an_allowed_root_is_offered_and_read(
+    folders: Path, loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders / "more"
+    root.mkdir()
+    (root / "a.toml").write_text(TOML)
+    monkeypatch.setenv("LORA_KILN_ROOTS", str(root))
+    assert str(root / "a.toml") in choices()
+    assert ImportRecipe.execute(str(root / "a.toml")).args[0].rank == 12
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("none", " \n", "file is 'none' and text is empty"),
+        ("input/a.toml", TOML, "both given"),
+        ("input/b.toml", "", "no such file"),
+        ("input/../outside.toml", "", "outside"),
+        ("/etc/passwd.toml", "", "outside"),
+        ("input/secret.txt", "", "must end with"),
+        ("input/a\0.toml", "", "no such file"),
+        ("loras/../a.safetensors", "", "no .safetensors file"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(folders: Path, loras: Path, file: str, text: str, what: str) -> None:
+    (folders / "input" / "a.toml").write_text(TOML)
+    (folders / "outside.toml").write_text(TOML)
+    (folders / "input" / "secret.txt").write_text(TOML)
+    with pytest.raises(InputError, match=what):
+        ImportRecipe.execute(file, text)
+
+
+@pytest.mark.parametrize("file", ["input/../outside.toml", "/etc/passwd.json", "loras/none.safetensors"])
+def test_a_path_outside_is_refused_before_anything_runs(folders: Path, loras: Path, file: str) -> None:
+    assert isinstance(ImportRecipe.validate_inputs(file), str)
+
+
+def test_a_good_choice_passes_validation(folders: Path, loras: Path) -> None:
+    (folders / "input" / "a.toml").write_text(TOML)
+    assert ImportRecipe.validate_inputs("input/a.toml") is True
+    assert ImportRecipe.validate_inputs("none") is True
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"network_dim = \xff\xfe", "UTF-8"), (b"#" * 1_000_001, "larger than"), (b"", "network_dim|empty")],
+)
+def test_bad_bytes_are_refused_by_their_fault(folders: Path, loras: Path, content: bytes, what: str) -> None:
+    (folders / "input" / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=what):
+        ImportRecipe.execute("input/a.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 8,
+        (2**62).to_bytes(8, "little") + b"{}",
+        (200).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (4).to_bytes(8, "little") + b"{{{{",
+        (20_000).to_bytes(8, "little") + b"[" * 20_000,
+        (21).to_bytes(8, "little") + b'{"__metadata__": [1]}',
+    ],
+)
+def test_a_damaged_lora_is_refused(loras: Path, content: bytes) -> None:
+    (loras / "bad.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="bad.safetensors is no safetensors file"):
+        ImportRecipe.execute("loras/bad.safetensors")
+
+
+def test_a_lora_without_metadata_is_refused(loras: Path) -> None:
+    save_file({"a": torch.zeros(1)}, loras / "plain.safetensors")
+    with pytest.raises(InputError, match="says nothing of how it was trained"):
+        ImportRecipe.execute("loras/plain.safetensors")
+
+
+def test_a_changed_file_runs_again(folders: Path) -> None:
+    path = folders / "input" / "a.toml"
+    path.write_text(TOML)
+    before = ImportRecipe.fingerprint_inputs("input/a.toml", "")
+    assert ImportRecipe.fingerprint_inputs("input/a.toml", "") == before
+    os.utime(path, ns=(1, 1))
+    assert ImportRecipe.fingerprint_inputs("input/a.toml", "") != before
+    assert ImportRecipe.fingerprint_inputs("none", "a") != ImportRecipe.fingerprint_inputs("none", "b")
+
+
+def test_a_contradiction_names_the_files_keys(folders: Path) -> None:
+    text = json.dumps({"LoRA_type": "Standard", "min_snr_gamma": 5, "debiased_estimation_loss": True})
+    with pytest.raises(InputError, match="In the file: min_snr_gamma, debiased_estimation_loss"):
+        ImportRecipe.execute("none", text)
+
+
+def test_every_input_has_a_tooltip() -> None:
+    assert all(each.tooltip for each in ImportRecipe.define_schema().inputs)

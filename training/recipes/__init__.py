@@ -1,0 +1,70 @@
+"""Recipes of other trainers, read: sd-scripts' TOML, kohya_ss' JSON, ai-toolkit's YAML, a LoRA's metadata.
+
+`read` tells them apart by what they say. Each format has a file of its own, which settles every key of a
+`Ledger`: carried over, without effect here, or lost. Nothing is dropped in silence.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..problems import InputError
+from . import ai_toolkit, kohya_gui, lora_metadata, sd_scripts
+from .parsing import LARGEST, parse
+from .recipe import Recipe
+
+__all__ = ["LARGEST", "Recipe", "read", "read_metadata"]
+
+
+def read(text: str, name_hint: str = "") -> Recipe:
+    """A recipe from the text of a file.
+
+    Args:
+        name_hint: the file's name, for messages; an empty .toml file is a recipe of defaults.
+
+    Raises:
+        InputError: it is none of the known formats, out of bounds, or holds values of the wrong kind.
+    """
+    subject = f"The recipe {name_hint}".strip()
+    try:
+        kind, content = parse(text)
+        return _reader(kind, content, name_hint)(content)
+    except InputError as error:
+        raise InputError(subject, error.problems) from None
+
+
+def read_metadata(metadata: Mapping[str, str], layers: Iterable[str] | None = None, name_hint: str = "") -> Recipe:
+    """A recipe from a LoRA file's metadata.
+
+    Args:
+        layers: the names of the file's tensors; they tell whether the text encoders were trained.
+
+    Raises:
+        InputError: the metadata says nothing of a training, or holds values of the wrong kind.
+    """
+    subject = f"The LoRA {name_hint}".strip()
+    if not any(key.startswith("ss_") for key in metadata):
+        problem = "its metadata says nothing of how it was trained (no key begins with ss_); choose another file."
+        raise InputError(subject, [problem])
+    try:
+        return lora_metadata.read(metadata, layers)
+    except InputError as error:
+        raise InputError(subject, error.problems) from None
+
+
+def _reader(kind: str, content: Mapping[str, Any], name_hint: str) -> Any:
+    if isinstance(content.get("__metadata__"), dict):  # a safetensors header
+        return lambda table: lora_metadata.read(table["__metadata__"], [key for key in table if key != "__metadata__"])
+    if ai_toolkit.recognises(content):
+        return ai_toolkit.read
+    if lora_metadata.recognises(content):
+        return lora_metadata.read
+    if kind == "JSON" and "datasets" not in content and kohya_gui.recognises(content):
+        return kohya_gui.read
+    is_default = not content and name_hint.lower().endswith(".toml")
+    if is_default or (kind != "YAML" and sd_scripts.recognises(content)):
+        return sd_scripts.read
+    problem = (
+        f"this {kind} holds no key of a recipe that is known: an sd-scripts TOML, a kohya_ss JSON of its LoRA tab, an "
+        "ai-toolkit job (YAML) or the metadata of a LoRA (ss_...)."
+    )
+    raise InputError("The recipe", [problem if content else "it is empty; choose a file that holds settings."])

@@ -1,0 +1,320 @@
+"""The account of a foreign file: each of its keys is settled once, and none is lost."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..dataset import DatasetSettings
+from ..problems import InputError, raise_if_any
+from .recipe import Recipe
+
+SECRETS = ("api_key", "huggingface_token", "hf_token", "password", "secret")
+"""Endings of keys whose values no report shows."""
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+LARGEST_WHOLE = 2**53
+LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of the file."""
+
+    path: str
+    """as the file has it, with the tables it stands in"""
+    value: Any
+    written: Any = None
+    """what the file says, where the value was made from it; None = the value"""
+    is_made_up: bool = False
+    """follows from another key, which has the line in the account"""
+
+
+class Ledger:
+    """The keys of one file, what was made of them, and what was not.
+
+    Args:
+        entries: by the name the mapping knows a key by.
+        repeated: further entries for the same names, as of a second data set.
+        defaults: what the trainer takes for a key that is absent, where that is not what the mapping says.
+        has_defaults: whether a key's absence means the trainer's default (and not: nobody knows).
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        repeated: Iterable[tuple[str, Entry]] = (),
+        defaults: Mapping[str, Any] | None = None,
+        has_defaults: bool = True,
+    ):
+        self.values: dict[str, Any] = {}
+        self.dataset: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self._entries = dict(entries)
+        self._repeated = list(repeated)
+        self._defaults = dict(defaults or {})
+        self._has_defaults = has_defaults
+        self._settled: set[str] = set()
+        self._origins: dict[str, str] = {}
+        self._carried: list[str] = []
+        self._absent: list[str] = []
+        self._ignored: list[str] = []
+        self._missing: list[str] = []
+
+    # ------------------------------------------------------------ reading
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the file has the key, with a value or without."""
+        return name in self._entries
+
+    def has(self, name: str) -> bool:
+        """Whether the file sets the key."""
+        return name in self._entries and not is_unset(self._entries[name].value)
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """The key's value as it stands; the default where it is absent or not set."""
+        if name not in self._entries:
+            return self._defaults.get(name, default)
+        return self._entries[name].value if self.has(name) else default
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """A finite number, also one written as text."""
+        value = self.value(name, default)
+        number = to_number(value)
+        if number is None:
+            self.problem(name, "it must be a number.")
+            return default
+        return number
+
+    def whole(self, name: str, default: int = 0) -> int:
+        """A whole number, also one written as text or as 5.0."""
+        number = to_number(self.value(name, default))
+        if number is None or number != int(number) or abs(number) > LARGEST_WHOLE:
+            self.problem(name, "it must be a whole number.")
+            return default
+        return int(number)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or false, also written as text or as 0 and 1."""
+        value = self.value(name, default)
+        word = WORDS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+        word = bool(value) if word is None and value in (0.0, 1.0) else word
+        if word is None:
+            self.problem(name, "it must be true or false.")
+            return default
+        return word
+
+    def text(self, name: str, default: str = "") -> str:
+        """Text."""
+        value = self.value(name, default)
+        if not isinstance(value, str):
+            self.problem(name, "it must be text.")
+            return default
+        return value.strip()
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of all keys that begin so, in the file's order."""
+        return [name for name in self._entries if name.startswith(prefix)]
+
+    def path(self, name: str) -> str:
+        """The key as the file has it."""
+        return shown_key(self._entries[name].path) if name in self._entries else name
+
+    def problem(self, name: str, what: str) -> None:
+        """Notes that a value cannot be used."""
+        self.problems.append(f"{self.path(name)} is {self._shown(self._entries[name])}; {what}")
+
+    # ------------------------------------------------------------ settling
+
+    def carry(self, names: str | tuple[str, ...], note: str = "", /, **values: Any) -> None:
+        """Settles keys by giving fields of LoRAConfig their values; absent keys count as the trainer's default."""
+        if self._settle_carried(names, note, "", values):
+            self._put(next((name for name in as_tuple(names) if name in self), as_tuple(names)[0]), values)
+
+    def carry_data(self, names: str | tuple[str, ...], note: str = "", /, **values: Any) -> None:
+        """Settles keys by giving fields of Load Dataset their values."""
+        if self._settle_carried(names, note, "Load Dataset's ", values):
+            self.dataset |= values
+
+    def repeated(self, name: str) -> list[Entry]:
+        """Further values for a name, as of a second data set."""
+        return [entry for each, entry in self._repeated if each == name]
+
+    def carry_repeated(self, name: str, entries: list[Entry], note: str) -> None:
+        """Settles some of them as carried over."""
+        self._repeated = [(each, entry) for each, entry in self._repeated if not (each == name and entry in entries)]
+        self._carried += [f"{shown_key(entry.path)} = {self._shown(entry)} -> {note}" for entry in entries]
+
+    def ignore(self, names: str | tuple[str, ...], why: str) -> None:
+        """Settles keys that have no effect here."""
+        for name in self._open(names):
+            self._settle(name, self._ignored, why)
+
+    def leave(self, entry: Entry, why: str) -> None:
+        """Accounts for a key that has no effect and no name."""
+        self._ignored.append(f"{shown_key(entry.path)} = {self._shown(entry)}: {why}")
+
+    def miss(self, names: str | tuple[str, ...], what: str, *neutral: Any) -> None:
+        """Settles keys that cannot be carried over; where they are off or neutral, nothing is lost."""
+        for name in self._open(names):
+            if is_off(self._entries[name].value, neutral):
+                self._settle(name, self._ignored, "off, as here")
+            else:
+                self._settle(name, self._missing, what)
+
+    def replace(self, name: str, lost: str, /, **values: Any) -> None:
+        """Settles a key whose value is not offered: what takes its place, and what is lost by that."""
+        line = f"{lost}; {self._became(values)} in its place"
+        if name in self:
+            self.miss(name, line)
+        else:
+            self.note_absent(name, self._defaults.get(name), line)
+        self._put(name, values)
+
+    def note_absent(self, name: str, default: Any, lost: str) -> None:
+        """Notes a loss by the trainer's default for a key that the file lacks."""
+        if self._has_defaults and name not in self:
+            self._missing.append(f"{name} (absent, so {shown(default)}): {lost}")
+
+    def note(self, name: str, lost: str) -> None:
+        """Notes a further loss by a key that is settled."""
+        self._missing.append(f"{self.path(name)}: {lost}")
+
+    def settle_rest(self, ignored: Mapping[str, str], missing: Mapping[str, tuple[Any, ...]]) -> None:
+        """Settles all that is left by name.
+
+        Args:
+            ignored: name -> why it has no effect.
+            missing: name -> (what it would have done, neutral values ...).
+        """
+        for name in self._open(tuple(self._entries)):
+            if name in ignored:
+                self.ignore(name, ignored[name])
+            elif name in missing:
+                self.miss(name, *missing[name])
+            else:
+                self._settle(name, self._missing, "unknown, so nothing was made of it")
+        for name, entry in self._repeated:
+            winner = self._entries[name]
+            line = f"{shown_key(entry.path)} = {self._shown(entry)}"
+            if entry.value == winner.value or name.split(".")[-1] in ignored:
+                self._ignored.append(f"{line}: as {shown_key(winner.path)}")
+            else:
+                self._missing.append(f"{line}: one Load Dataset has one setting, and {self.path(name)} counts")
+        self._repeated = []
+
+    def recipe(self, source: str) -> Recipe:
+        """The recipe.
+
+        Raises:
+            InputError: values of the wrong kind, all at once.
+        """
+        raise_if_any(f"The recipe ({source})", self.problems)
+        left = self._open(tuple(self._entries))
+        assert not left, f"not accounted for: {left}"
+        self._missing += self._refused_data()
+        return Recipe(
+            source, self.values, self.dataset, tuple(self._carried), tuple(self._absent), tuple(self._ignored),
+            tuple(self._missing), self._origins,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ within
+
+    def _settle_carried(self, names: str | tuple[str, ...], note: str, owner: str, values: dict[str, Any]) -> bool:
+        became = self._became(values, owner) + (f" ({note})" if note else "")
+        present = [name for name in as_tuple(names) if name in self]
+        for name in self._open(tuple(present)):
+            self._settle(name, self._carried, became if self.has(name) else f"not set, so {became}", " -> ")
+        if not present and self._has_defaults:
+            self._absent.append(f"{as_tuple(names)[0]} -> {became}")
+        return bool(present) or self._has_defaults
+
+    def _became(self, values: dict[str, Any], owner: str = "") -> str:
+        return ", ".join(f"{owner}{field} = {shown(value)}" for field, value in values.items())
+
+    def _put(self, name: str, values: dict[str, Any]) -> None:
+        self.values |= values
+        self._origins |= dict.fromkeys(values, self.path(name) if name in self else f"{name} (absent)")
+
+    def _refused_data(self) -> list[str]:
+        """What Load Dataset would not take of what was found for it."""
+        known = {each.name for each in fields(DatasetSettings)}
+        try:
+            DatasetSettings(**{name: value for name, value in self.dataset.items() if name in known})
+        except InputError as error:
+            return [f"Load Dataset does not take this: {problem}" for problem in error.problems]
+        return []
+
+    def _open(self, names: str | tuple[str, ...]) -> list[str]:
+        return [name for name in as_tuple(names) if name in self._entries and name not in self._settled]
+
+    def _settle(self, name: str, lines: list[str], text: str, link: str = ": ") -> None:
+        self._settled.add(name)
+        if self._entries[name].is_made_up:
+            return
+        lines.append(f"{self.path(name)} = {self._shown(self._entries[name])}{link}{text}")
+
+    def _shown(self, entry: Entry) -> str:
+        if entry.path.lower().endswith(SECRETS) and not is_unset(entry.value):
+            return "(hidden)"
+        return shown(entry.value if entry.written is None else entry.written)
+
+
+def as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (names,) if isinstance(names, str) else names
+
+
+def to_number(value: Any) -> float | None:
+    """The value as a finite number; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_unset(value: Any) -> bool:
+    """Whether a file says by this value that it says nothing."""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def is_off(value: Any, neutral: Iterable[Any] = ()) -> bool:
+    """Whether a value changes nothing: not set, false, zero, empty, or one of the neutral values."""
+    if is_unset(value) or value in ([], {}, ()):
+        return True
+    allowed = {_plain(each) for each in (False, 0, *neutral)}
+    return isinstance(value, bool | int | float | str) and _plain(value) in allowed
+
+
+def shown(value: Any) -> str:
+    """A value on one short line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return _short("[" + ", ".join(shown(each) for each in value[:LONGEST_SHOWN]) + "]")
+    return _short(f'"{value}"' if isinstance(value, str) else str(value))
+
+
+def shown_key(path: str) -> str:
+    """A key on one short line."""
+    return _short(re.sub(r"\s+", " ", path))
+
+
+def _plain(value: bool | int | float | str) -> float | str:
+    if isinstance(value, bool):
+        return float(value)
+    number = to_number(value)
+    if number is not None:
+        return number
+    word = str(value).strip().lower()
+    return float(WORDS[word]) if word in WORDS else word
+
+
+def _short(text: str) -> str:
+    text = "".join(character if character.isprintable() else " " for character in text[: 2 * LONGEST_SHOWN])
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."

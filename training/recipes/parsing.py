@@ -1,0 +1,163 @@
+"""Text of a stranger's file -> plain dicts, lists and values, within bounds."""
+
+import json
+import re
+import sys
+from typing import Any
+
+import yaml
+
+from ..problems import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+SUBJECT = "The recipe"
+LARGEST = 1_000_000
+"""bytes"""
+DEEPEST = 12
+"""levels of tables and lists"""
+MOST = 10_000
+"""values, tables and lists together"""
+NULLS = ("", "~", "null", "Null", "NULL")
+BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """The content of a TOML, JSON or YAML file, told apart by what it says.
+
+    Returns:
+        "TOML", "JSON" or "YAML", and the table at the top.
+
+    Raises:
+        InputError: too large, too deep, none of the three, or a key that stands twice.
+    """
+    if len(text) > LARGEST or len(text.encode("utf-8", "surrogatepass")) > LARGEST:
+        raise _refused(f"it is larger than {LARGEST:,} bytes, far more than any recipe; choose another file.")
+    text = text.removeprefix("\ufeff")
+    if "\0" in text:
+        raise _refused("it holds bytes that no text has; choose a TOML, JSON or YAML file.")
+    if text.lstrip().startswith("{"):
+        kind, content = "JSON", _json(text)
+    else:
+        kind, content = _toml_or_yaml(text)
+    if not isinstance(content, dict):
+        raise _refused(f"its {kind} holds no table of keys at the top; it must be a recipe's settings.")
+    _check_bounds(content)
+    return kind, content
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_int=_bounded_int)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise _refused(f"it begins like JSON, but is none: {error}.") from None
+
+
+def _toml_or_yaml(text: str) -> tuple[str, Any]:
+    if any(line.split("=", 1)[0].count(".") > 10 * DEEPEST for line in text.splitlines()):
+        raise _too_deep()  # dotted keys cost the square of their length
+    try:
+        return "TOML", tomllib.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        if re.search(r"^\s*(\[|[\w.\"'-]+\s*=)", text, re.MULTILINE) and not re.search(r"^\w+:", text, re.MULTILINE):
+            raise _refused(f"it looks like TOML, but is none: {error}.") from None
+    try:
+        node = yaml.compose(text, Loader=_BoundedLoader)
+        return "YAML", None if node is None else _from_yaml(node)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        problem = getattr(error, "problem", None) or "no text of that form"
+        raise _refused(f"it is neither TOML, JSON nor YAML: {problem}{line}.") from None
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Composes a document that has no aliases (they can grow without bound), no tags, and few, shallow nodes."""
+
+    depth = 0
+    count = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise _refused("it uses YAML aliases (*name), which are not read: write the values out.")
+        event: Any = self.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            raise _refused("it uses YAML anchors (&name), which are not read: write the values out.")
+        if getattr(event, "tag", None) is not None:
+            raise _refused(f"it uses the YAML tag {event.tag!r}; tags are not read: write plain values.")
+        self.count += 1
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise _too_deep()
+        if self.count > 2 * MOST:
+            raise _too_many()
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _from_yaml(node: yaml.Node) -> Any:
+    """Plain values by YAML 1.2's core schema, in which 1e-4 is a number and `no` a word."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_from_yaml(each) for each in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return _once([(str(_from_yaml(key)), _from_yaml(value)) for key, value in node.value])
+    assert isinstance(node, yaml.ScalarNode)
+    text = node.value
+    if node.style is not None:  # quoted, or a block of text
+        return text
+    if text in NULLS:
+        return None
+    if text in BOOLEANS:
+        return BOOLEANS[text]
+    if re.fullmatch(r"[-+]?\d+", text):
+        return _bounded_int(text)
+    if re.fullmatch(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", text):
+        return float(text)
+    return text
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise _refused(f"its key {twice[:60]!r} stands twice; leave one of the two.")
+    return table
+
+
+def _bounded_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _check_bounds(content: Any) -> None:
+    """Refuses what is too deep or too much, without going deeper itself."""
+    level, count = [content], 0
+    for _ in range(DEEPEST):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [value for values in inner for value in values]
+        count += len(level)
+        if count > MOST:
+            raise _too_many()
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _refused(problem: str) -> InputError:
+    return InputError(SUBJECT, [problem])
+
+
+def _too_deep() -> InputError:
+    return _refused(f"it is nested deeper than {DEEPEST} levels, which no recipe is; choose another file.")
+
+
+def _too_many() -> InputError:
+    return _refused(f"it holds more than {MOST:,} values, which no recipe does; choose another file.")

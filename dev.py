@@ -45,6 +45,7 @@ TOOLS = [
     "playwright==1.65.2",
     "diffusers==0.42.1",
     "peft==0.21.2",
+    "pytorch_optimizer==4.1.0",
 ]
 COMFY_CLI = "comfy-cli==1.23.0"  # in an environment of its own: it must not decide the host's versions
 KITS_KEPT = 3  # builds of the demo kit that stay in the cache, about 350 MB each
@@ -235,7 +236,7 @@ def demo_kit(python: Path, host: Path) -> Path | None:
     if not (source / "build.py").exists():
         say("this clone has no demo kit (tests/kit/build.py)")
         return None
-    users = {"demo.py", "bench.py"}  # they use the kit and do not change it
+    users = {"demo.py", "bench.py", "bench_nodes.py", "peers.py"}  # they use the kit and do not change it
     files = sorted(path for path in source.glob("*.py") if path.name not in users)
     files += sorted(path for path in (source / "weights").rglob("*") if path.is_file())
     key = digest(*((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files))

@@ -5,10 +5,16 @@ from comfy_api.latest import ComfyExtension, io
 from ..training import events, host
 from ..training.captioner import FOLDER
 from ..training.config import CUSTOM, PRESETS, preset_values
+from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
 from .caption_images import CaptionImages
+from .import_recipe import ImportRecipe
 from .load_dataset import LoadDataset
+from .load_lora import LoadLoRA
 from .lora_config import LoRAConfigNode
+from .loss_options import LossOptions
+from .merge_loras import MergeLoRAs
+from .optimizer_options import OptimizerOptions
 from .save_lora import SaveLoRA
 from .train_lora import TrainLoRA
 
@@ -16,7 +22,13 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
     CaptionImages,
     LoRAConfigNode,
+    AdapterOptions,
+    LossOptions,
+    OptimizerOptions,
+    ImportRecipe,
     TrainLoRA,
+    LoadLoRA,
+    MergeLoRAs,
     SaveLoRA,
     ApplyLoRAPreview,
 ]

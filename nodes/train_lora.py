@@ -1,5 +1,6 @@
 """Train LoRA: the run itself."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class TrainLoRA(io.ComfyNode):
                     "name", default="my_lora",
                     tooltip="Name of the LoRA; files written on the way start with it.",
                 ),
+                LoraModel.Input(
+                    "start", optional=True,
+                    tooltip="A LoRA to go on from (Load LoRA File, or another Train LoRA): its layers, ranks and kind "
+                    "stay as they are.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="For Save LoRA and Apply LoRA Preview."),
@@ -57,8 +63,17 @@ class TrainLoRA(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Dataset, config: LoRAConfig, name: str) -> io.NodeOutput:
-        trained = train_lora(model, clip, vae, dataset, config, check_name(name, "name", "Train LoRA"))
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Dataset,
+        config: LoRAConfig,
+        name: str,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> io.NodeOutput:
+        trained = train_lora(model, clip, vae, dataset, config, check_name(name, "name", "Train LoRA"), start)
         model_with, clip_with = host.with_lora(model, clip, trained.lora, 1.0)
         samples = samples_sheet(trained.samples) if trained.samples else None
         return io.NodeOutput(

@@ -1,33 +1,51 @@
 """A whole run: from the graph's MODEL, CLIP, VAE and data to a LoRA."""
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from . import host
-from .attach import Adapter, attached, find_targets, make_adapters
+from .adapters import Adapter
+from .attach import (
+    Target,
+    attached,
+    check_dropout,
+    clear_dropout,
+    draw_dropout,
+    find_targets,
+    find_text_targets,
+    make_adapters,
+    parameter_groups,
+    targets_of,
+)
 from .batches import Batch, Plan, make_batch
+from .cache import Cache, open_cache
 from .config import LoRAConfig
-from .dataset import Dataset, bucket_table, upscaled
-from .encode import Encoded, encode_samples, latent_spread
+from .dataset import Dataset, Sample
+from .determinism import deterministic_kernels
+from .ema import EMA
+from .encode import Encoded, encode_samples, latent_spread, sized
 from .events import RunEvents
-from .export import LoRAModel, lora_metadata, lora_tensors, save_lora
+from .export import LoRAModel, RunFacts, lora_metadata, lora_tensors, save_lora
+from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules
 from .loop import train
-from .objective import Predict
-from .optimizers import make_optimizer
+from .lora_files import read_adapters
+from .objective import Predict, zero_terminal_sigmas
+from .optimizers import for_use, make_optimizer
 from .problems import raise_if_any
 from .randomness import tensor_generator
+from .report import data_facts, notes_about, run_report
 from .sampling import euler
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
     "fewer targets; or lower resolution in Load Dataset."
 )
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -50,11 +68,20 @@ class Trained:
     report: str
 
 
-def train_lora(model: Any, clip: Any, vae: Any, dataset: Dataset, config: LoRAConfig, name: str) -> Trained:
+def train_lora(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    dataset: Dataset,
+    config: LoRAConfig,
+    name: str,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> Trained:
     """Trains a LoRA for MODEL on the dataset. MODEL, CLIP and VAE are only read.
 
     Args:
         name: of the LoRA, used for files written on the way.
+        start: a LoRA to train on; its layers, kinds, ranks and alphas stay.
 
     Raises:
         InputError: MODEL, CLIP, VAE, dataset and config do not go together.
@@ -63,12 +90,25 @@ def train_lora(model: Any, clip: Any, vae: Any, dataset: Dataset, config: LoRACo
     """
     if not any(not picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
-    run = _Run(model, clip, vae, dataset, config, name)
-    with host.training_mode(), run.kept_on_failure():
-        host.check_compatible(model, clip, vae)
-        encoded = run.encode()
-        host.make_room(run.device)
-        return run.train(encoded)
+    with host.training_mode(), deterministic_kernels(config.deterministic), open_cache() or nullcontext() as cache:
+        run = _Run(model, clip, vae, dataset, config, name, start)
+        with run.kept_on_failure():
+            host.check_compatible(run.model, run.clip, vae)
+            encoded = run.encode(cache)
+            host.make_room(run.device)
+            return run.train(encoded)
+
+
+@dataclass
+class _Networks:
+    """What is trained on: twins of the graph's models, and the adapters on them."""
+
+    model: Any
+    text_encoder: Any | None
+    """None where the text encoders are not trained"""
+    targets: list[Target]
+    adapters: dict[str, Adapter]
+    """by state-dict key of the base weight"""
 
 
 @dataclass
@@ -81,12 +121,29 @@ class _Run:
     dataset: Dataset
     config: LoRAConfig
     name: str
+    start: Mapping[str, torch.Tensor] | None = None
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    frozen: dict[str, torch.Tensor] = field(default_factory=dict)
+    """entries of `start` that stay as they are"""
     samples: list[SamplePicture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    optimizer: Any = None
+    ema: EMA | None = None
 
     def __post_init__(self) -> None:
+        self.trains_text = self.config.text_encoder_learning_rate > 0
+        self.names = host.layer_names(self.model, self.clip)
+        if self.start is not None:
+            self._continue(self.start)
         self.family = host.family(self.model)
+        if self.config.zero_terminal_snr:
+            if self.family.prediction != "v":
+                problem = (
+                    f"zero_terminal_snr is on, but the model predicts {self.family.prediction}: "
+                    "only v-prediction models can start from pure noise. Turn it off."
+                )
+                raise_if_any("LoRA Config", [problem])
+            self.family = replace(self.family, sigmas=zero_terminal_sigmas(self.family.sigmas))
         self.plan = Plan(self.dataset, self.config)
         if self.config.warmup_steps(self.plan.steps) >= self.plan.steps:
             raise_if_any(
@@ -97,12 +154,32 @@ class _Run:
         self.progress = host.progress_bar(self.plan.steps)
         self.device = host.training_device(self.model)
         self.dtype = host.training_dtype(self.model, self.config.precision)
-        self.names = host.kohya_names(self.model)
         self.sized = host.wants_size_conditioning(self.model)
         self.started_at = time.time()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.notes += [*self.dataset.problems, *host.warnings_about(self.model)]
+        self.notes += notes_about(self.config, self.family.prediction)
+
+    def _continue(self, start: Mapping[str, torch.Tensor]) -> None:
+        """Takes over the adapters of a LoRA; what of it is not trained goes into MODEL and CLIP for the run."""
+        found = read_adapters(start, self.names)
+        trained = {
+            key: each for key, each in found.adapters.items() if self.trains_text or key.startswith(DIFFUSION_MODEL)
+        }
+        still = {key: each for key, each in found.adapters.items() if key not in trained}
+        if not trained:
+            raise_if_any(
+                "Train LoRA", ["start holds no layer of this model that can be trained: connect another LoRA."]
+            )
+        self.adapters = trained
+        self.frozen = {**found.kept, **lora_tensors(still, self.names, "fp32")}
+        if self.frozen:
+            self.model, self.clip = host.with_lora(self.model, self.clip, self.frozen, 1.0)
+            self.notes.append(f"{len(self.frozen)} entries of the LoRA that was continued stay as they are.")
+        if found.unknown:
+            self.notes.append(f"Not this model's, left out: {', '.join(found.unknown[:MOST_NAMED])}")
+        self.notes.append("Continued from a LoRA: adapter, rank, alpha and targets are those of its layers.")
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
@@ -119,7 +196,7 @@ class _Run:
             self.events.ended("failed", f"{error} {self._keep()}".strip())
             raise
 
-    def encode(self) -> Encoded:
+    def encode(self, cache: Cache | None) -> Encoded:
         """Latents and embeddings of all that the run will see."""
 
         def on_progress(what: str, done: int, total: int) -> None:
@@ -128,8 +205,10 @@ class _Run:
 
         prompts = ["", *self.config.sample_prompts] if self.config.sample_every else []
         encoded = encode_samples(
-            self.dataset, self.plan.all_samples(), prompts, self.model.model, self.clip, self.vae, on_progress
-        )
+            self.dataset, self.plan.all_samples(), prompts, self.model, self.clip, self.vae, on_progress, cache,
+            captions=not self.trains_text,
+        )  # fmt: skip
+        self.notes += cache.notes if cache is not None else []
         spread = latent_spread(encoded)
         if not 0.4 < spread < 2.5:
             self.notes.append(
@@ -139,95 +218,150 @@ class _Run:
         return encoded
 
     def train(self, encoded: Encoded) -> Trained:
-        """Puts adapters on a twin of the model, trains them, and takes them off."""
+        """Puts adapters on twins of the models, trains them, and takes them off."""
         config = self.config
         self.events.preparing("loading the model")
-        twin = host.trainable_view(self.model, self.dtype)
-        if config.gradient_checkpointing:
-            host.checkpoint_blocks(twin)
-        targets = find_targets(twin, config.targets)
-        self._check_names(target.key for target in targets)
-        self.adapters = make_adapters(targets, config.rank, config.scale, config.seed)
-        parameters = [parameter for adapter in self.adapters.values() for parameter in adapter.parameters()]
-        optimizer = make_optimizer(config.optimizer, parameters, config.learning_rate, config.weight_decay)
+        nets = self._networks()
+        self.adapters = nets.adapters
+        self.optimizer = make_optimizer(config, self._parameter_groups())
+        if config.ema_decay:
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            self.ema = EMA(parameters, config.ema_decay)
         options = host.transformer_options(self.model)
 
         def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
-            return host.predict(twin, options, x_t, sigma, cond)
+            return host.predict(nets.model, options, x_t, sigma, cond)
 
         def batch_at(step: int, micro: int) -> Batch:
-            return self._batch(twin, encoded, step, micro)
+            draw_dropout(nets.adapters, config, step, micro)
+            return self._batch(nets, encoded, step, micro)
 
         def after_step(step: int, loss: float, learning_rate: float) -> None:
+            clear_dropout(nets.adapters)
+            if self.ema is not None:
+                self.ema.update()
             self.events.step(loss, learning_rate)
             if config.save_every and step % config.save_every == 0 and step < self.plan.steps:
                 self._save(f"step{step:06}")
             if config.sample_every and (step % config.sample_every == 0 or step == self.plan.steps):
-                self._sample(twin, predict, encoded, step)
+                self._sample(nets, predict, encoded, step)
             self.progress(step)
             host.raise_if_interrupted()
 
-        with attached(targets, self.adapters), host.patches_on_device(self.model):
+        with attached(nets.targets, nets.adapters), host.patches_on_device(self.model):
             if config.sample_every:
-                self._sample(twin, predict, encoded, 0)
+                self._sample(nets, predict, encoded, 0)
             self.events.started()
-            train(predict, self.family, batch_at, optimizer, config, self.plan.steps, after_step)
+            train(predict, self.family, batch_at, self.optimizer, config, self.plan.steps, after_step)
         lora = self._lora()
         self.events.ended("finished", "")
         return Trained(lora, self.events.losses, self.samples, self._report())
 
-    def _check_names(self, keys: Iterable[str]) -> None:
-        """Refuses before the first step what could not be saved after the last."""
-        strangers = sorted(set(keys) - self.names.keys())
+    def _networks(self) -> _Networks:
+        """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
+        config = self.config
+        model = host.trainable_view(self.model, self.dtype)
+        if config.zero_terminal_snr:
+            host.set_sigmas(model, self.family.sigmas)
+        if config.gradient_checkpointing:
+            host.checkpoint_blocks(model)
+        text_encoder = host.trainable_text_encoder(self.clip, self.dtype) if self.trains_text else None
+        if self.adapters:  # taken over
+            check_dropout(self.adapters.values(), config)
+            roots = [model] if text_encoder is None else [model, text_encoder]
+            targets = [target for root in roots for target in targets_of(root, self.adapters)]
+            check_layer_rules(parse_layer_rules(config.layer_rules), [target.name for target in targets])
+            for adapter in self.adapters.values():
+                adapter.to(self.device)
+            return _Networks(model, text_encoder, targets, self.adapters)
+        targets = find_targets(model, config.targets)
+        if text_encoder is not None:
+            targets += find_text_targets(text_encoder)
+        adapters = make_adapters(targets, config)
+        strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
         if strangers:
             problem = f"layer {strangers[0]} is not the model's own (compiled, or replaced?): take that node out."
             raise_if_any("MODEL", [problem])
+        return _Networks(model, text_encoder, targets, adapters)
 
-    def _batch(self, twin: Any, encoded: Encoded, step: int, micro: int) -> Batch:
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """MODEL's layers and those of the text encoders, each at their own learning rate."""
+        config, rules = self.config, parse_layer_rules(self.config.layer_rules)
+        own = {key: each for key, each in self.adapters.items() if key.startswith(DIFFUSION_MODEL)}
+        text = {key: each for key, each in self.adapters.items() if key not in own}
+        return [
+            *parameter_groups(own, config.learning_rate, rules),
+            *parameter_groups(text, config.text_encoder_learning_rate, rules),
+        ]
+
+    def _batch(self, nets: _Networks, encoded: Encoded, step: int, micro: int) -> Batch:
         samples = self.plan.samples_at(step, micro)
-        conditionings = [encoded.conditioning(self.dataset, sample, self.sized) for sample in samples]
+        conditionings = [self._conditioning(nets, encoded, sample) for sample in samples]
         return make_batch(
-            [encoded.latents[sample.picture, sample.flipped] for sample in samples],
+            [encoded.latent(sample) for sample in samples],
             [self.dataset.loss_weight(sample) for sample in samples],
-            lambda latents: host.batch_conds(twin, conditionings, latents),
+            [encoded.mask(sample) for sample in samples],
+            lambda latents: host.batch_conds(nets.model, conditionings, latents, host.TRAINING_GUIDANCE),
             self.family, self.config, step, micro, self.device,
         )  # fmt: skip
 
-    def _sample(self, twin: Any, predict: Predict, encoded: Encoded, step: int) -> None:
+    def _conditioning(self, nets: _Networks, encoded: Encoded, sample: Sample) -> Any:
+        if nets.text_encoder is None:
+            return encoded.conditioning(self.dataset, sample, self.sized)
+        live = host.encode_text_with(self.clip, nets.text_encoder, sample.caption)
+        return sized(live, self.dataset, sample, self.sized)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The adapters as they are used, not as they are trained: averaged, without dropout."""
+        with ExitStack() as stack:
+            stack.enter_context(for_use(self.optimizer))
+            if self.ema is not None:
+                stack.enter_context(self.ema.applied())
+            yield
+
+    def _sample(self, nets: _Networks, predict: Predict, encoded: Encoded, step: int) -> None:
         """One picture a prompt, with the adapters as they are; the run's randomness is not touched."""
         config, side = self.config, self.dataset.settings.resolution
         shape = (1, *host.latent_shape(self.model, self.vae, side, side))
+        distilled = host.takes_guidance(self.model)
+
+        def prompt_cond(prompt: str) -> Any:
+            if nets.text_encoder is None:
+                return encoded.prompts[prompt]
+            return host.encode_text_with(self.clip, nets.text_encoder, prompt, is_prompt=True)
+
         for number, prompt in enumerate(config.sample_prompts):
             self.events.preparing(f"drawing sample {number + 1} of {len(config.sample_prompts)}")
             noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
-            sigmas = host.sampler_sigmas(twin, config.sample_steps)
-            with host.sampling_mode():
-                cond = host.batch_conds(twin, [encoded.prompts[prompt]], noise)
-                uncond = host.batch_conds(twin, [encoded.prompts[""]], noise)
-                start = host.start_noise(twin, sigmas[0], noise)
-                latent = euler(predict, start, sigmas, cond, uncond, config.sample_guidance)
-                pixels = host.decode_latents(self.vae, host.from_model_space(twin, latent))
+            sigmas = host.sampler_sigmas(nets.model, config.sample_steps)
+            # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
+            told, cfg = (config.sample_guidance, 1.0) if distilled else (None, config.sample_guidance)
+            with host.sampling_mode(), self._in_use():
+                cond = host.batch_conds(nets.model, [prompt_cond(prompt)], noise, told)
+                uncond = host.batch_conds(nets.model, [prompt_cond("")], noise, told)
+                start = host.start_noise(nets.model, sigmas[0], noise)
+                latent = euler(predict, start, sigmas, cond, uncond, cfg)
+                pixels = host.decode_latents(self.vae, host.from_model_space(self.model, latent))
             self.samples.append(SamplePicture(step, prompt, pixels[0]))
         self.events.resume_clock()
         self.events.started()
 
     def _lora(self) -> LoRAModel:
-        config, dataset = self.config, self.dataset
-        tensors = lora_tensors(self.adapters, self.names, config.alpha, config.save_precision)
+        """The LoRA as it is now."""
+        with self._in_use():
+            tensors = lora_tensors(self.adapters, self.names, self.config.save_precision)
         version, architecture = host.base_version(self.model)
-        trained_on = [p for p in dataset.pictures if not p.is_regularisation]
-        captions = [dataset.caption(i) for i, p in enumerate(dataset.pictures) if not p.is_regularisation]
-        tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
         step = len(self.events.losses)
-        metadata = lora_metadata(
-            config, name=self.name, base_version=version, architecture=architecture,
-            prediction=self.family.prediction, resolution=dataset.settings.resolution, pictures=len(trained_on),
-            prior_pictures=len(dataset.pictures) - len(trained_on), buckets=bucket_table(dataset),
-            tag_frequency=tags, trigger_word=dataset.settings.trigger_word, dataset_name=dataset.name,
-            step=step, epoch=self.plan.epoch_of(max(0, step - 1)) + 1, started_at=self.started_at,
-            ended_at=time.time(),
+        facts = RunFacts(
+            self.name, version, architecture, self.family.prediction, step, self.plan.steps,
+            self.plan.epoch_of(max(0, step - 1)) + 1, self.plan.epoch_of(self.plan.steps - 1) + 1, self.started_at,
+            time.time(), "fp32" if self.dtype == torch.float32 else "bf16",
+            clip_skip=host.clip_skip(self.clip),
         )  # fmt: skip
-        return LoRAModel(tensors, metadata, self.name)
+        metadata = lora_metadata(self.config, facts, data_facts(self.dataset))
+        layers = {names.kohya: names for names in self.names.values()}
+        return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers)
 
     def _save(self, suffix: str) -> str:
         lora = self._lora()
@@ -247,32 +381,11 @@ class _Run:
         return f"What was learned in {steps} steps is kept in {path}."
 
     def _report(self) -> str:
-        config, dataset, losses = self.config, self.dataset, self.events.losses
-        seconds = time.time() - self.started_at
-        parameters = sum(p.numel() for adapter in self.adapters.values() for p in adapter.parameters())
-        prior = sum(picture.is_regularisation for picture in dataset.pictures)
-        last = losses[-max(1, len(losses) // 10) :]
-        buckets = ", ".join(f"{w} x {h}: {count}" for (w, h), count in bucket_table(dataset).items())
-        enlarged = upscaled(dataset)
-        lines = [
-            f"LoRA {self.name}: rank {config.rank}, alpha {config.alpha:g}, {len(self.adapters)} layers, "
-            f"{parameters:,} parameters, seed {config.seed}",
-            f"Base: {host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
-            f"Data: {len(dataset.pictures) - prior} pictures"
-            + (f" and {prior} for regularisation" if prior else "")
-            + f"; buckets {buckets}",
-            f"Steps: {len(losses)} of batch {config.batch_size}"
-            + (f" x {config.gradient_accumulation}" if config.gradient_accumulation > 1 else "")
-            + f" in {seconds:.0f} s, {len(losses) / max(seconds, 1e-9):.2f} steps a second, preparation included",
-            f"Loss: {sum(last) / len(last):.4f} on average over the last {len(last)} steps, "
-            f"{sum(losses[: len(last)]) / len(last):.4f} over the first",
-        ]
-        if self.device.type == "cuda":
-            lines.append(f"Peak GPU memory: {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB")
-        if config.min_snr_gamma and self.family.prediction == "flow":
-            lines.append("Note: min_snr_gamma has no effect on a flow model.")
-        if enlarged:
-            lines.append(f"Note: enlarged to fit their bucket: {'; '.join(enlarged[:8])}")
-        lines += [f"Note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        base = (
+            f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        )
+        return run_report(
+            self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,
+            base, self.device, self.notes,
+        )  # fmt: skip

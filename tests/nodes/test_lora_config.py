@@ -31,10 +31,6 @@ def test_the_fields_as_the_page_fills_them_are_the_first_preset() -> None:
     assert config(**shown) == LoRAConfig(**preset_values(shown["preset"]))
 
 
-def test_every_field_of_the_recipe_can_be_set() -> None:
-    assert set(INPUTS) - {"preset"} == set(preset_values("custom"))
-
-
 def test_prompts_are_a_line_each() -> None:
     made = config(sample_prompts="a cat\n\n  a dog \n", sample_every=10)
     assert made.sample_prompts == ("a cat", "a dog")

@@ -6,7 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from lora_kiln.training import events, host
-from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.config import ADAPTERS, OPTIMIZERS, LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
@@ -216,3 +216,169 @@ def test_the_report_says_what_was_done():
     report = run(models.sd15()).report
     for words in ("rank 4, alpha 2", "seed 3", "4 pictures", "Steps: 4 of batch 2", "eps prediction"):
         assert words in report
+
+
+# ---------------------------------------------------------------- adapters, text encoders, continuing
+
+
+def changed(**values) -> LoRAConfig:
+    return LoRAConfig(**{**vars(CONFIG), **values})
+
+
+def outputs(model, clip, text: str = "picture number 1") -> torch.Tensor:
+    """What the host makes of MODEL and CLIP: x_0 for a fixed latent and noise level."""
+    import comfy.model_management
+
+    with torch.inference_mode():
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(model.load_device)
+        conds = host.batch_conds(model.model, [conditioning], latent)
+        return host.predict(model.model, {}, latent, torch.tensor([3.0], device=latent.device), conds).cpu()
+
+
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_every_adapter_learns_leaves_the_models_and_loads(make, adapter):
+    small = make()
+    before = models.state(small)
+    plain = outputs(small.model, small.clip)
+    trained = run(small, changed(adapter=adapter, targets="all linear and convolution", save_precision="fp32"))
+    assert_untouched(small, before)
+    assert torch.isfinite(torch.tensor(trained.losses)).all()
+    with_lora = outputs(*host.with_lora(small.model, small.clip, trained.lora, 1.0))
+    assert not torch.allclose(with_lora, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl])
+def test_text_encoders_learn_at_their_own_rate_and_are_left_alone(make):
+    small = make()
+    before = models.state(small)
+    with torch.inference_mode():
+        trained = run(small, changed(text_encoder_learning_rate=1e-2))
+    assert_untouched(small, before)
+    assert small.clip.patcher.patches == {} and models.hooks(small.clip.cond_stage_model) == 0
+    text = {name for name in trained.lora if name.startswith("lora_te")}
+    prefixes = {name.split("_text_model")[0] for name in text}
+    assert prefixes == ({"lora_te"} if make is models.sd15 else {"lora_te1", "lora_te2"})
+    last = "_text_model_encoder_layers_2_"  # SDXL leaves the last layer's output out of the embedding
+    ups = [name for name in text if "lora_up" in name and last not in name]
+    assert ups and all(trained.lora[name].any() for name in ups)
+    _, clip = host.with_lora(small.model, small.clip, trained.lora, 1.0)
+    plain = small.clip.encode_from_tokens(small.clip.tokenize("a cat"))
+    assert not torch.allclose(clip.encode_from_tokens(clip.tokenize("a cat")), plain, atol=1e-4)
+
+
+def test_text_encoders_stay_out_by_default():
+    assert not any(name.startswith("lora_te") for name in run(models.sd15()).lora)
+
+
+def test_text_encoder_training_begins_with_the_losses_of_cached_embeddings():
+    """At the first step nothing is learned yet: embeddings made on the way are those that are cached."""
+    cached = run(models.sdxl(), changed(steps=1))
+    live = run(models.sdxl(), changed(steps=1, text_encoder_learning_rate=1e-3))
+    assert live.losses == pytest.approx(cached.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_run_goes_on_from_a_lora_as_it_is(adapter):
+    """One step with next to no learning rate: the LoRA that comes out is the one that went in."""
+    first = run(models.sd15(), changed(adapter=adapter, save_precision="fp32", text_encoder_learning_rate=1e-2))
+    on = changed(learning_rate=1e-12, text_encoder_learning_rate=1e-12, weight_decay=0.0, steps=1, rank=9, alpha=1.0,
+                 save_precision="fp32")  # fmt: skip
+    second = train_lora(*small_parts(models.sd15()), dataset(), on, "test", first.lora)
+    assert second.lora.keys() == first.lora.keys()
+    for name, tensor in first.lora.items():
+        assert torch.allclose(second.lora[name], tensor, atol=1e-6), name
+
+
+def small_parts(small: models.Small):
+    return small.model, small.clip, small.vae
+
+
+def test_a_text_encoder_lora_that_is_not_trained_is_kept_and_in_force():
+    first = run(models.sd15(), changed(text_encoder_learning_rate=1e-1, save_precision="fp32"))
+    second = train_lora(*small_parts(models.sd15()), dataset(), changed(save_precision="fp32"), "test", first.lora)
+    text = [name for name in first.lora if name.startswith("lora_te")]
+    assert text and all(torch.equal(first.lora[name], second.lora[name]) for name in text)
+    without = {name: tensor for name, tensor in first.lora.items() if not name.startswith("lora_te")}
+    third = train_lora(*small_parts(models.sd15()), dataset(), changed(save_precision="fp32"), "test", without)
+    assert third.losses[0] != pytest.approx(second.losses[0], rel=1e-4)
+
+
+def test_a_lora_of_another_model_is_refused():
+    first = run(models.sdxl())
+    strange = {name.replace("lora_unet_", "lora_unet_elsewhere_"): tensor for name, tensor in first.lora.items()}
+    with pytest.raises(InputError, match="holds no layer of this model"):
+        train_lora(*small_parts(models.sd15()), dataset(), CONFIG, "test", strange)
+
+
+def test_an_average_lies_between_start_and_end():
+    end = run(models.sd15(), changed(save_precision="fp32"))
+    average = run(models.sd15(), changed(save_precision="fp32", ema_decay=0.9))
+    assert average.losses == end.losses  # the average is looked at, never trained on
+    ups = [name for name in end.lora if "lora_up" in name]
+    smaller = [average.lora[name].norm() < end.lora[name].norm() for name in ups]
+    assert sum(smaller) > 0.9 * len(ups)
+
+
+def test_dropout_is_off_in_samples_and_repeats_with_the_seed():
+    values = dict(dropout=0.1, rank_dropout=0.2, module_dropout=0.2)
+    first, again = run(models.sd15(), changed(**values)), run(models.sd15(), changed(**values))
+    sampled = run(models.sd15(), changed(**values, sample_every=2, sample_prompts=("a",), sample_steps=2))
+    assert first.losses == again.losses == sampled.losses
+    assert first.losses != run(models.sd15()).losses
+
+
+def test_dropout_is_the_same_with_gradient_checkpointing():
+    values = dict(dropout=0.1, rank_dropout=0.2, module_dropout=0.2)
+    plain, saving = (
+        run(models.sd15(), changed(**values)),
+        run(models.sd15(), changed(**values, gradient_checkpointing=True)),
+    )
+    assert saving.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_zero_terminal_snr_wants_a_v_model():
+    with pytest.raises(InputError, match="zero_terminal_snr is on, but the model predicts eps"):
+        run(models.sd15(), changed(zero_terminal_snr=True))
+    small = models.v_prediction(models.sd15())
+    table = small.model.get_model_object("model_sampling").sigmas.clone()
+    trained = run(small, changed(zero_terminal_snr=True))
+    assert torch.isfinite(torch.tensor(trained.losses)).all() and "ModelSamplingDiscrete" in trained.report
+    assert torch.equal(small.model.get_model_object("model_sampling").sigmas, table)
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw8bit"])
+def test_every_optimizer_learns_and_samples_do_not_disturb_it(optimizer):
+    values = dict(optimizer=optimizer, learning_rate=1.0 if optimizer == "prodigy" else 1e-2, scheduler="constant")
+    plain = run(models.sd15(), changed(**values))
+    sampled = run(models.sd15(), changed(**values, sample_every=2, sample_prompts=("a",), sample_steps=2))
+    assert plain.losses == sampled.losses
+    assert all(torch.equal(plain.lora[name], sampled.lora[name]) for name in plain.lora)
+    assert any(tensor.any() for name, tensor in plain.lora.items() if "lora_up" in name)
+
+
+def test_the_report_counts_layers_and_says_what_has_no_effect():
+    report = run(models.sd15(), changed(adapter="oft", text_encoder_learning_rate=1e-3)).report
+    assert "alpha has no effect on OFT" in report and "text encoder" in report
+
+
+# ---------------------------------------------------------------- flow models
+
+
+@pytest.mark.parametrize("make", [models.sd3, models.flux])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_flow_model_learns_is_left_alone_and_the_host_loads_the_lora(make, checkpointing, caplog):
+    small = make()
+    before = models.state(small)
+    with torch.inference_mode():
+        trained = run(
+            small,
+            changed(gradient_checkpointing=checkpointing, sample_every=4, sample_prompts=("a",), sample_steps=2),
+        )
+    assert_untouched(small, before)
+    ups = [tensor for name, tensor in trained.lora.items() if "lora_up" in name]
+    assert ups and sum(bool(tensor.any()) for tensor in ups) > 0.9 * len(ups)
+    model, _ = host.with_lora(small.model, small.clip, trained.lora, 1.0)
+    assert len(model.patches) == len(ups) and "not loaded" not in caplog.text

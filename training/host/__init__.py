@@ -1,11 +1,13 @@
 """The only room that knows ComfyUI: everything else asks here.
 
 `view` makes a trainable twin of the graph's MODEL, `conditioning` turns text and pictures into what the model
-takes, `loras` knows key names and patches, `places` the host's folders, `page` progress, interrupt and the page.
+takes, `text_encoder` makes a trainable twin of the CLIP, `loras` knows key names and patches, `places` the host's
+folders, `page` progress, interrupt and the page, `fingerprints` tells models apart.
 """
 
 from .captioning import inference_device, loaded_for_inference
 from .conditioning import (
+    TRAINING_GUIDANCE,
     batch_conds,
     check_compatible,
     decode_latents,
@@ -17,11 +19,13 @@ from .conditioning import (
     predict,
     sampler_sigmas,
     start_noise,
+    takes_guidance,
     to_model_space,
     wants_size_conditioning,
 )
+from .fingerprints import model_fingerprint
 from .images import draw, sampler_names, scheduler_names
-from .loras import base_version, kohya_names, with_lora
+from .loras import LayerNames, base_version, layer_names, with_lora
 from .page import (
     Interrupted,
     blocked,
@@ -33,45 +37,74 @@ from .page import (
     show_text,
     where,
 )
-from .places import data_roots, lora_folder, model_folders, register_model_folder, resolve_folder
+from .places import (
+    WRITE_VARIABLE,
+    cache_folder,
+    cache_limit,
+    data_roots,
+    lora_folder,
+    may_write,
+    model_folders,
+    register_model_folder,
+    resolve_folder,
+)
+from .recipes import lora_files, lora_header, lora_path, read_recipe, recipe_files, recipe_path
+from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .view import (
     checkpoint_blocks,
     make_room,
     patches_on_device,
     sampling_mode,
+    set_sigmas,
     trainable_view,
     training_device,
     training_dtype,
     training_mode,
     transformer_options,
+    twin_of,
     warnings_about,
 )
 
 __all__ = [
     "Interrupted",
+    "LayerNames",
+    "TRAINING_GUIDANCE",
+    "WRITE_VARIABLE",
     "base_version",
     "batch_conds",
     "blocked",
+    "cache_folder",
+    "cache_limit",
     "check_compatible",
     "checkpoint_blocks",
+    "clip_skip",
     "data_roots",
     "decode_latents",
     "draw",
     "encode_pixels",
     "encode_text",
+    "encode_text_with",
     "family",
     "from_model_space",
     "inference_device",
-    "kohya_names",
-    "loaded_for_inference",
     "latent_shape",
+    "layer_names",
+    "loaded_for_inference",
+    "lora_files",
     "lora_folder",
+    "lora_header",
+    "lora_path",
     "make_room",
+    "may_write",
+    "model_fingerprint",
     "model_folders",
     "patches_on_device",
     "predict",
     "progress_bar",
     "raise_if_interrupted",
+    "read_recipe",
+    "recipe_files",
+    "recipe_path",
     "register_model_folder",
     "resolve_folder",
     "sampler_names",
@@ -81,14 +114,18 @@ __all__ = [
     "scheduler_names",
     "send",
     "serve_json",
+    "set_sigmas",
     "show_text",
     "start_noise",
+    "takes_guidance",
     "to_model_space",
+    "trainable_text_encoder",
     "trainable_view",
     "training_device",
     "training_dtype",
     "training_mode",
     "transformer_options",
+    "twin_of",
     "wants_size_conditioning",
     "warnings_about",
     "where",

@@ -1,0 +1,79 @@
+"""Adapter Options: the finer points of what is trained."""
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..training.config import LoRAConfig, preset_values
+from .fields import Fields, given
+from .types import CATEGORY, KilnConfig
+
+
+class AdapterOptions(io.ComfyNode):
+    """A recipe with other adapters."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        field = Fields(preset_values("custom"))
+        return io.Schema(
+            node_id="KilnAdapterOptions",
+            display_name="Adapter Options",
+            category=CATEGORY,
+            description="Goes between LoRA Config and Train LoRA: ranks of convolutions and of single layers, dropout.",
+            search_aliases=["locon", "dora", "loha", "lokr", "oft", "rslora", "block weights", "dropout"],
+            inputs=[
+                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                field.integer(
+                    "conv_rank",
+                    "Rank for convolutions larger than 1x1 (LoCon's conv_dim); 0 = as rank. "
+                    "They learn with the targets 'all linear and convolution'.",
+                    0,
+                    1024,
+                    False,
+                ),
+                field.number("conv_alpha", "Alpha for those convolutions; 0 = as alpha.", 0.0, 1024.0, 0.5, False),
+                field.switch(
+                    "rslora",
+                    "Scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones. "
+                    "Lower alpha then: 1 to 4.",
+                    False,
+                ),
+                field.integer(
+                    "lokr_factor",
+                    "LoKr: size of the small factor, 4 to 16 for smaller files; -1 = as even as can be.",
+                    -1,
+                    1024,
+                    False,
+                ),
+                field.text(
+                    "layer_rules",
+                    "A rule a line: a pattern of layer names, then rank=, alpha= or lr= (a factor "
+                    "on the learning rate). The last that fits a layer counts; rank=0 leaves it out.",
+                    False,
+                    "*attn2*  rank=32 alpha=16\n*output_blocks*  lr=0.5\n*input_blocks.1.*  rank=0",
+                ),
+                field.number(
+                    "dropout",
+                    "Share of each adapter's inputs set to zero: 0.05 to 0.2 against overfitting.",
+                    0.0,
+                    0.99,
+                    0.01,
+                    False,
+                ),
+                field.number(
+                    "rank_dropout",
+                    "Share of each adapter's ranks left out in a step (LoRA, DoRA, LoHa).",
+                    0.0,
+                    0.99,
+                    0.01,
+                    False,
+                ),
+                field.number("module_dropout", "Share of the adapters left out in a step.", 0.0, 0.99, 0.01, False),
+            ],
+            outputs=[KilnConfig.Output(display_name="config", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(replace(config, **given(values)))

@@ -1,0 +1,53 @@
+"""Inputs made from the recipe's fields, with the recipe's own defaults."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+
+class Fields:
+    """Makes optional inputs whose defaults are a recipe's values.
+
+    Args:
+        defaults: field of LoRAConfig -> value.
+    """
+
+    def __init__(self, defaults: dict[str, Any]):
+        self.defaults = defaults
+
+    def integer(
+        self, name: str, tooltip: str, low: int = 0, high: int = 1_000_000, advanced: bool = True, **more: Any
+    ) -> io.Int.Input:
+        return io.Int.Input(
+            name, default=self.defaults[name], min=low, max=high, tooltip=tooltip, advanced=advanced, optional=True,
+            **more,
+        )  # fmt: skip
+
+    def number(
+        self, name: str, tooltip: str, low: float = 0.0, high: float = 1e6, step: float = 0.01, advanced: bool = True
+    ) -> io.Float.Input:
+        return io.Float.Input(
+            name, default=self.defaults[name], min=low, max=high, step=step, round=False,  # pyright: ignore[reportArgumentType]
+            tooltip=tooltip, advanced=advanced, optional=True,
+        )  # fmt: skip
+
+    def choice(self, name: str, options: tuple[str, ...], tooltip: str, advanced: bool = True) -> io.Combo.Input:
+        return io.Combo.Input(
+            name, options=list(options), default=self.defaults[name], tooltip=tooltip, advanced=advanced, optional=True
+        )
+
+    def switch(self, name: str, tooltip: str, advanced: bool = True) -> io.Boolean.Input:
+        return io.Boolean.Input(name, default=self.defaults[name], tooltip=tooltip, advanced=advanced, optional=True)
+
+    def text(self, name: str, tooltip: str, advanced: bool = True, example: str = "") -> io.String.Input:
+        """Several lines; the canvas shows no name beside such a field, so it stands in the empty one."""
+        default = self.defaults[name]
+        return io.String.Input(
+            name, default=default if isinstance(default, str) else "\n".join(default), multiline=True, tooltip=tooltip,
+            advanced=advanced, optional=True, placeholder=f"{name}, for example:\n{example}" if example else name,
+        )  # fmt: skip
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that came; an optional input that is not connected and has no widget comes as None."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,112 @@
+"""Loss Options: noise, timesteps and the loss."""
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..training.config import HUBER_SCHEDULES, LOSSES, TIMESTEPS, LoRAConfig, preset_values
+from .fields import Fields, given
+from .types import CATEGORY, KilnConfig
+
+
+class LossOptions(io.ComfyNode):
+    """A recipe with another objective."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        field = Fields(preset_values("custom"))
+        return io.Schema(
+            node_id="KilnLossOptions",
+            display_name="Loss Options",
+            category=CATEGORY,
+            description="Goes between LoRA Config and Train LoRA: the loss, the noise and the timesteps.",
+            search_aliases=["huber", "multires noise", "pyramid noise", "debiased", "zero terminal snr", "timesteps"],
+            inputs=[
+                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                field.choice("loss", LOSSES, "l2 is the standard; huber and smooth_l1 mind bad pictures less.", False),
+                field.number(
+                    "huber_c",
+                    "Where huber and smooth_l1 turn from square to linear: lower minds outliers less.",
+                    1e-4,
+                    10.0,
+                    0.01,
+                    False,
+                ),
+                field.choice("huber_schedule", HUBER_SCHEDULES, "How that point moves with the noise.", False),
+                field.switch(
+                    "debiased_estimation",
+                    "Weight the loss by 1 / sqrt(SNR): more weight on noisy steps, an alternative to min_snr_gamma.",
+                    False,
+                ),
+                field.integer(
+                    "multires_noise_iterations",
+                    "Layers of coarser noise (pyramid noise), for contrast and composition: 6 to 10; 0 = off.",
+                    0,
+                    16,
+                    False,
+                ),
+                field.number(
+                    "multires_noise_discount",
+                    "Strength of each coarser layer against the one before.",
+                    0.0,
+                    1.0,
+                    0.05,
+                    False,
+                ),
+                field.number(
+                    "ip_noise_gamma",
+                    "Input perturbation: the model sees a little more noise than it is asked "
+                    "for. 0.05 to 0.1; 0 = off.",
+                    0.0,
+                    1.0,
+                    0.01,
+                    False,
+                ),
+                field.switch(
+                    "zero_terminal_snr",
+                    "The last timestep is pure noise: for very dark and bright pictures, "
+                    "with v-prediction models made for it.",
+                    False,
+                ),
+                field.integer("min_timestep", "First timestep trained, of 1000.", 0, 999, False),
+                field.integer(
+                    "max_timestep",
+                    "Timestep before which training ends, of 1000. Lower it for detail, "
+                    "raise min_timestep for composition.",
+                    1,
+                    1000,
+                    False,
+                ),
+                field.choice(
+                    "timestep_sampling",
+                    TIMESTEPS,
+                    "Density of the timesteps. auto: uniform for SD1.5 and SDXL, shift for flow models.",
+                    False,
+                ),
+                field.number(
+                    "logit_mean",
+                    "Of logit_normal, shift and resolution_shift: above 0 = noisier.",
+                    -10.0,
+                    10.0,
+                    0.1,
+                    False,
+                ),
+                field.number(
+                    "logit_std", "Of logit_normal, shift and resolution_shift: the spread.", 0.01, 10.0, 0.1, False
+                ),
+                field.number(
+                    "timestep_shift",
+                    "Of shift (discrete_flow_shift elsewhere): above 1 = noisier; 0 = the model's own.",
+                    0.0,
+                    100.0,
+                    0.1,
+                    False,
+                ),
+            ],
+            outputs=[KilnConfig.Output(display_name="config", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(replace(config, **given(values)))

@@ -1,0 +1,52 @@
+"""Optimizer Options: the finer points of how it is trained."""
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..training.config import LoRAConfig, preset_values
+from .fields import Fields, given
+from .types import CATEGORY, KilnConfig
+
+
+class OptimizerOptions(io.ComfyNode):
+    """A recipe with other settings of optimizer and scheduler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        field = Fields(preset_values("custom"))
+        return io.Schema(
+            node_id="KilnOptimizerOptions",
+            display_name="Optimizer Options",
+            category=CATEGORY,
+            description="Goes between LoRA Config and Train LoRA: settings of the optimizer and the scheduler, EMA.",
+            search_aliases=["prodigy", "d_coef", "betas", "ema", "lr scheduler", "deterministic"],
+            inputs=[
+                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                field.text(
+                    "optimizer_args",
+                    "Further settings of the optimizer, separated by spaces or lines.",
+                    False,
+                    "betas=0.9,0.99 eps=1e-8",
+                ),
+                field.integer("scheduler_cycles", "Cycles of cosine_with_restarts.", 1, 1000, False),
+                field.number("scheduler_power", "Power of polynomial: 1 is linear.", 0.01, 10.0, 0.1, False),
+                field.number(
+                    "ema_decay",
+                    "The LoRA is a moving average of its past: 0.99 for short runs, 0.999 for long ones; 0 = off.",
+                    0.0,
+                    0.99999,
+                    0.0001,
+                    False,
+                ),
+                field.switch(
+                    "deterministic", "On a GPU: same seed, same LoRA, to the last bit. Some steps are slower.", False
+                ),
+            ],
+            outputs=[KilnConfig.Output(display_name="config", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(replace(config, **given(values)))

@@ -1,0 +1,53 @@
+"""Adapter, Loss and Optimizer Options: a recipe goes in, the same recipe with other values comes out."""
+
+import pytest
+from lora_kiln.nodes.adapter_options import AdapterOptions
+from lora_kiln.nodes.lora_config import LoRAConfigNode
+from lora_kiln.nodes.loss_options import LossOptions
+from lora_kiln.nodes.optimizer_options import OptimizerOptions
+from lora_kiln.training.config import LoRAConfig, preset_values
+from lora_kiln.training.problems import InputError
+
+OPTIONS = [AdapterOptions, LossOptions, OptimizerOptions]
+START = LoRAConfig(rank=7, learning_rate=3e-4)
+
+
+def inputs(node) -> dict:
+    return {each.id: each for each in node.define_schema().inputs}
+
+
+def test_every_field_of_the_recipe_can_be_set_in_one_place() -> None:
+    places = [name for node in (LoRAConfigNode, *OPTIONS) for name in inputs(node) if name not in ("preset", "config")]
+    assert sorted(places) == sorted(preset_values("custom"))
+
+
+@pytest.mark.parametrize("node", OPTIONS)
+def test_the_fields_as_the_page_shows_them_change_nothing(node) -> None:
+    shown = {name: each.default for name, each in inputs(node).items() if name != "config"}
+    assert node.execute(START, **shown).args[0] == START
+
+
+@pytest.mark.parametrize("node", OPTIONS)
+def test_every_input_has_a_tooltip(node) -> None:
+    assert all(each.tooltip for each in inputs(node).values())
+
+
+def test_a_value_is_changed_and_the_rest_stays() -> None:
+    made = LossOptions.execute(AdapterOptions.execute(START, conv_rank=4).args[0], loss="huber").args[0]
+    assert (made.conv_rank, made.loss, made.rank, made.learning_rate) == (4, "huber", 7, 3e-4)
+    assert START.conv_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "value"),
+    [
+        (AdapterOptions, "dropout", 1.0),
+        (AdapterOptions, "lokr_factor", 0),
+        (LossOptions, "loss", "l1"),
+        (LossOptions, "max_timestep", 0),
+        (OptimizerOptions, "ema_decay", 1.0),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(node, name: str, value) -> None:
+    with pytest.raises(InputError, match=name):
+        node.execute(START, **{name: value})

@@ -1,0 +1,62 @@
+"""What only a GPU can show; left out, and said so, where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lora_kiln.training.config import ADAPTERS, LoRAConfig
+from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.trainer import Trained, train_lora
+
+import models
+
+pytestmark = pytest.mark.gpu
+SIDE = 128
+CONFIG = dict(
+    rank=8, alpha=8.0, learning_rate=1e-3, steps=20, batch_size=4, seed=3, targets="all linear and convolution"
+)
+FAMILIES = [models.sd15, models.sdxl]
+
+
+@pytest.fixture(autouse=True)
+def lora_folder(folders, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders / "loras")], {".safetensors"}))
+
+
+def run(small: models.Small, **values) -> Trained:
+    generator = torch.Generator().manual_seed(5)
+    pictures = tuple(
+        Picture(f"{n}", SIDE, SIDE, f"picture number {n}", pixels=torch.rand(SIDE, SIDE, 3, generator=generator))
+        for n in range(8)
+    )
+    data = Dataset(pictures, DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32))
+    return train_lora(small.model, small.clip, small.vae, data, LoRAConfig(**{**CONFIG, **values}), "test")
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_deterministic_gives_the_same_bits_each_time(make, precision):
+    values = dict(precision=precision, deterministic=True, text_encoder_learning_rate=1e-4, gradient_checkpointing=True)
+    first, again = run(make(), **values), run(make(), **values)
+    assert first.losses == again.losses
+    assert all(torch.equal(first.lora[name], again.lora[name]) for name in first.lora)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_bf16_stays_near_fp32(make, adapter):
+    exact = run(make(), adapter=adapter, precision="fp32")
+    rough = run(make(), adapter=adapter, precision="bf16")
+    assert rough.losses == pytest.approx(exact.losses, rel=0.05)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_the_models_are_left_as_they_were(make):
+    small = make()
+    before = models.state(small)
+    run(small, text_encoder_learning_rate=1e-4)
+    after = models.state(small)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert models.hooks(small.model.model) == 0

@@ -3,8 +3,9 @@
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ ATTENTION = re.compile(r".*(attn|attention).*|proj_in|proj_out|[qkv]")
 NEITHER = re.compile(r".*(modulation|adaln|embed|norm).*", re.IGNORECASE)
 FUSED = re.compile(r"(.*\.)?single_blocks\.\d+\.linear[12]")
 """Flux's attention and feed-forward in one layer."""
+UNET_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.")
 CLIP_LAYER = re.compile(r".*text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+")
 
 
@@ -49,7 +51,8 @@ def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
         base_model: holds `diffusion_model`.
         targets: one of config.TARGETS. "attention" takes linear layers and 1x1 convolutions of the blocks'
             attention (projections in and out included, feed-forward not; Flux's fused layers too); "attention and
-            feed-forward" adds the blocks' feed-forward layers, which together are kohya's default; "all linear and
+            feed-forward" adds the blocks' feed-forward layers, which together are kohya's default; "attention,
+            feed-forward and convolutions" takes all of a UNet's blocks, as kohya's conv_dim does; "all linear and
             convolution" takes modulation, embedders and the final layers too; the SDXL choices take the linear
             layers and 1x1 convolutions of one block.
 
@@ -190,8 +193,8 @@ def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
         adapter.clear_dropout()
 
 
-def check_dropout(adapters: Iterable[Adapter], config: LoRAConfig) -> None:
-    """Refuses a dropout that one of the adapters has no place for.
+def check_dropout(adapters: Iterable[Adapter | type[Adapter]], config: LoRAConfig) -> None:
+    """Refuses a dropout that one of the adapters, or kinds of adapters, has no place for.
 
     Raises:
         InputError: naming the field and the adapter.
@@ -213,11 +216,37 @@ def check_dropout(adapters: Iterable[Adapter], config: LoRAConfig) -> None:
     raise_if_any("LoRA Config", problems)
 
 
+def as_found(config: LoRAConfig, targets: Iterable[Target], adapters: Mapping[str, Adapter]) -> LoRAConfig:
+    """The recipe with the kind, rank and alpha that most of a continued LoRA's layers have, convolutions apart."""
+    found: dict[bool, list[Adapter]] = {True: [], False: []}
+    for target in targets:
+        if target.key in adapters:
+            found[is_convolution(target)].append(adapters[target.key])
+    kind, rank, alpha = _usual(found[False] or found[True])
+    _, conv_rank, conv_alpha = _usual(found[True] or found[False])
+    has_text = any(not key.startswith(DIFFUSION_MODEL) for key in adapters)
+    return replace(
+        config, adapter=kind, rank=rank, alpha=alpha, rslora=False,
+        conv_rank=conv_rank if conv_rank != rank else 0, conv_alpha=conv_alpha if conv_alpha != alpha else 0.0,
+        text_encoder_learning_rate=config.text_encoder_learning_rate if has_text else 0.0,
+    )  # fmt: skip
+
+
+def is_convolution(target: Target) -> bool:
+    """Whether the layer is a convolution larger than 1x1, which has a rank and alpha of its own."""
+    return math.prod(layer_shape(target.module)[2:]) > 1
+
+
 def describe(adapters: Mapping[str, Adapter]) -> str:
     """What is trained, e.g. "lora on 192 layers, 3,188,736 parameters"; text encoders apart."""
     model = [adapter for key, adapter in adapters.items() if key.startswith(DIFFUSION_MODEL)]
     text = [adapter for key, adapter in adapters.items() if not key.startswith(DIFFUSION_MODEL)]
     return "; ".join([*([_count(model)] if model else []), *([f"{_count(text)} in the text encoders"] if text else [])])
+
+
+def _usual(adapters: Sequence[Adapter]) -> tuple[str, int, float]:
+    """The most frequent kind, rank and alpha."""
+    return Counter((adapter.kind, adapter.rank, adapter.alpha) for adapter in adapters).most_common(1)[0][0]
 
 
 def _count(adapters: Sequence[Adapter]) -> str:
@@ -243,6 +272,8 @@ def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:
         return False
     if targets == "all linear and convolution":
         return True
+    if targets == "attention, feed-forward and convolutions" and _in_unet_block(name):
+        return True
     if math.prod(layer_shape(module)[2:]) > 1:
         return False
     if targets in SDXL_BLOCKS:
@@ -255,6 +286,11 @@ def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:
     if any(FEED_FORWARD.fullmatch(part) for part in parts):
         return targets != "attention"
     return any(ATTENTION.fullmatch(part) for part in parts)
+
+
+def _in_unet_block(name: str) -> bool:
+    """Within a UNet's residual, attention, down and up blocks; its first convolution is none."""
+    return UNET_BLOCK.match(name) is not None and not name.startswith("input_blocks.0.")
 
 
 def _inside_block(name: str) -> list[str]:

@@ -50,7 +50,7 @@ def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
             entry = json.loads(line)
             text = next(entry[key] for key in ("text", "caption", "prompt") if isinstance(entry.get(key), str))
             captions[str(entry["file_name"])] = text.strip()
-        except (json.JSONDecodeError, KeyError, StopIteration, AttributeError):
+        except (json.JSONDecodeError, KeyError, StopIteration, AttributeError, RecursionError):
             problems.append(
                 f"{METADATA} line {number} is not an object with file_name and text: mend or remove the line."
             )

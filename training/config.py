@@ -11,6 +11,7 @@ ADAPTERS = ("lora", "dora", "loha", "lokr", "oft")
 TARGETS = (
     "attention",
     "attention and feed-forward",
+    "attention, feed-forward and convolutions",
     "all linear and convolution",
     "SDXL style blocks",
     "SDXL content blocks",
@@ -20,6 +21,7 @@ SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomia
 LOSSES = ("l2", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
 TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
+LOWEST_PRODIGY_RATE = 0.1
 PRECISIONS = ("auto", "bf16", "fp32")
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 
@@ -117,7 +119,7 @@ class LoRAConfig:
     precision: str = "auto"
     """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     save_precision: str = "fp16"
-    """Number format of the trained LoRA."""
+    """Number format of the saved LoRA."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     seed: int = 0
@@ -168,6 +170,11 @@ class LoRAConfig:
             parse_layer_rules(self.layer_rules)
         except InputError as error:
             problems += error.problems
+        if self.optimizer == "prodigy" and self.learning_rate < LOWEST_PRODIGY_RATE:
+            problems.append(
+                f"learning_rate is {self.learning_rate:g} with prodigy, which finds the rate itself and multiplies it "
+                "by this: nothing would be learned. Set learning_rate to 1."
+            )
         if self.ema_decay and self.optimizer == "schedule_free":
             problems.append("ema_decay is on with schedule_free, which averages by itself: set ema_decay to 0.")
         if self.epochs == 0:
@@ -187,11 +194,6 @@ class LoRAConfig:
     def warmup_steps(self, total_steps: int) -> int:
         """The warm-up in optimizer steps."""
         return int(self.warmup if self.warmup >= 1 else round(self.warmup * total_steps))
-
-    @property
-    def scale(self) -> float:
-        """What the adapters' output is multiplied by (Hu et al., arXiv:2106.09685)."""
-        return self.alpha / self.rank
 
 
 PRESETS: dict[str, dict[str, Any]] = {

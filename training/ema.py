@@ -38,9 +38,12 @@ class EMA:
 
 @contextmanager
 def put_back(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """What happens to the parameters' values inside is undone on the way out."""
+    """What happens to the parameters' values inside is undone on the way out.
+
+    They wait on the CPU: what was learned must be saved on a full GPU too.
+    """
     parameters = list(parameters)
-    values = [parameter.detach().clone() for parameter in parameters]
+    values = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
     try:
         yield
     finally:

@@ -199,7 +199,8 @@ class _Names:
         """Of a picture's mask in the size of its latent."""
         if self._vae_print is None:
             return None
-        return _name("mask", self._vae_print, self._content(index, is_mask=True), astuple(fit), flipped)
+        is_grey = self._dataset.pictures[index].mask_path is not None  # the same file may be a mask or have one
+        return _name("mask", self._vae_print, is_grey, self._content(index, is_mask=True), astuple(fit), flipped)
 
     def _content(self, index: int, is_mask: bool) -> str:
         """A digest of a picture or of its mask."""

@@ -72,6 +72,8 @@ def read_folder_settings(folder: Path, name: str) -> tuple[FolderSettings, list[
         said = tomllib.loads(read_text(path))
     except CaptionFileError as error:
         return FolderSettings(), [str(error)]
+    except RecursionError:
+        return FolderSettings(), [f"{name} is nested too deep. Write lines such as repeats = 10."]
     except tomllib.TOMLDecodeError as error:
         return FolderSettings(), [f"{name} is not TOML: {error}. Write lines such as repeats = 10."]
     values, problems = {}, []

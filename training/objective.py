@@ -35,6 +35,8 @@ class Family:
     """standard deviation of the data in the family's preconditioning"""
     shift: float = 1.0
     """timestep shift the flow model was trained with; 1 = none"""
+    patch: int = 2
+    """side of an image token, in latent cells"""
 
 
 # ---------------------------------------------------------------- noise levels
@@ -84,7 +86,7 @@ def density_and_shift(
     uniform.
 
     Args:
-        height, width: of the latent; a token is 2 x 2 of it.
+        height, width: of the latent.
     """
     if sampling == "auto":
         sampling = "shift" if family.prediction == "flow" else "uniform"
@@ -94,7 +96,8 @@ def density_and_shift(
         case "shift":
             return "logit_normal", timestep_shift or family.shift
         case "resolution_shift":
-            mu = 0.5 + (1.15 - 0.5) * (height * width / 4 - 256) / (4096 - 256)
+            tokens = height * width / family.patch**2
+            mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
             return "logit_normal", math.exp(mu)
     raise ValueError(f"timestep_sampling {sampling!r} is not known")
 

@@ -71,6 +71,19 @@ def make_optimizer(config: LoRAConfig, groups: Sequence[Mapping[str, Any]]) -> t
         raise InputError("LoRA Config", [problem]) from error
 
 
+def check_optimizer(config: LoRAConfig, rates: Sequence[float]) -> None:
+    """Refuses what `make_optimizer` would refuse, before there is anything to train.
+
+    Args:
+        rates: the groups' peak learning rates.
+
+    Raises:
+        InputError: as `make_optimizer`.
+    """
+    stand_in = [torch.nn.Parameter(torch.zeros(2, 2)) for _ in rates]
+    make_optimizer(config, [{"params": [p], "learning_rate": rate} for p, rate in zip(stand_in, rates, strict=True)])
+
+
 def rate_factor(optimizer: torch.optim.Optimizer) -> float:
     """What the optimizer multiplies the learning rate by at its next step: Prodigy's d, else 1."""
     return optimizer.param_groups[0].get("d", 1.0)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from .adapters import Adapter
 from .attach import describe
 from .config import LoRAConfig
 from .dataset import Dataset, bucket_table, upscaled
-from .export import DataFacts, Folder
+from .metadata import DataFacts, Folder
 
 MOST_LISTED = 8
 
@@ -55,23 +56,40 @@ def run_report(
     return "\n".join([*lines, *(f"Note: {note}" for note in notes)])
 
 
-def notes_about(config: LoRAConfig, prediction: str) -> list[str]:
-    """Settings of the recipe that have no effect on such a model, or that ask something of the person who uses it.
+def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> list[str]:
+    """Settings of the recipe that have no effect in such a run, or that ask something of the person who uses it.
 
     Args:
         prediction: eps, v or flow.
+        has_convolutions: whether convolutions larger than 1x1 are trained.
     """
-    notes = []
+    default = LoRAConfig()
+
+    def is_set(*names: str) -> list[str]:
+        return [name for name in names if getattr(config, name) != getattr(default, name)]
+
+    idle: list[tuple[list[str], str]] = []
     if prediction == "flow":
-        idle = [name for name in ("min_snr_gamma", "debiased_estimation") if getattr(config, name)]
-        notes += [f"{name} has no effect on a flow model." for name in idle]
+        idle.append((is_set("min_snr_gamma", "debiased_estimation"), "on a flow model"))
+    shifted = config.timestep_sampling == "shift" or (config.timestep_sampling == "auto" and prediction == "flow")
+    if not shifted:
+        idle.append((is_set("timestep_shift"), "without the timestep_sampling shift"))
+    if config.timestep_sampling == "uniform" or (config.timestep_sampling == "auto" and prediction != "flow"):
+        idle.append((is_set("logit_mean", "logit_std"), "on uniform timesteps"))
+    if not has_convolutions:
+        idle.append((is_set("conv_rank", "conv_alpha"), "without convolutions among the targets"))
+    if config.adapter != "lokr":
+        idle.append((is_set("lokr_factor"), f"on {config.adapter}"))
+    if config.loss == "l2":
+        idle.append((is_set("huber_c", "huber_schedule"), "on the loss l2"))
+    if not config.multires_noise_iterations:
+        idle.append((is_set("multires_noise_discount"), "without multires_noise_iterations"))
+    notes = [f"{name} has no effect {where}." for names, where in idle for name in names]
     if config.zero_terminal_snr:
         notes.append(
             "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
             "between the model and the sampler."
         )
-    if config.optimizer == "prodigy" and config.learning_rate < 0.1:
-        notes.append(f"prodigy finds the rate itself: learning_rate is meant to be 1, and is {config.learning_rate:g}.")
     if config.optimizer == "schedule_free" and config.scheduler != "constant":
         notes.append(f"schedule_free is meant to go with the scheduler constant, and goes with {config.scheduler}.")
     if config.adapter == "oft":
@@ -87,21 +105,28 @@ def data_facts(dataset: Dataset) -> DataFacts:
     for index, picture in enumerate(dataset.pictures):
         place = PurePosixPath(picture.name).parent.name or dataset.name
         folders.setdefault((place, picture.repeats, picture.is_regularisation), []).append(index)
-    settings = dataset.settings
+    indices = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
+
+    def usual(name: str) -> Any:
+        """What holds for most pictures: folders may have settings of their own."""
+        return Counter(getattr(dataset.settings_of(index), name) for index in indices).most_common(1)[0][0]
+
     return DataFacts(
         tuple(
             Folder(name, len(indices), repeats, is_prior, _tags(dataset, indices))
             for (name, repeats, is_prior), indices in folders.items()
         ),
-        max(settings.resolutions()), bucket_table(dataset), settings.trigger_word, settings.prior_loss_weight,
-        settings.caption_dropout, settings.tag_dropout, settings.flip, settings.random_crop, settings.shuffle_tags,
-        settings.keep_tokens, settings.masked_loss,
+        max(dataset.settings.resolutions()), bucket_table(dataset), usual("trigger_word"),
+        dataset.settings.prior_loss_weight, usual("caption_dropout"), usual("tag_dropout"), usual("flip"),
+        usual("random_crop"), usual("shuffle_tags"), usual("keep_tokens"), usual("masked_loss"),
     )  # fmt: skip
 
 
 def _tags(dataset: Dataset, indices: Sequence[int]) -> dict[str, int]:
-    captions = [dataset.caption(index) for index in indices]
-    return dict(Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()))
+    tags: Counter[str] = Counter()
+    for index in indices:
+        tags.update({tag.strip() for tag in dataset.caption(index).split(",")} - {""})
+    return dict(tags)
 
 
 def _size(config: LoRAConfig) -> str:

@@ -28,6 +28,10 @@ Examine = Callable[[Path], PictureFacts]
 """`picture_facts`, or a cache's memory of it"""
 
 
+MOST_REPEATS = 10_000
+"""of one picture in an epoch; a data set's plan is held in memory"""
+
+
 @dataclass(frozen=True)
 class FolderContents:
     """What was found in a folder and the folders in it."""
@@ -227,8 +231,8 @@ def _up_to(folder: Path, root: Path) -> list[Path]:
 
 def _out_of_range(own: FolderSettings) -> list[str]:
     problems = []
-    if own.repeats is not None and own.repeats < 1:
-        problems.append(f"repeats is {own.repeats}; it must be at least 1.")
+    if own.repeats is not None and not 1 <= own.repeats <= MOST_REPEATS:
+        problems.append(f"repeats is {own.repeats}; it must be from 1 to {MOST_REPEATS}.")
     try:
         DatasetSettings().of_folder(own)
     except InputError as error:

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from . import host
-from .adapters import Adapter
+from .adapters import KINDS, Adapter
 from .attach import (
     Target,
+    as_found,
     attached,
     check_dropout,
     clear_dropout,
     draw_dropout,
     find_targets,
     find_text_targets,
+    is_convolution,
     make_adapters,
     parameter_groups,
     targets_of,
@@ -30,12 +32,14 @@ from .determinism import deterministic_kernels
 from .ema import EMA
 from .encode import Encoded, encode_samples, latent_spread, sized
 from .events import RunEvents
-from .export import LoRAModel, RunFacts, lora_metadata, lora_tensors, save_lora
-from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules
+from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
+from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules, rule_for
 from .loop import train
 from .lora_files import read_adapters
+from .lora_model import LoRAModel
+from .metadata import RunFacts, lora_metadata
 from .objective import Predict, zero_terminal_sigmas
-from .optimizers import for_use, make_optimizer
+from .optimizers import check_optimizer, for_use, make_optimizer
 from .problems import raise_if_any
 from .randomness import tensor_generator
 from .report import data_facts, notes_about, run_report
@@ -131,18 +135,13 @@ class _Run:
     ema: EMA | None = None
 
     def __post_init__(self) -> None:
-        self.trains_text = self.config.text_encoder_learning_rate > 0
         self.names = host.layer_names(self.model, self.clip)
         if self.start is not None:
             self._continue(self.start)
+        self.trains_text = self.config.text_encoder_learning_rate > 0
         self.family = host.family(self.model)
+        self._check_recipe()
         if self.config.zero_terminal_snr:
-            if self.family.prediction != "v":
-                problem = (
-                    f"zero_terminal_snr is on, but the model predicts {self.family.prediction}: "
-                    "only v-prediction models can start from pure noise. Turn it off."
-                )
-                raise_if_any("LoRA Config", [problem])
             self.family = replace(self.family, sigmas=zero_terminal_sigmas(self.family.sigmas))
         self.plan = Plan(self.dataset, self.config)
         if self.config.warmup_steps(self.plan.steps) >= self.plan.steps:
@@ -159,27 +158,63 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.notes += [*self.dataset.problems, *host.warnings_about(self.model)]
-        self.notes += notes_about(self.config, self.family.prediction)
+        for note in self.notes:
+            host.say("%s", note)
 
     def _continue(self, start: Mapping[str, torch.Tensor]) -> None:
         """Takes over the adapters of a LoRA; what of it is not trained goes into MODEL and CLIP for the run."""
         found = read_adapters(start, self.names)
+        adapters, trains_text = found.adapters, self.config.text_encoder_learning_rate > 0
+        rules = parse_layer_rules(self.config.layer_rules)
         trained = {
-            key: each for key, each in found.adapters.items() if self.trains_text or key.startswith(DIFFUSION_MODEL)
+            key: adapter
+            for key, adapter in adapters.items()
+            if (trains_text or key.startswith(DIFFUSION_MODEL))
+            and rule_for(rules, key.removesuffix(".weight")).rank != 0
         }
-        still = {key: each for key, each in found.adapters.items() if key not in trained}
+        still = {key: adapters[key] for key in adapters if key not in trained}
         if not trained:
-            raise_if_any(
-                "Train LoRA", ["start holds no layer of this model that can be trained: connect another LoRA."]
-            )
+            problem = "start holds no layer of this model that can be trained: connect another LoRA."
+            raise_if_any("Train LoRA", [problem])
         self.adapters = trained
-        self.frozen = {**found.kept, **lora_tensors(still, self.names, "fp32")}
+        self.config = as_found(self.config, self._targets(self.model.model, self.clip.cond_stage_model), trained)
+        if trains_text and not self.config.text_encoder_learning_rate:
+            self.notes.append("start has no text encoder layers: the text encoders are not trained.")
+        self.frozen = {**found.kept, **lora_tensors(still, self.names)}
         if self.frozen:
             self.model, self.clip = host.with_lora(self.model, self.clip, self.frozen, 1.0)
             self.notes.append(f"{len(self.frozen)} entries of the LoRA that was continued stay as they are.")
         if found.unknown:
             self.notes.append(f"Not this model's, left out: {', '.join(found.unknown[:MOST_NAMED])}")
-        self.notes.append("Continued from a LoRA: adapter, rank, alpha and targets are those of its layers.")
+        self.notes.append(
+            "Continued from a LoRA: adapter, rank, alpha and targets are those of its layers. Of layer_rules, rank=0 "
+            "leaves a layer as it is, and lr holds."
+        )
+
+    def _check_recipe(self) -> None:
+        """Refuses, before anything is encoded, what could not be trained; notes what has no effect."""
+        config, rules = self.config, parse_layer_rules(self.config.layer_rules)
+        if config.zero_terminal_snr and self.family.prediction != "v":
+            problem = (
+                f"zero_terminal_snr is on, but the model predicts {self.family.prediction}: "
+                "only v-prediction models can start from pure noise. Turn it off."
+            )
+            raise_if_any("LoRA Config", [problem])
+        targets = self._targets(self.model.model, self.clip.cond_stage_model if self.trains_text else None)
+        if self.start is None:
+            check_layer_rules(rules, [target.name for target in targets])
+        check_dropout(self.adapters.values() or [KINDS[config.adapter]], config)
+        rates = {config.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
+        check_optimizer(config, sorted(rates | ({config.text_encoder_learning_rate} if self.trains_text else set())))
+        self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
+
+    def _targets(self, model: Any, text_encoder: Any | None) -> list[Target]:
+        """The layers that are trained: those of the LoRA that is continued, or those the recipe chooses."""
+        if self.adapters:
+            roots = [model] if text_encoder is None else [model, text_encoder]
+            return [target for root in roots for target in targets_of(root, self.adapters)]
+        text_targets = [] if text_encoder is None else find_text_targets(text_encoder)
+        return [*find_targets(model, self.config.targets), *text_targets]
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
@@ -233,6 +268,7 @@ class _Run:
             return host.predict(nets.model, options, x_t, sigma, cond)
 
         def batch_at(step: int, micro: int) -> Batch:
+            host.raise_if_interrupted()
             draw_dropout(nets.adapters, config, step, micro)
             return self._batch(nets, encoded, step, micro)
 
@@ -263,21 +299,13 @@ class _Run:
         model = host.trainable_view(self.model, self.dtype)
         if config.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
-        if config.gradient_checkpointing:
-            host.checkpoint_blocks(model)
-        text_encoder = host.trainable_text_encoder(self.clip, self.dtype) if self.trains_text else None
-        if self.adapters:  # taken over
-            check_dropout(self.adapters.values(), config)
-            roots = [model] if text_encoder is None else [model, text_encoder]
-            targets = [target for root in roots for target in targets_of(root, self.adapters)]
-            check_layer_rules(parse_layer_rules(config.layer_rules), [target.name for target in targets])
-            for adapter in self.adapters.values():
-                adapter.to(self.device)
-            return _Networks(model, text_encoder, targets, self.adapters)
-        targets = find_targets(model, config.targets)
-        if text_encoder is not None:
-            targets += find_text_targets(text_encoder)
-        adapters = make_adapters(targets, config)
+        if config.gradient_checkpointing and not host.checkpoint_blocks(model):
+            self.notes.append("gradient_checkpointing has no effect: this model has no list of blocks.")
+        text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None
+        targets = self._targets(model, text_encoder)
+        for target in targets if self.adapters else ():  # taken over
+            self.adapters[target.key].to(next(target.module.parameters()).device)
+        adapters = self.adapters or make_adapters(targets, config)
         strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
         if strangers:
             problem = f"layer {strangers[0]} is not the model's own (compiled, or replaced?): take that node out."
@@ -350,7 +378,7 @@ class _Run:
     def _lora(self) -> LoRAModel:
         """The LoRA as it is now."""
         with self._in_use():
-            tensors = lora_tensors(self.adapters, self.names, self.config.save_precision)
+            tensors = lora_tensors(self.adapters, self.names)
         version, architecture = host.base_version(self.model)
         step = len(self.events.losses)
         facts = RunFacts(
@@ -361,10 +389,10 @@ class _Run:
         )  # fmt: skip
         metadata = lora_metadata(self.config, facts, data_facts(self.dataset))
         layers = {names.kohya: names for names in self.names.values()}
-        return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers)
+        return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers, self.config.save_precision)
 
     def _save(self, suffix: str) -> str:
-        lora = self._lora()
+        lora = in_precision(self._lora(), AS_TRAINED)
         path = save_lora(host.lora_folder() / f"{self.name}-{suffix}.safetensors", lora, lora.metadata)
         host.say("wrote %s", path)
         self.events.resume_clock()
@@ -374,6 +402,7 @@ class _Run:
         steps = len(self.events.losses)
         if steps == 0:
             return "Nothing was learned yet."
+        self.optimizer.zero_grad(set_to_none=True)
         try:
             path = self._save(f"step{steps:06}-partial")
         except Exception as error:  # whatever stopped the run comes first

@@ -33,7 +33,7 @@ from torch import nn
 
 from models import hooks, randomise, sd15, sdxl
 
-ATTENTION, FEED_FORWARD, ALL, STYLE, CONTENT = TARGETS
+ATTENTION, FEED_FORWARD, BLOCKS, ALL, STYLE, CONTENT = TARGETS
 CONFIG = LoRAConfig(rank=2, alpha=1.0, targets=ALL, seed=3)
 META = {"device": "meta", "dtype": torch.bfloat16, "operations": comfy.ops.disable_weight_init}
 
@@ -95,7 +95,7 @@ def sd_unet(**sizes) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "attention", "both"),
+    ("sizes", "attention", "both", "blocks"),
     [
         (
             dict(
@@ -104,6 +104,7 @@ def sd_unet(**sizes) -> nn.Module:
             ),
             160,
             192,
+            278,
         ),
         (
             dict(
@@ -114,13 +115,19 @@ def sd_unet(**sizes) -> nn.Module:
             ),
             582,
             722,
+            788,
         ),
     ],
     ids=["SD1.5", "SDXL"],
 )  # fmt: skip
-def test_full_size_unets_have_as_many_layers_as_kohya_trains(sizes, attention: int, both: int) -> None:
+def test_full_size_unets_have_as_many_layers_as_kohya_trains(sizes, attention: int, both: int, blocks: int) -> None:
     base = Base(sd_unet(**sizes))
     assert len(find_targets(base, ATTENTION)) == attention and len(find_targets(base, FEED_FORWARD)) == both
+    locon = {target.name for target in find_targets(base, BLOCKS)}
+    assert len(locon) == blocks
+    outside = {target.name for target in find_targets(base, ALL)} - locon
+    assert all(name.split(".")[1] in ("time_embed", "label_emb", "out", "input_blocks") for name in outside)
+    assert "diffusion_model.input_blocks.0.0" in outside
 
 
 def test_targets_of_a_unet(unet: nn.Module) -> None:
@@ -196,10 +203,11 @@ def test_blocks_of_other_families(attention: str, feed_forward: str, rest: str) 
     model.blocks = nn.ModuleList([Block(f"{attention} {feed_forward} {rest}")])
     model.t_embedder = Block("mlp.0 attn.qkv")
     names = {
-        choice: [t.name.split("blocks.0.")[-1] for t in find_targets(Base(model), choice)] for choice in TARGETS[:3]
+        choice: [t.name.split("blocks.0.")[-1] for t in find_targets(Base(model), choice)]
+        for choice in (ATTENTION, FEED_FORWARD, BLOCKS, ALL)
     }
     assert set(names[ATTENTION]) == set(attention.split())
-    assert set(names[FEED_FORWARD]) == {*attention.split(), *feed_forward.split()}
+    assert set(names[FEED_FORWARD]) == set(names[BLOCKS]) == {*attention.split(), *feed_forward.split()}
     assert len(names[ALL]) == len(f"{attention} {feed_forward} {rest}".split()) + 2
 
 

@@ -94,8 +94,10 @@ def test_two_weightings_of_noise_at_once_are_refused() -> None:
         LoRAConfig(min_snr_gamma=5.0, debiased_estimation=True)
 
 
-def test_scale_is_alpha_by_rank() -> None:
-    assert LoRAConfig(rank=8, alpha=2.0).scale == 0.25
+def test_prodigy_at_the_usual_rate_of_others_is_refused() -> None:
+    with pytest.raises(InputError, match="learning_rate is 0.0001 with prodigy"):
+        LoRAConfig(optimizer="prodigy")
+    assert LoRAConfig(optimizer="prodigy", learning_rate=1.0).optimizer == "prodigy"
 
 
 def test_a_config_cannot_change() -> None:

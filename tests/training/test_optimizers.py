@@ -327,7 +327,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, name: str, 
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, SOURCES[name][0], None)
     with pytest.raises(InputError, match=rf"{name}.*package {package}.*pip install {package}"):
-        optimizer_of(name, [nn.Parameter(torch.ones(2))])
+        optimizer_of(name, [nn.Parameter(torch.ones(2))], rate=1.0)
 
 
 def test_every_optimizer_of_the_config_has_a_source() -> None:

@@ -382,3 +382,67 @@ def test_a_flow_model_learns_is_left_alone_and_the_host_loads_the_lora(make, che
     assert ups and sum(bool(tensor.any()) for tensor in ups) > 0.9 * len(ups)
     model, _ = host.with_lora(small.model, small.clip, trained.lora, 1.0)
     assert len(model.patches) == len(ups) and "not loaded" not in caplog.text
+
+
+# ---------------------------------------------------------------- refused before anything is encoded
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"layer_rules": "*nowhere* lr=2"}, "fits none of"),
+        ({"optimizer_args": "beta=1"}, "does not know"),
+        ({"adapter": "lokr", "rank_dropout": 0.1}, "rank_dropout is 0.1"),
+        ({"adapter": "oft", "dropout": 0.1}, "dropout is 0.1"),
+        ({"optimizer": "prodigy", "learning_rate": 1.0, "text_encoder_learning_rate": 0.5}, "one rate for all"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_pictures_are_encoded(values, words, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(host, "encode_pixels", lambda *args: encoded.append(args))
+    with pytest.raises(InputError, match=words):
+        run(models.sd15(), changed(**values))
+    assert not encoded
+
+
+# ---------------------------------------------------------------- what a continued LoRA says of itself
+
+
+def test_a_continued_lora_says_what_it_is_not_what_the_recipe_asked_for():
+    first = run(models.sd15(), changed(adapter="loha", rank=3, alpha=2.0))
+    asked = changed(adapter="lora", rank=9, alpha=5.0, conv_rank=4, text_encoder_learning_rate=1e-3)
+    second = train_lora(*small_parts(models.sd15()), dataset(), asked, "test", first.lora)
+    metadata = second.lora.metadata
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "2.0")
+    assert '"algo": "loha"' in metadata["ss_network_args"]
+    assert float(metadata["ss_text_encoder_lr"]) == 0.0
+    assert "rank 3, alpha 2" in second.report and "text encoders are not trained" in second.report
+
+
+def test_a_rule_of_rank_0_leaves_a_continued_layer_as_it_is():
+    first = run(models.sd15(), changed(save_precision="fp32"))
+    rules = changed(layer_rules="*attn1* rank=0", save_precision="fp32")
+    second = train_lora(*small_parts(models.sd15()), dataset(), rules, "test", first.lora)
+    assert second.lora.keys() == first.lora.keys()
+    same = {name for name in first.lora if torch.equal(first.lora[name], second.lora[name])}
+    ups = {name for name in first.lora if "lora_up" in name}
+    assert {name for name in ups if "attn1" in name} == ups & same
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_twin_goes_with_the_run(checkpointing, monkeypatch):
+    """Without waiting for the garbage collector: the next node needs the memory."""
+    import gc
+    import weakref
+
+    twins = []
+    make = host.trainable_view
+    monkeypatch.setattr(host, "trainable_view", lambda *args: twins.append(weakref.ref(made := make(*args))) or made)
+    gc.collect()
+    gc.disable()
+    try:
+        run(models.sd15(), changed(gradient_checkpointing=checkpointing))
+        alive = [ref for ref in twins if ref() is not None]
+    finally:
+        gc.enable()
+    assert twins and not alive

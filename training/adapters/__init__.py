@@ -14,6 +14,7 @@ from .oft import OFT
 
 __all__ = [
     "EXACT",
+    "KINDS",
     "Adapter",
     "DoRA",
     "LoHa",
@@ -25,6 +26,8 @@ __all__ = [
     "new_adapter",
 ]
 
+KINDS: dict[str, type[Adapter]] = {kind.kind: kind for kind in (LoRA, DoRA, LoHa, LoKr, OFT)}
+"""By the names of config.ADAPTERS."""
 EXACT = ("alpha", "dora_scale")
 """Entries of a file that stay float32 whatever its precision: small, and rounding them moves the whole weight."""
 
@@ -72,7 +75,7 @@ def adapter_from_tensors(tensors: Mapping[str, Tensor]) -> Adapter | None:
     names = set(tensors) - {"alpha"}
     found = {name: tensors[name].detach().to(torch.float32, copy=True) for name in names}
     alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-    for kind in (LoRA, DoRA, LoHa, LoKr, OFT):
+    for kind in KINDS.values():
         adapter = kind.from_tensors(found, alpha)
         if adapter is not None:
             return adapter

@@ -2,7 +2,8 @@
 
 `view` makes a trainable twin of the graph's MODEL, `conditioning` turns text and pictures into what the model
 takes, `text_encoder` makes a trainable twin of the CLIP, `loras` knows key names and patches, `places` the host's
-folders, `page` progress, interrupt and the page, `fingerprints` tells models apart.
+folders, `lora_folder` those of LoRAs, `recipes` the files of other trainers, `page` progress, interrupt and the
+page, `fingerprints` tells models apart.
 """
 
 from .captioning import inference_device, loaded_for_inference
@@ -25,6 +26,7 @@ from .conditioning import (
 )
 from .fingerprints import model_fingerprint
 from .images import draw, sampler_names, scheduler_names
+from .lora_folder import lora_files, lora_folder, lora_path
 from .loras import LayerNames, base_version, layer_names, with_lora
 from .page import (
     Interrupted,
@@ -42,13 +44,12 @@ from .places import (
     cache_folder,
     cache_limit,
     data_roots,
-    lora_folder,
     may_write,
     model_folders,
     register_model_folder,
     resolve_folder,
 )
-from .recipes import lora_files, lora_header, lora_path, read_recipe, recipe_files, recipe_path
+from .recipes import read_recipe, recipe_files, recipe_path
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .view import (
     checkpoint_blocks,
@@ -92,7 +93,6 @@ __all__ = [
     "loaded_for_inference",
     "lora_files",
     "lora_folder",
-    "lora_header",
     "lora_path",
     "make_room",
     "may_write",

@@ -50,7 +50,11 @@ def family(model: Any) -> Family:
         names = ", ".join(kind.__name__ for kind in type(sampling).__mro__[1:3])
         raise_if_any("MODEL", [f"its prediction type ({names}) cannot be trained; eps, v and flow models can."])
     sigmas = sampling.sigmas.detach().float().cpu().clone()
-    return Family(prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)), _shift(sampling))
+    patch = model.model.model_config.unet_config.get("patch_size", 2)
+    return Family(
+        prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)), _shift(sampling),
+        patch if isinstance(patch, int) else int(patch[-1]),
+    )  # fmt: skip
 
 
 def encode_text(clip: Any, text: str, is_prompt: bool = False) -> Conditioning:

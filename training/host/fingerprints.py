@@ -73,7 +73,7 @@ class _Digest:
 
     def __init__(self) -> None:
         self._words = hashlib.sha256()
-        self._samples: dict[torch.device, list[torch.Tensor]] = {}
+        self._samples: list[torch.Tensor] = []
 
     def add(self, *parts: Any) -> None:
         """Adds values of any depth.
@@ -86,8 +86,16 @@ class _Digest:
 
     def text(self) -> str:
         """The digest, in hexadecimal."""
-        for _, samples in sorted(self._samples.items(), key=lambda entry: str(entry[0])):
-            self._words.update(torch.cat(samples).cpu().numpy().tobytes())
+        by_device: dict[torch.device, list[int]] = {}
+        for index, sample in enumerate(self._samples):
+            by_device.setdefault(sample.device, []).append(index)
+        content: dict[int, torch.Tensor] = {}
+        for indices in by_device.values():  # one copy a device; the order stays, wherever a weight lies just now
+            samples = [self._samples[index] for index in indices]
+            parts = torch.cat(samples).cpu().split([sample.numel() for sample in samples])
+            content.update(zip(indices, parts, strict=True))
+        for index in range(len(self._samples)):
+            self._words.update(content[index].numpy().tobytes())
         return self._words.hexdigest()
 
     def _add(self, part: Any) -> None:
@@ -124,7 +132,7 @@ class _Digest:
             flat = tensor.detach().reshape(-1)
             step = (flat.numel() // SAMPLES) | 1  # odd, so as not to stay in one column of a matrix
             sample = flat[::step].clone().view(torch.uint8)
-        self._samples.setdefault(sample.device, []).append(sample)
+        self._samples.append(sample)
 
     def _say(self, word: str) -> None:
         self._words.update(f"{len(word)}:{word}".encode())

@@ -75,11 +75,6 @@ def cache_limit() -> int:
     return int(gigabytes * 1e9)
 
 
-def lora_folder() -> Path:
-    """Where finished LoRAs go: the first of the host's loras folders."""
-    return Path(folder_paths.get_folder_paths("loras")[0])
-
-
 def model_folders(kind: str) -> list[Path]:
     """The host's folders of one kind of model."""
     return [Path(path) for path in folder_paths.get_folder_paths(kind)]

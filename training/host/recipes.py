@@ -1,12 +1,9 @@
-"""Other trainers' recipes in the host's folders, and what the headers of its LoRA files say."""
+"""Other trainers' recipes in the host's folders."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
-import folder_paths
-
+from ..folder_settings import SETTINGS_FILE
 from ..folders import files_below
 from ..problems import InputError, raise_if_any
 from .places import data_roots
@@ -15,15 +12,13 @@ SUBJECT = "Import Recipe"
 RECIPE_ENDINGS = (".toml", ".json", ".yaml", ".yml")
 DEEPEST = 3
 """levels of folders that are looked into"""
-LARGEST_HEADER = 100 * 2**20
-"""bytes; as the safetensors library allows"""
 
 
 def recipe_files() -> list[str]:
     """Files that may be recipes: by their paths under the input folder, else by absolute paths under allowed roots."""
     found = []
     for number, root in enumerate(data_roots()):
-        paths = [path for path in files_below(root, DEEPEST) if path.suffix.lower() in RECIPE_ENDINGS]
+        paths = [path for path in files_below(root, DEEPEST) if _is_recipe(path)]
         found += [str(path) if number else path.relative_to(root).as_posix() for path in paths]
     return found
 
@@ -41,6 +36,11 @@ def recipe_path(name: str) -> Path:
         problems.append(f"file is {name!r}, which lies outside ComfyUI's input folder: put the recipe there.")
     elif path.suffix.lower() not in RECIPE_ENDINGS:
         problems.append(f"file is {name!r}; it must end with one of: {' '.join(RECIPE_ENDINGS)}.")
+    elif not _is_recipe(path):
+        problems.append(
+            f"file is {name!r}, and {SETTINGS_FILE} holds Load Dataset's settings for its folder, which reads them by "
+            "itself: choose another file, or give this one another name if it is of another trainer."
+        )
     elif not path.is_file():
         problems.append(f"file is {name!r}, but there is no such file: choose one of the list.")
     raise_if_any(SUBJECT, problems)
@@ -71,45 +71,5 @@ def read_recipe(name: str, largest: int) -> str:
     return text
 
 
-def lora_files() -> list[str]:
-    """The LoRA files that the host lists, with headers that can be read."""
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
-
-
-def lora_path(name: str) -> Path:
-    """A LoRA file by its name in `lora_files`.
-
-    Raises:
-        InputError: not in the list.
-    """
-    found = folder_paths.get_full_path("loras", name) if name in lora_files() else None
-    if found is None:
-        raise InputError(SUBJECT, [f"file is {name!r}, which is no .safetensors file in models/loras: choose another."])
-    return Path(found)
-
-
-def lora_header(name: str) -> tuple[dict[str, str], list[str]]:
-    """The metadata of a LoRA file and the names of its tensors; the tensors are not read.
-
-    The format (safetensors): eight bytes, little-endian, say how long the header is; then JSON.
-
-    Raises:
-        InputError: as `lora_path`; no safetensors file.
-    """
-    path = lora_path(name)
-    problem = f"{path.name} is no safetensors file, or is cut short: choose another file."
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise InputError(SUBJECT, [problem])
-            header: Any = json.loads(file.read(length).decode("utf-8"))
-    except OSError as error:
-        raise InputError(SUBJECT, [f"{path.name} cannot be read: {error.strerror}."]) from error
-    except (ValueError, RecursionError):
-        raise InputError(SUBJECT, [problem]) from None
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise InputError(SUBJECT, [problem])
-    return {str(key): str(value) for key, value in metadata.items()}, [str(key) for key in header]
+def _is_recipe(path: Path) -> bool:
+    return path.suffix.lower() in RECIPE_ENDINGS and path.name.lower() != SETTINGS_FILE

@@ -2,20 +2,18 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from .conditioning import Conditioning, tokens_of
 from .view import guard_residuals, twin_of
 
 
-def trainable_text_encoder(clip: Any, dtype: torch.dtype) -> nn.Module:
+def trainable_text_encoder(clip: Any) -> nn.Module:
     """A twin of the CLIP's text encoders with resident, frozen normal tensors; the CLIP itself is only read.
 
-    Args:
-        dtype: as `trainable_view` takes it. The arithmetic is float32 in any case, as in the host.
+    The weights keep their number format and the arithmetic is float32, as in the host.
     """
-    twin = twin_of(clip.patcher, dtype)
+    twin = twin_of(clip.patcher, None)
     guard_residuals(twin)
     return twin
 

@@ -8,9 +8,9 @@ twin; nothing is ever written to the original, so there is nothing to put back.
 
 import contextlib
 import copy
-import logging
 import types
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.lora
@@ -110,12 +110,12 @@ def set_sigmas(twin: Any, sigmas: torch.Tensor) -> None:
         twin.model_sampling.set_sigmas(sigmas.to(twin.device))
 
 
-def twin_of(patcher: Any, dtype: torch.dtype) -> nn.Module:
+def twin_of(patcher: Any, dtype: torch.dtype | None) -> nn.Module:
     """A twin of a patcher's model with resident, frozen normal tensors.
 
     Args:
         patcher: a ModelPatcher of any kind (MODEL, or a CLIP's `patcher`), with its LoRAs and object patches.
-        dtype: weights in the model's main float type are converted, quantised ones stay.
+        dtype: weights in the model's main float type are converted, quantised ones stay; None = all stay.
 
     Returns:
         The twin, on the device where the patcher computes, in evaluation mode.
@@ -196,7 +196,7 @@ def _fill(
     prefix: str,
     model: Any,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     main_dtype: torch.dtype | None,
     tensors: dict[int, Any],
 ) -> None:
@@ -223,7 +223,7 @@ def _own_weight(
     name: str,
     model: Any,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     main_dtype: torch.dtype | None,
 ) -> nn.Parameter:
     backup = model.backup.get(key)
@@ -233,16 +233,17 @@ def _own_weight(
         weight = torch.zeros(weight.shape, dtype=weight.dtype)
     own = weight.to(device, copy=True)
     if key in model.patches:
-        own = _patched(own, key, name, module, model, dtype)
+        own = _patched(own, key, name, module, model)
     if type(own) in (torch.Tensor, nn.Parameter) and own.dtype in (torch.float16, torch.bfloat16, torch.float32):
         stored = getattr(module, f"{name}_comfy_model_dtype", None) or own.dtype  # under dynamic VRAM, as to be used
-        # a text encoder names no main type: all its floats are converted
-        if main_dtype in (None, stored) or dtype == torch.float32 or key in model.patches:
+        if dtype is None:
+            own = own.to(stored)
+        elif stored == main_dtype or dtype == torch.float32 or key in model.patches:
             own = own.to(dtype)
     return nn.Parameter(own.detach(), requires_grad=False)
 
 
-def _patched(own: torch.Tensor, key: str, name: str, module: nn.Module, model: Any, dtype: torch.dtype) -> torch.Tensor:
+def _patched(own: torch.Tensor, key: str, name: str, module: nn.Module, model: Any) -> torch.Tensor:
     """The weight with the MODEL's patches on, computed by the host in float32."""
     convert = getattr(module, f"convert_{name}", None)
     weight = own.to(torch.float32) if convert is None else convert(own, inplace=False)
@@ -267,17 +268,25 @@ def checkpoint_blocks(twin: Any) -> list[str]:
     """
     names = []
     for name, block in _blocks(twin.diffusion_model):
-        forward = _on_copies(block.forward) if isinstance(block, IN_PLACE_BLOCKS) else block.forward
-        block.forward = _Checkpointed(forward)
+        block.forward = _Checkpointed(block)
         names.append(name)
-    if not names:
-        logging.warning("LoRA Kiln: this model has no list of blocks; gradient checkpointing is off.")
     return names
 
 
 class _Checkpointed:
-    def __init__(self, forward: Any):
-        self.forward = forward
+    """Stands in for a block's forward. It holds the block weakly: a twin is to go when the run ends, not later."""
+
+    def __init__(self, block: nn.Module):
+        self.method = weakref.WeakMethod(block.forward) if isinstance(block.forward, types.MethodType) else None
+        self.patched = None if self.method else block.forward
+        self.writes_inputs = isinstance(block, IN_PLACE_BLOCKS)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self.method() if self.method else self.patched
+        assert forward is not None
+        if self.writes_inputs:  # on copies: the recomputation needs the inputs as they came
+            args, kwargs = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
+        return forward(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -286,15 +295,6 @@ class _Checkpointed:
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
         return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
-
-
-def _on_copies(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block that writes into its inputs, on copies of them: the recomputation needs the inputs as they came."""
-
-    def on_copies(*args: Any, **kwargs: Any) -> Any:
-        return forward(*map(_copied, args), **{name: _copied(value) for name, value in kwargs.items()})
-
-    return on_copies
 
 
 def guard_residuals(twin: nn.Module) -> None:

@@ -159,13 +159,23 @@ def test_the_twin_of_a_text_encoder_encodes_as_the_clip_does_with_its_lora():
     with host.training_mode():
         twin = host.twin_of(clip.patcher, torch.float32)
         embedding, pooled = twin.encode_token_weights(small.clip.tokenize("a cat"))[:2]
-        narrow = host.twin_of(clip.patcher, torch.bfloat16)
     expected, options = host.encode_text(clip, "a cat")[0]
     assert not torch.allclose(plain, expected, atol=1e-3)
     assert torch.allclose(embedding.cpu(), expected, rtol=1e-4, atol=1e-4)
     assert torch.allclose(pooled.cpu(), options["pooled_output"], rtol=1e-4, atol=1e-4)
     assert not any(tensor.is_inference() or tensor.requires_grad for tensor in twin.state_dict().values())
-    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+
+
+def test_the_twin_of_a_text_encoder_keeps_its_number_format():
+    """Rounded once more it would train on other embeddings than those it is used with."""
+    small = models.sdxl()
+    with torch.inference_mode():
+        comfy.model_management.archive_model_dtypes(small.clip.cond_stage_model.half())
+    with host.training_mode():
+        twin = host.trainable_text_encoder(small.clip)
+        embedding = host.encode_text_with(small.clip, twin, "a cat")[0][0]
+    assert {parameter.dtype for parameter in twin.parameters()} == {torch.float16}
+    assert torch.allclose(embedding, host.encode_text(small.clip, "a cat")[0][0], rtol=1e-5, atol=1e-5)
 
 
 def test_another_table_of_noise_levels_is_the_twins_alone():

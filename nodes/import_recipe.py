@@ -6,6 +6,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..training import host, recipes
+from ..training.lora_files import read_header
 from ..training.problems import InputError
 from .types import CATEGORY, NONE, KilnConfig
 
@@ -36,32 +37,48 @@ class ImportRecipe(io.ComfyNode):
                     "text", default="", multiline=True, optional=True,
                     tooltip="A recipe pasted in, instead of a file: TOML, JSON or YAML.",
                 ),
+                io.String.Input(
+                    "changes", default="", multiline=True, optional=True,
+                    placeholder="changes, for example:\nsteps=2000 seed=7 learning_rate=1e-4",
+                    tooltip="Fields of the config set by hand, over the recipe: steps=2000 seed=7 learning_rate=1e-4. "
+                    "The names are those in LoRA Config and the Options nodes. Words with spaces stand in quotes.",
+                ),
             ],
             outputs=[
-                KilnConfig.Output(display_name="config", tooltip="For Train LoRA, or for the nodes that change it."),
-                io.String.Output(display_name="report", tooltip="What became of each setting, the lost ones first."),
+                KilnConfig.Output(
+                    display_name="config",
+                    tooltip="For Train LoRA. changes sets any field of it; Adapter Options, Loss Options and Optimizer "
+                    "Options behind it set theirs.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What became of each setting, the lost ones first, and what to set in Load Dataset.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, file: Any = None) -> bool | str:
+    def validate_inputs(cls, file: Any = None, changes: Any = None) -> bool | str:
         try:
             if isinstance(file, str) and file not in ("", NONE):
                 _path(file)
+            if isinstance(changes, str):
+                recipes.parse_changes(changes)
         except InputError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str = NONE, text: str = "") -> Any:
+    def fingerprint_inputs(cls, file: str = NONE, text: str | None = None, changes: str | None = None) -> Any:
         if file in ("", NONE):
             return text
         status = _path(file).stat()
         return status.st_mtime_ns, status.st_size
 
     @classmethod
-    def execute(cls, file: str, text: str | None = None) -> io.NodeOutput:
-        recipe = _read("" if file == NONE else file, (text or "").strip())
+    def execute(cls, file: str, text: str | None = None, changes: str | None = None) -> io.NodeOutput:
+        by_hand = recipes.parse_changes(changes or "")
+        recipe = _read("" if file == NONE else file, (text or "").strip()).with_changes(by_hand)
         config, report = recipe.config, recipe.report()
         return io.NodeOutput(config, report, ui=ui.PreviewText(report))
 
@@ -74,8 +91,8 @@ def _read(file: str, text: str) -> recipes.Recipe:
     if not file:
         raise InputError(SUBJECT, ["file is 'none' and text is empty: choose a file, or paste a recipe."])
     if file.startswith(LORA):
-        metadata, layers = host.lora_header(file.removeprefix(LORA))
-        return recipes.read_metadata(metadata, layers, file)
+        header = read_header(_path(file))
+        return recipes.read_metadata(header.metadata, header.tensors, file)
     return recipes.read(host.read_recipe(file.removeprefix(RECIPE), recipes.LARGEST), file)
 
 
@@ -86,5 +103,5 @@ def _files() -> list[str]:
 
 def _path(file: str) -> Path:
     if file.startswith(LORA):
-        return host.lora_path(file.removeprefix(LORA))
+        return host.lora_path(file.removeprefix(LORA), "file", SUBJECT)
     return host.recipe_path(file.removeprefix(RECIPE))

@@ -1,12 +1,11 @@
 """Load LoRA File: a LoRA of any form, to be trained on, merged, drawn with or saved in another form."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io, ui
 
+from ..training import host
 from ..training.lora_files import describe_lora, read_lora_file
 from ..training.problems import InputError
 from .types import CATEGORY, LoraModel
@@ -25,32 +24,28 @@ class LoadLoRA(io.ComfyNode):
             "its metadata: to train on from it, to merge it or to save it in another format.",
             search_aliases=["import lora", "lora info", "resume lora", "lora metadata"],
             inputs=[
-                io.Combo.Input("lora_name", options=_files(), tooltip="A .safetensors file in models/loras."),
+                io.Combo.Input("lora_name", options=host.lora_files(), tooltip="A .safetensors file in models/loras."),
             ],
             outputs=[
-                LoraModel.Output(display_name="lora", tooltip="For Train LoRA, Save LoRA, Merge LoRAs and others."),
-                io.String.Output(display_name="info", tooltip="Kind, rank, layers, base model."),
+                LoraModel.Output(display_name="lora", tooltip="For Train LoRA, Save LoRA, Merge and Resize LoRAs."),
+                io.String.Output(display_name="info", tooltip="Kind, rank, alpha, layers, base model."),
             ],
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> Any:
-        path = folder_paths.get_full_path("loras", lora_name)
-        status = os.stat(path) if path else None
-        return (status.st_mtime_ns, status.st_size) if status else None
+        try:
+            status = _path(lora_name).stat()
+        except InputError:
+            return None
+        return status.st_mtime_ns, status.st_size
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        path = folder_paths.get_full_path("loras", lora_name) if lora_name in _files() else None
-        if path is None:
-            problem = (
-                f"lora_name is {lora_name!r}, which is no .safetensors file in models/loras: choose one of the list."
-            )
-            raise InputError("Load LoRA File", [problem])
-        lora = read_lora_file(Path(path))
+        lora = read_lora_file(_path(lora_name))
         info = describe_lora(lora)
         return io.NodeOutput(lora, info, ui=ui.PreviewText(info))
 
 
-def _files() -> list[str]:
-    return [name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors")]
+def _path(lora_name: str) -> Path:
+    return host.lora_path(lora_name, "lora_name", "Load LoRA File")

@@ -33,13 +33,13 @@ class MergeLoRAs(io.ComfyNode):
                 ),
                 *(
                     io.Float.Input(
-                        f"weight_{number}", default=1.0, min=-4.0, max=4.0, step=0.05, optional=number > 1,
+                        f"weight_{number}", default=1.0, min=-4.0, max=4.0, step=0.05, optional=True,
                         tooltip=f"Strength of lora_{number} in the sum; below 0 it is taken away.",
                     )
                     for number in PARTS
                 ),
                 io.Int.Input(
-                    "rank", default=0, min=0, max=1024,
+                    "rank", default=0, min=0, max=1024, optional=True,
                     tooltip="The highest rank of a layer: 8 to 32 makes small files, and the report says what it "
                     "costs. 0 = exact: the ranks add up.",
                 ),
@@ -60,7 +60,7 @@ class MergeLoRAs(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, lora_1: Mapping[str, torch.Tensor], rank: int, model: Any = None, clip: Any = None, **inputs: Any
+        cls, lora_1: Mapping[str, torch.Tensor], rank: int = 0, model: Any = None, clip: Any = None, **inputs: Any
     ) -> io.NodeOutput:
         loras = {1: lora_1} | {number: inputs.get(f"lora_{number}") for number in PARTS[1:]}
         parts = [

@@ -11,15 +11,13 @@ from ..training.export import (
     AS_TRAINED,
     DTYPES,
     FORMATS,
-    LARGEST_HEADER,
     as_format,
     check_name,
-    header_size,
     in_precision,
     knows_layers,
     save_lora,
-    workflow_metadata,
 )
+from ..training.metadata import LARGEST_HEADER, header_size, workflow_metadata
 from ..training.problems import InputError
 from .types import CATEGORY, LoraModel
 
@@ -41,7 +39,7 @@ class SaveLoRA(io.ComfyNode):
             search_aliases=["export lora", "convert lora", "safetensors"],
             is_output_node=True,
             inputs=[
-                LoraModel.Input("lora", tooltip="From Train LoRA, Load LoRA File or Merge LoRAs."),
+                LoraModel.Input("lora", tooltip="From Train LoRA, Load LoRA File or Merge and Resize LoRAs."),
                 io.String.Input(
                     "filename", default="my_lora",
                     tooltip="File name in models/loras, maybe with folders before it: people/anna.",
@@ -53,7 +51,8 @@ class SaveLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision", options=[AS_TRAINED, *DTYPES], default=AS_TRAINED, optional=True,
-                    tooltip="Number format. fp16 and bf16 files are half as large as fp32.",
+                    tooltip="Number format. as trained: the recipe's save_precision; of a LoRA from a file, its own. "
+                    "fp16 and bf16 files are half as large as fp32.",
                 ),
                 io.Boolean.Input(
                     "save_workflow", default=True, optional=True,

@@ -5,18 +5,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .adapters import Adapter, adapter_from_tensors
-from .export import LoRAModel
 from .host import LayerNames
-from .lora_keys import CHANGES, DOWN, layers_of, split_key
+from .lora_keys import ALPHA, CHANGES, DOWN, layers_of, split_key
+from .lora_model import LoRAModel
 from .problems import InputError
 
+SUBJECT = "LoRA file"
 LARGEST_HEADER = 100 * 2**20
 """bytes; as the safetensors library allows"""
 NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -83,35 +83,73 @@ def read_lora_file(path: Path) -> LoRAModel:
     Raises:
         InputError: no safetensors file, cut short, or no LoRA in it.
     """
-    header = _header(path)
-    metadata = header.pop("__metadata__", {})
+    header = read_header(path)
     strange = {
-        key: entry["dtype"]
-        for key, entry in header.items()
-        if entry["dtype"] not in (*NUMBERS, *(WHOLE_NUMBERS if len(entry["shape"]) < 2 else ()))
+        key: dtype
+        for key, (dtype, dimensions) in header.tensors.items()
+        if dtype not in (*NUMBERS, *(WHOLE_NUMBERS if dimensions < 2 else ()))
     }
     if strange:
         key, dtype = next(iter(strange.items()))
         problem = (
             f"{path.name} holds numbers of type {dtype} ({key}): a LoRA has fp32, fp16 or bf16. Choose another file."
         )
-        raise InputError("LoRA file", [problem])
-    if not any((place := split_key(key)) and place[1] in KINDS for key in header):
+        raise InputError(SUBJECT, [problem])
+    if not any((place := split_key(key)) and place[1] in KINDS for key in header.tensors):
         problem = (
-            f"{path.name} holds no LoRA: its {len(header)} tensors have other names"
-            + (f", such as {next(iter(header))}" if header else "")
+            f"{path.name} holds no LoRA: its {len(header.tensors)} tensors have other names"
+            + (f", such as {next(iter(header.tensors))}" if header.tensors else "")
             + ". Choose another file."
         )
-        raise InputError("LoRA file", [problem])
+        raise InputError(SUBJECT, [problem])
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError("LoRA file", [f"{path.name} cannot be read ({error}). Copy or download it again."]) from error
-    return LoRAModel(_with_peft_alphas(tensors, metadata), metadata, path.stem)
+        raise InputError(SUBJECT, [f"{path.name} cannot be read ({error}). Copy or download it again."]) from error
+    return LoRAModel(_with_peft_alphas(tensors, header.metadata), header.metadata, path.stem)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says before its tensors."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, tuple[str, int]]
+    """key -> (number type as safetensors calls it, dimensions)"""
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, checked against the file's size; the tensors are not read.
+
+    The format: eight bytes, little-endian, say how long the header is; then JSON; then the tensors.
+
+    Raises:
+        InputError: no safetensors file, cut short, or not readable.
+    """
+    again = "Choose another file, or copy or download it again."
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if 2 <= length <= min(LARGEST_HEADER, size - 8) else b""
+    except OSError as error:
+        raise InputError(SUBJECT, [f"{path.name} cannot be read ({error}). {again}"]) from error
+    if 8 <= size < 8 + length <= 8 + LARGEST_HEADER:
+        raise InputError(SUBJECT, [f"{path.name} is cut short. {again}"])
+    try:
+        content = json.loads(text.decode())
+        metadata = {str(key): str(value) for key, value in content.pop("__metadata__", {}).items()}
+        tensors = {key: (str(entry["dtype"]), len(entry["shape"])) for key, entry in content.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in content.values()), default=0)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(SUBJECT, [f"{path.name} is no safetensors file. {again}"]) from error
+    if size < 8 + length + end:
+        raise InputError(SUBJECT, [f"{path.name} is cut short. {again}"])
+    return Header(metadata, tensors)
 
 
 def describe_lora(lora: Mapping[str, torch.Tensor]) -> str:
-    """What a LoRA is, a line a subject: kind, ranks, layers, base model."""
+    """What a LoRA is, a line a subject: kind, ranks, alphas, layers, base model."""
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in lora.items():
         place = split_key(key)
@@ -121,13 +159,19 @@ def describe_lora(lora: Mapping[str, torch.Tensor]) -> str:
         next((KINDS[entry] for entry in KINDS if entry in entries), "other") for entries in modules.values()
     )
     ranks = Counter(rank for entries in modules.values() if (rank := _rank(entries)) is not None)
+    alphas = Counter(
+        f"{float(entries[ALPHA]):g}" if ALPHA in entries else "as rank"
+        for entries in modules.values()
+        if _rank(entries) is not None
+    )
     text = sum(name.startswith(("lora_te", "text_encoder")) for name in modules)
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in lora.values() if t.dim())
     metadata: Mapping[str, str] = getattr(lora, "metadata", {})
     base = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or "not said"
     lines = [
-        f"Kind: {', '.join(f'{kind} ({count})' for kind, count in kinds.most_common())}",
-        f"Rank: {', '.join(f'{rank} ({count})' for rank, count in ranks.most_common()) or 'none'}",
+        f"Kind: {_counted(kinds)}",
+        f"Rank: {_counted(ranks)}",
+        f"Alpha: {_counted(alphas)}",
         f"Layers: {len(modules) - text} of the diffusion model, {text} of text encoders",
         f"Numbers: {sum(t.numel() for t in lora.values()):,}, {', '.join(dtype for dtype, _ in dtypes.most_common())}",
         f"Base model: {base}",
@@ -138,38 +182,15 @@ def describe_lora(lora: Mapping[str, torch.Tensor]) -> str:
     return "\n".join(lines)
 
 
+def _counted(found: Counter) -> str:
+    return ", ".join(f"{each} ({count})" for each, count in found.most_common()) or "none"
+
+
 def _rank(entries: Mapping[str, torch.Tensor]) -> int | None:
     for entry in (DOWN, "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if entry in entries:
             return entries[entry].shape[0]
     return entries["oft_blocks"].shape[-1] if "oft_blocks" in entries else None
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, checked against the file's size.
-
-    The format: eight bytes, little-endian, say how long the header is; then JSON; then the tensors.
-    """
-    again = "Choose another file, or copy or download it again."
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= LARGEST_HEADER:
-                raise InputError("LoRA file", [f"{path.name} is no safetensors file. {again}"])
-            header = json.loads(file.read(length).decode()) if 8 + length <= size else None
-            if header is None or size < 8 + length + _end_of_data(header):
-                raise InputError("LoRA file", [f"{path.name} is cut short. {again}"])
-    except OSError as error:
-        raise InputError("LoRA file", [f"{path.name} cannot be read ({error}). {again}"]) from error
-    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("LoRA file", [f"{path.name} is no safetensors file. {again}"]) from error
-    return header
-
-
-def _end_of_data(header: Mapping[str, Any]) -> int:
-    return max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
 
 
 def _with_peft_alphas(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:

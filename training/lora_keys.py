@@ -161,7 +161,16 @@ def _are_parts(found: list[tuple[Rows, dict[str, torch.Tensor]]], layer: LayerNa
 
 
 def _shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
-    """A LoRA's factors in the shape of the layer's kernel, (rank, in, *kernel) and (out, rank, *1s); None: unfit."""
+    """A layer's entries, a LoRA's factors in the shape of its kernel: (rank, in, *kernel), (out, rank, *1s).
+
+    None where they do not fit the layer. Forms that are not trained here are not looked at.
+    """
+    sizes = {entry: tuple(tensor.shape) for entry, tensor in entries.items()}
+    fits = {"hada_w1_a": _loha_fits, "lokr_w1": _lokr_fits, "lokr_w1_a": _lokr_fits, "oft_blocks": _oft_fits}
+    if not all(check(sizes, shape) for entry, check in fits.items() if entry in entries):
+        return None
+    if "dora_scale" in entries and entries["dora_scale"].numel() not in shape[:2]:
+        return None
     if not {DOWN, UP} <= set(entries) or "lora_mid.weight" in entries or "reshape_weight" in entries:
         return entries
     down, up = entries[DOWN], entries[UP]
@@ -170,6 +179,43 @@ def _shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[st
     if not rank or down.numel() != rank * math.prod(rest) or up.numel() != out * rank:
         return None
     return {**entries, DOWN: down.reshape(rank, *rest), UP: up.reshape(out, rank, *(1 for _ in rest[1:]))}
+
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""entry -> shape of its tensor"""
+
+
+def _loha_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
+    """Whether both products are (out, rank) @ (rank, in * prod(kernel))."""
+    if "hada_t1" in sizes or "hada_t2" in sizes:
+        return True
+    wanted = shape[0], math.prod(shape[1:])
+    return all(_product(sizes, f"hada_w{number}") == wanted for number in (1, 2))
+
+
+def _lokr_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
+    """Whether the Kronecker product of the factors has the weight's sides; the kernel is in the second."""
+    if "lokr_t2" in sizes:
+        return True
+    first, second = _product(sizes, "lokr_w1"), _product(sizes, "lokr_w2")
+    if len(first) < 2 or len(second) < 2 or math.prod(first[2:]) != 1:
+        return False
+    inner = first[1] * math.prod(second[1:])
+    return first[0] * second[0] == shape[0] and inner == math.prod(shape[1:]) and shape[1] % first[1] == 0
+
+
+def _oft_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
+    """Whether the blocks are square and turn all rows."""
+    blocks = sizes["oft_blocks"]  # (number, size, size); BOFT's have a dimension more
+    return len(blocks) != 3 or (blocks[0] * blocks[1] == shape[0] and blocks[1] == blocks[2])
+
+
+def _product(sizes: Sizes, name: str) -> tuple[int, ...]:
+    """The shape of a factor, or of the two matrices `<name>_a` @ `<name>_b`; () where they are no product."""
+    if name in sizes:
+        return sizes[name]
+    one, other = sizes.get(f"{name}_a", ()), sizes.get(f"{name}_b", ())
+    return (one[0], other[1]) if len(one) == len(other) == 2 and one[1] == other[0] else ()
 
 
 def _stacked(

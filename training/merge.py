@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from .adapters import LoRA, adapter_from_tensors
-from .export import LoRAModel
 from .host import LayerNames
 from .lora_keys import ALPHA, CHANGES, DOWN, UP, layers_of, split_key
+from .lora_model import DTYPES, LoRAModel, usual_dtype
 from .problems import raise_if_any
 
-SUBJECT = "Merge LoRAs"
+SUBJECT = "Merge and Resize LoRAs"
 ADDED = {"diff": "diff", "w_norm": "diff", "diff_b": "diff_b", "b_norm": "diff_b"}
 """Entries that are a difference themselves, and what they are called in the merged LoRA."""
-OF_THE_FILE = ("sshs_", "modelspec.hash", "lora_adapter_metadata", "workflow", "prompt")
+OF_THE_FILE = ("sshs_", "modelspec.hash", "lora_adapter_metadata", "workflow", "prompt", "kiln_conv_")
 """Beginnings of metadata that tell of the file as it was."""
 OF_THE_SHAPE = ("algo", "conv_dim", "conv_alpha", "dora_wd", "rs_lora", "factor", "layer_rules")
 """Of ss_network_args: what no longer holds."""
@@ -93,6 +93,8 @@ def merge_loras(
     """
     if not parts:
         raise_if_any(SUBJECT, ["there is no LoRA: connect lora_1."])
+    empty = [part for part in parts if not part.lora]
+    raise_if_any(SUBJECT, [f"{part.field} ({part.name}) is empty: connect a LoRA that has layers." for part in empty])
     known = _known_layers(parts, names)
     by_part = [_layers(part, known) for part in parts]
     layers = list(dict.fromkeys(layer for entries in by_part for layer in entries))
@@ -105,7 +107,7 @@ def merge_loras(
         result.add(layer, terms, known.get(layer))
         on_layer(number + 1, len(layers))
     name = " + ".join(dict.fromkeys(part.name for part in parts))
-    lora = LoRAModel(result.tensors, _metadata(parts, result, name), name, known)
+    lora = LoRAModel(result.tensors, _metadata(parts, result, name), name, known, _precision(parts))
     return Merged(lora, result.errors, result.error, _report(parts, result))
 
 
@@ -197,7 +199,7 @@ class _Sum:
                 return exact
             result, singular = reduced(exact, self.limit)
         else:
-            whole = sum(w * (m if isinstance(m, Tensor) else m.up @ m.down) for w, m in matrices)
+            whole = sum(w * (m.up @ m.down if isinstance(m, Factors) else m) for w, m in matrices)
             assert isinstance(whole, Tensor)
             result, singular = factorised(whole, self.limit)
         lost, total = float(singular[result.rank :].double().square().sum()), float(singular.double().square().sum())
@@ -369,6 +371,14 @@ def _json_object(text: str) -> dict[str, object]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _precision(parts: Sequence[Part]) -> str | None:
+    """The number format of the merged LoRA's file: one that holds every part's; None where no part has its own."""
+    if not any(getattr(part.lora, "precision", None) for part in parts):
+        return None
+    dtype = reduce(torch.promote_types, (usual_dtype(part.lora) for part in parts))
+    return next((name for name, each in DTYPES.items() if each == dtype), None)
 
 
 def _one_or_dynamic(values: Iterable[float]) -> str:

@@ -146,7 +146,7 @@ def test_bad_bytes_are_refused_by_their_fault(folders: Path, loras: Path, conten
 )
 def test_a_damaged_lora_is_refused(loras: Path, content: bytes) -> None:
     (loras / "bad.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="bad.safetensors is no safetensors file"):
+    with pytest.raises(InputError, match="bad.safetensors is (no safetensors file|cut short)"):
         ImportRecipe.execute("loras/bad.safetensors")
 
 
@@ -170,6 +170,44 @@ def test_a_contradiction_names_the_files_keys(folders: Path) -> None:
     text = json.dumps({"LoRA_type": "Standard", "min_snr_gamma": 5, "debiased_estimation_loss": True})
     with pytest.raises(InputError, match="In the file: min_snr_gamma, debiased_estimation_loss"):
         ImportRecipe.execute("none", text)
+
+
+# ---------------------------------------------------------------- changes by hand
+
+
+def test_changes_by_hand_are_in_the_config_and_the_report(folders: Path, loras: Path) -> None:
+    (folders / "input" / "a.toml").write_text(TOML)
+    config, report = ImportRecipe.execute("input/a.toml", "", "rank=9 steps=2000\nseed = 7").args
+    assert (config.rank, config.steps, config.seed, config.learning_rate) == (9, 2000, 7, 3e-4)
+    assert "Changed by hand\n- rank = 9 (was 12)\n- steps = 2000" in report
+
+
+def test_bad_changes_are_refused_before_anything_runs(folders: Path, loras: Path) -> None:
+    (folders / "input" / "a.toml").write_text(TOML)
+    assert "did you mean rank?" in str(ImportRecipe.validate_inputs("input/a.toml", "rnk=9"))
+    assert ImportRecipe.validate_inputs("input/a.toml", "rank=9") is True
+    with pytest.raises(InputError, match="did you mean rank?"):
+        ImportRecipe.execute("input/a.toml", "", "rnk=9")
+
+
+def test_older_workflows_have_no_changes(folders: Path) -> None:
+    inputs = ImportRecipe.define_schema().inputs
+    assert [each.id for each in inputs] == ["file", "text", "changes"] and inputs[-1].optional
+    assert ImportRecipe.execute("none", TOML, None).args[0].rank == 12
+
+
+# ---------------------------------------------------------------- the pack's own settings of a folder
+
+
+@pytest.mark.parametrize("name", ["dataset.toml", "10_fox/dataset.toml", "Dataset.TOML"])
+def test_a_folders_settings_are_no_recipe(folders: Path, loras: Path, name: str) -> None:
+    path = folders / "input" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("repeats = 3\n")
+    assert choices() == ["none"]
+    with pytest.raises(InputError, match="holds Load Dataset's settings for its folder"):
+        ImportRecipe.execute(f"input/{name}")
+    assert "another name" in str(ImportRecipe.validate_inputs(f"input/{name}"))
 
 
 def test_every_input_has_a_tooltip() -> None:

@@ -32,7 +32,7 @@ def test_the_lora_comes_with_its_metadata() -> None:
     expected = random_lora(sd15())
     assert lora.keys() == expected.keys() and all(torch.equal(lora[key], expected[key]) for key in lora)
     assert lora.metadata["ss_seed"] == "7" and lora.name == "anna"
-    assert "Kind: LoRA" in info and "Rank: 4" in info
+    assert "Kind: LoRA" in info and "Rank: 4" in info and "Alpha: 3" in info
 
 
 def test_the_list_holds_safetensors_files_alone(loras: Path) -> None:

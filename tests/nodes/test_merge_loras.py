@@ -6,7 +6,7 @@ import pytest
 import torch
 from lora_kiln.nodes.merge_loras import MergeLoRAs
 from lora_kiln.training import host
-from lora_kiln.training.export import LoRAModel
+from lora_kiln.training.lora_model import LoRAModel
 from lora_kiln.training.problems import InputError
 
 import models

@@ -8,7 +8,8 @@ import pytest
 import torch
 from comfy_api.latest import io
 from lora_kiln.nodes.save_lora import SaveLoRA
-from lora_kiln.training.export import LoRAModel, save_lora
+from lora_kiln.training.export import save_lora
+from lora_kiln.training.lora_model import LoRAModel
 from lora_kiln.training.problems import InputError
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -107,6 +108,17 @@ def test_a_trained_lora_has_every_format(form: str, start: tuple, end: tuple) ->
     assert len(keys) >= 2 * len(lora) // 3
     assert all(key.startswith(start) and key.endswith(end) for key in keys)
     assert {tensor.dtype for key, tensor in keys.items() if not key.endswith("alpha")} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("own", "chosen", "written"),
+    [("fp16", "as trained", torch.float16), ("fp16", "fp32", torch.float32), (None, "as trained", torch.float32)],
+)
+def test_as_trained_is_the_number_format_of_the_recipe(own, chosen: str, written: torch.dtype) -> None:
+    lora = random_lora(sd15())
+    lora.precision = own
+    tensors = load_file(save(lora=lora, precision=chosen))
+    assert {tensor.dtype for key, tensor in tensors.items() if not key.endswith("alpha")} == {written}
 
 
 def test_a_lora_from_a_file_needs_the_model_for_another_format() -> None:

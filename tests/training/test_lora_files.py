@@ -10,9 +10,12 @@ import torch
 from comfy.weight_adapter import LoHaAdapter, LoRAAdapter
 from comfy_extras.nodes_train import _create_bias_adapter, _create_weight_adapter
 from lora_kiln.training import host
-from lora_kiln.training.export import LoRAModel, as_format, lora_tensors, save_lora
+from lora_kiln.training.attach import find_targets, make_adapters
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.export import as_format, lora_tensors, save_lora
 from lora_kiln.training.lora_files import describe_lora, read_adapters, read_lora_file
 from lora_kiln.training.lora_keys import layers_of, split_key
+from lora_kiln.training.lora_model import LoRAModel
 from lora_kiln.training.problems import InputError
 from safetensors.torch import load_file, save_file
 
@@ -251,6 +254,46 @@ def test_a_lora_of_another_size_is_not_taken(names) -> None:
     assert found.adapters == {} and set(found.unknown) == set(lora)
 
 
+LOHA = {"hada_w1_a": (WIDTH, 2), "hada_w1_b": (2, WIDTH), "hada_w2_a": (WIDTH, 2), "hada_w2_b": (2, WIDTH)}
+LOKR = {"lokr_w1": (4, 4), "lokr_w2_a": (WIDTH // 4, 2), "lokr_w2_b": (2, WIDTH // 4)}
+FACTORS = {"lora_up.weight": (WIDTH, 2), "lora_down.weight": (2, WIDTH)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "changes"),
+    [
+        (LOHA, {"hada_w1_a": (640, 2), "hada_w2_a": (640, 2)}),
+        (LOHA, {"hada_w1_b": (2, 640), "hada_w2_b": (2, 640)}),
+        (LOHA, {"hada_w2_b": (3, WIDTH)}),
+        (LOHA, {"hada_w2_a": (WIDTH,)}),
+        (LOKR, {"lokr_w1": (8, 8)}),
+        (LOKR, {"lokr_w1": (4, 4, 3, 3)}),
+        (LOKR, {"lokr_w2_b": (3, WIDTH // 4)}),
+        (LOKR, {"lokr_w2_b": (2, 640)}),
+        ({"lokr_w1_a": (4, 1), "lokr_w1_b": (1, 4), "lokr_w2": (WIDTH // 4, WIDTH // 4)}, {"lokr_w1_b": (2, 4)}),
+        ({"oft_blocks": (WIDTH // 8, 8, 8)}, {"oft_blocks": (80, 8, 8)}),
+        ({"oft_blocks": (WIDTH // 8, 8, 8)}, {"oft_blocks": (WIDTH // 8, 8, 4)}),
+        ({**FACTORS, "dora_scale": (1, WIDTH)}, {"dora_scale": (1, 640)}),
+    ],
+)
+def test_other_kinds_of_another_size_are_not_taken(entries: dict, changes: dict, names) -> None:
+    fits = read_adapters({f"{NAME}.{entry}": torch.randn(shape) for entry, shape in entries.items()}, names)
+    assert list(fits.adapters) == [KEY] and fits.unknown == []
+    assert fits.adapters[KEY].merged(torch.ones(WIDTH, WIDTH)).shape == (WIDTH, WIDTH)
+    lora = {f"{NAME}.{entry}": torch.randn(shape) for entry, shape in {**entries, **changes}.items()}
+    found = read_adapters(lora, names)
+    assert found.adapters == {} and found.kept == {} and set(found.unknown) == set(lora)
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+def test_every_layer_of_our_own_files_of_other_kinds_fits(kind: str, small) -> None:
+    names = host.layer_names(small.model)
+    targets = [each for each in find_targets(small.model.model, "all linear and convolution") if each.key in names]
+    adapters = make_adapters(targets, LoRAConfig(adapter=kind, rank=4, alpha=2.0))
+    found = read_adapters(lora_tensors(adapters, names), names)
+    assert found.unknown == [] and found.kept == {} and found.adapters.keys() == adapters.keys()
+
+
 def test_a_dora_of_peft_is_not_taken_for_a_plain_lora(names) -> None:
     path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     lora = {
@@ -320,6 +363,9 @@ ENTRY = {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}
         (struct.pack("<Q", 4) + b"nope", "no safetensors"),
         (struct.pack("<Q", 2) + b"\xff\xff", "no safetensors"),
         (struct.pack("<Q", 2) + b"{}", "no LoRA"),
+        (struct.pack("<Q", 20_000) + b"[" * 20_000, "no safetensors"),
+        (struct.pack("<Q", 21) + b'{"__metadata__": [1]}', "no safetensors"),
+        (struct.pack("<Q", 31) + b'{"a": {"data_offsets": [0, 0]}}', "no safetensors"),
     ],
 )
 def test_what_is_no_lora_file_is_said(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -382,9 +428,15 @@ def test_a_lora_is_described() -> None:
     text = describe_lora(lora)
     layers = sum(key.endswith("lora_up.weight") for key in lora)
     in_text = sum(key.startswith("lora_te") and key.endswith("lora_up.weight") for key in lora)
-    assert f"Kind: LoRA ({layers})" in text and f"Rank: 4 ({layers})" in text
+    assert f"Kind: LoRA ({layers})" in text and f"Rank: 4 ({layers})\nAlpha: 3 ({layers})\n" in text
     assert f"Layers: {layers - in_text} of the diffusion model, {in_text} of text encoders" in text
     assert "float16" in text and "stable-diffusion-xl-v1-base/lora" in text and "Steps: 12" in text
+
+
+def test_layers_without_alpha_are_told_apart() -> None:
+    lora = {"lora_unet_a.lora_down.weight": torch.ones(2, 4), "lora_unet_b.lora_down.weight": torch.ones(2, 4)}
+    lora |= {"lora_unet_b.alpha": torch.tensor(0.5), "lora_unet_c.diff": torch.ones(4)}
+    assert "Rank: 2 (2)\nAlpha: as rank (1), 0.5 (1)\n" in describe_lora(lora)
 
 
 def test_other_kinds_are_described() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import adapter_from_tensors
-from lora_kiln.training.export import LoRAModel
 from lora_kiln.training.lora_keys import split_key
+from lora_kiln.training.lora_model import LoRAModel
 from lora_kiln.training.merge import Part, merge_loras
 from lora_kiln.training.problems import InputError
 from torch import Tensor
@@ -184,6 +184,11 @@ def test_loras_for_different_models_are_refused():
         merge_loras(parts((lora(4, 1), 1.0), (other, 1.0)))
 
 
+def test_an_empty_lora_is_refused():
+    with pytest.raises(InputError, match="Merge and Resize LoRAs.*(?s:.*)lora_2 .nothing. is empty"):
+        merge_loras(parts((lora(2, 1), 1.0), (LoRAModel({}, {}, "nothing"), 1.0)))
+
+
 def test_names_that_are_not_kohyas_need_the_model():
     stranger = LoRAModel(factors("diffusion_model.input_blocks.1.1.proj_in", (8, 8), 2, 1), {}, "core")
     with pytest.raises(InputError, match="lora_2 .core. does not name its layers as kohya does.*connect the model"):
@@ -207,6 +212,7 @@ def test_the_metadata_is_the_firsts_and_true():
     first.metadata |= {
         "sshs_model_hash": "old",
         "workflow": "{}",
+        "kiln_conv_rank": "8",
         "ss_network_args": '{"conv_dim": "8", "targets": "all"}',
     }
     merged = merge_loras(parts((first, 1.0), (second, 0.5)))
@@ -216,7 +222,7 @@ def test_the_metadata_is_the_firsts_and_true():
     assert metadata["modelspec.merged_from"] == "anna, style"
     assert "1 x anna, 0.5 x style" in metadata["modelspec.description"]
     assert metadata["ss_network_args"] == '{"targets": "all"}'
-    assert not {"sshs_model_hash", "workflow"} & metadata.keys()
+    assert not {"sshs_model_hash", "workflow", "kiln_conv_rank"} & metadata.keys()
     assert all(isinstance(value, str) for value in metadata.values())
     resized = merge_loras(parts((first, 1.0)), rank=2).lora.metadata
     assert (resized["ss_network_dim"], resized["ss_network_alpha"]) == ("2", "2.0")
@@ -227,6 +233,24 @@ def test_the_number_format_is_the_parts(dtype: torch.dtype):
     first = LoRAModel({key: tensor.to(dtype) for key, tensor in lora(4, 1).items()}, {}, "half")
     merged = merge_loras(parts((first, 0.5)))
     assert {t.dtype for key, t in merged.lora.items() if not key.endswith("alpha")} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ("fp16", "fp16", "fp16"),
+        ("fp16", "bf16", "fp32"),
+        ("bf16", "fp32", "fp32"),
+        ("fp16", None, "fp32"),  # whose tensors are float32
+        (None, None, None),
+    ],
+)
+def test_the_files_number_format_holds_every_part(first, second, together):
+    one, other = lora(4, 1), lora(4, 2)
+    one.precision, other.precision = first, second
+    merged = merge_loras(parts((one, 0.5), (other, 1.0))).lora
+    assert merged.precision == together
+    assert {t.dtype for t in merged.values()} == {torch.float32}
 
 
 def test_values_that_fp16_cannot_hold_stay_float32():

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..problems import InputError
 from . import ai_toolkit, kohya_gui, lora_metadata, sd_scripts
+from .changes import parse_changes
 from .parsing import LARGEST, parse
 from .recipe import Recipe
 
-__all__ = ["LARGEST", "Recipe", "read", "read_metadata"]
+__all__ = ["LARGEST", "Recipe", "parse_changes", "read", "read_metadata"]
 
 
 def read(text: str, name_hint: str = "") -> Recipe:

@@ -48,7 +48,7 @@ IGNORED: dict[str, str] = {
         "t0_velocity_equiv_weight", "short_and_long_captions_encoder_split",
     )},
     "train.bypass_guidance_embedding": "the graph's model decides",
-    "network.transformer_only": "LoRA Config's targets say which layers are trained",
+    "network.transformer_only": "targets says which layers are trained",
     "network.split_multistage_loras": "for models of several stages",
     "network.layer_offloading": MEMORY,
     "network.old_lokr_format": "the file has the form that ComfyUI reads",
@@ -75,7 +75,7 @@ IGNORED: dict[str, str] = {
 }  # fmt: skip
 """Key -> why it has no effect."""
 
-LAYERS = "a choice of layers by name; layer_rules in LoRA Config can say the same"
+LAYERS = "a choice of layers by name; layer_rules in Adapter Options can say the same"
 BIT8 = "the model would have been held in fewer bits, for less memory"
 OTHER = "something else than a LoRA, which is not trained here"
 CONTROL = "training on control pictures"

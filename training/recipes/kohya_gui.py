@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import sd_scripts
-from . import sd_scripts_keys as keys
 from .ledger import Entry, Ledger, is_off, is_unset, to_number
 from .recipe import Recipe
+from .sd_scripts import keys
 
 SOURCE = "kohya_ss GUI JSON"
 MARKS = ("LoRA_type", "max_resolution", "lr_warmup", "noise_offset_type", "sdxl_cache_text_encoder_outputs")

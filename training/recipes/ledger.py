@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..config import LoRAConfig
 from ..dataset import DatasetSettings
+from ..folder_settings import SETTINGS_FILE
 from ..problems import InputError, raise_if_any
-from .recipe import Recipe
+from .recipe import SETTINGS_ALONE, Recipe
 
 SECRETS = ("api_key", "huggingface_token", "hf_token", "password", "secret")
 """Endings of keys whose values no report shows."""
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+FIELDS = {each.name: each for each in fields(LoRAConfig)}
 LARGEST_WHOLE = 2**53
 LONGEST_SHOWN = 60
 
@@ -104,6 +107,20 @@ class Ledger:
             return default
         return word
 
+    def as_field(self, name: str, field: str) -> Any:
+        """A value of the kind that a field of LoRAConfig has; the field's default where it is not set."""
+        kind = FIELDS[field].type
+        default: Any = FIELDS[field].default
+        if kind is int:
+            return self.whole(name, default)
+        if kind is float:
+            return self.number(name, default)
+        if kind is bool:
+            return self.flag(name, default)
+        if kind is str:
+            return self.text(name, default)
+        return tuple(filter(None, map(str.strip, self.text(name).splitlines())))
+
     def text(self, name: str, default: str = "") -> str:
         """Text."""
         value = self.value(name, default)
@@ -132,8 +149,9 @@ class Ledger:
             self._put(next((name for name in as_tuple(names) if name in self), as_tuple(names)[0]), values)
 
     def carry_data(self, names: str | tuple[str, ...], note: str = "", /, **values: Any) -> None:
-        """Settles keys by giving fields of Load Dataset their values."""
-        if self._settle_carried(names, note, "Load Dataset's ", values):
+        """Settles keys by giving fields of Load Dataset, or of a folder's settings file, their values."""
+        alone = SETTINGS_ALONE.intersection(values)
+        if self._settle_carried(names, note, f"{SETTINGS_FILE}'s " if alone else "Load Dataset's ", values):
             self.dataset |= values
 
     def repeated(self, name: str) -> list[Entry]:

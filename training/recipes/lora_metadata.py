@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..metadata import OWN
 from . import sd_scripts
 from .ledger import Entry, Ledger, is_unset
 from .recipe import Recipe
@@ -50,18 +51,21 @@ def read(metadata: Mapping[str, Any], layers: Iterable[str] | None = None) -> Re
     """The metadata, and the names of the file's tensors where they are known: they tell which parts were trained."""
     entries: dict[str, Entry] = {}
     for key, value in metadata.items():
-        name = key.removeprefix("ss_") if key.startswith("ss_") else f"file.{key}"
+        name = key.removeprefix("ss_") if key.startswith(("ss_", OWN)) else f"file.{key}"
         entries[RENAMED.get(name, name)] = Entry(key, value)
     _network_args(entries)
     _optimizer(entries)
     _datasets(entries)
     _modelspec(entries)
+    dynamic = [entries.pop(name).path for name in ("network_dim", "network_alpha") if _is_dynamic(entries.get(name))]
     trains_text = None if layers is None else any(_is_text(name) for name in layers)
     if trains_text is False:
         entries["network_train_unet_only"] = Entry("the file's layers", True, is_made_up=True)
     book = Ledger(entries, has_defaults=False)
     if trains_text is None and book.value("text_encoder_lr") is None and book.has("learning_rate"):
         book.note("text_encoder_lr", "whether the text encoders were trained does not stand there; taken as trained")
+    for path in dynamic:
+        book.note(f'{path} = "Dynamic"', "each layer has its own, as after a merge; the config holds our default")
     for name in book.names():
         plain = name.removeprefix("file.")
         if name in ABOUT_RUN:
@@ -123,6 +127,10 @@ def _modelspec(entries: dict[str, Entry]) -> None:
         entries["max_timestep"] = Entry(span.path, int(match[2]) + 1, span.value, is_made_up=True)
     if "file.modelspec.trigger_phrase" in entries:
         entries["trigger_word"] = entries.pop("file.modelspec.trigger_phrase")
+
+
+def _is_dynamic(entry: Entry | None) -> bool:
+    return entry is not None and str(entry.value).strip() == "Dynamic"
 
 
 def _json(entry: Entry | None) -> Any:

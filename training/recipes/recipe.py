@@ -1,11 +1,17 @@
 """What a foreign recipe came to."""
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..config import LoRAConfig
+from ..folder_settings import SETTINGS_FILE
 from ..problems import InputError
+
+SETTINGS_ALONE = frozenset({"caption_prefix", "caption_suffix", "loss_weight"})
+"""What a folder's settings file sets, and Load Dataset does not."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class Recipe:
     values: dict[str, Any]
     """fields of LoRAConfig"""
     dataset: dict[str, Any]
-    """fields of Load Dataset"""
+    """fields of Load Dataset, or of a folder's settings file"""
     carried: tuple[str, ...]
     """a line a key: what it became"""
     defaults: tuple[str, ...]
@@ -28,6 +34,8 @@ class Recipe:
     """a line a key that could not be carried over: what it would have done"""
     origins: dict[str, str]
     """field of LoRAConfig -> key of the file"""
+    changed: tuple[str, ...] = ()
+    """a line a field that was set by hand"""
 
     @property
     def config(self) -> LoRAConfig:
@@ -43,22 +51,34 @@ class Recipe:
                 f"The recipe ({self.source})", [self._with_keys(each) for each in error.problems]
             ) from None
 
+    def with_changes(self, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe with fields of LoRAConfig set by hand; steps set by hand count, so epochs are off then."""
+        if "steps" in values and "epochs" not in values and self.values.get("epochs"):
+            values = {**values, "epochs": 0}
+        before = {field.name: field.default for field in fields(LoRAConfig)} | self.values
+        lines = [f"{name} = {_plain(value)} (was {_plain(before[name])})" for name, value in values.items()]
+        origins = {field: key for field, key in self.origins.items() if field not in values}
+        return replace(self, values={**self.values, **values}, origins=origins, changed=tuple(lines))
+
     def report(self) -> str:
         """The account, to be read by a person; what was lost comes first."""
-        data = [f"{name} = {_plain(value)}" for name, value in self.dataset.items()]
+        data = {name: _plain(value) for name, value in self.dataset.items() if name not in SETTINGS_ALONE}
+        alone = {name: json.dumps(value) for name, value in self.dataset.items() if name in SETTINGS_ALONE}
         sections = {
             "Not carried over": self.missing,
-            "To be set in Load Dataset": data,
+            "Changed by hand": self.changed,
+            "To be set in Load Dataset": [f"{name} = {value}" for name, value in data.items()],
+            f"To be written into {SETTINGS_FILE} in the pictures' folder": [f"{n} = {v}" for n, v in alone.items()],
             "Carried over": self.carried,
             "Not in the file, so its trainer's default": self.defaults,
             "Without effect here": self.ignored,
         }
-        if not self.values:
-            data.append("the file says nothing of the training: the config holds LoRA Config's own defaults")
         head = (
             f"{self.source}: {len(self.carried)} carried over, {len(self.missing)} not carried over, "
             f"{len(self.ignored)} without effect here"
         )
+        if not self.origins:
+            head += "\nThe file says nothing of the training: the config holds LoRA Config's preset custom"
         return "\n\n".join(
             [
                 head,

@@ -88,15 +88,15 @@ IGNORED: dict[str, str] = {
 }  # fmt: skip
 """Key -> why it has no effect."""
 
-BY_BLOCK = "another rank, alpha or learning rate for some blocks; layer_rules in LoRA Config can say the same"
+BY_BLOCK = "another rank, alpha or learning rate for some blocks; layer_rules in Adapter Options can say the same"
 LORAPLUS = "a higher learning rate for the second factor of each LoRA (LoRA+)"
 OLD_FILES = "older files would have been deleted; here all are kept"
 STATE = "the run's state on disk, to go on from it"
-EPOCHS = "counted in epochs; here in steps: set"
+EPOCHS = "counted in epochs; here in steps: in Import Recipe's changes set"
 VALIDATION = "a loss on pictures that are kept out of the training"
 BIT8 = "the base model would have been held in 8 bit, for less memory"
 BIT16 = "weights and gradients of the LoRA in 16 bit; here they are always 32 bit"
-ANIMA = "a learning rate of its own for some of the model's layers; layer_rules in LoRA Config can say the same"
+ANIMA = "a learning rate of its own for some of the model's layers; layer_rules in Adapter Options can say the same"
 
 MISSING: dict[str, tuple] = {
     "dataset_config": ("the pictures' settings are in that file: import it too",),
@@ -174,7 +174,7 @@ MISSING: dict[str, tuple] = {
     "t5_dropout_rate": ("T5 alone would have got empty captions at this rate",),
     "pos_emb_random_crop_rate": ("positions would have been cut at random (SD3.5 Medium)",),
     "enable_scaled_pos_embed": ("positions would have been scaled by resolution (SD3.5 Medium)",),
-    "system_prompt": ("text put before every caption, as caption_prefix in Load Dataset",),
+    "system_prompt": ("text put before every caption, as caption_prefix in a dataset.toml does",),
     **dict.fromkeys(("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr"), (ANIMA,)),
     "save_every_n_epochs": (f"{EPOCHS} save_every",),
     "save_n_epoch_ratio": (f"{EPOCHS} save_every",),

@@ -1,0 +1,91 @@
+"""ai-toolkit: what each setting of a job becomes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from lora_kiln.training import recipes
+
+from foreign_recipes import JOB, job, list_of
+
+
+def test_a_job_becomes_a_config() -> None:
+    recipe = recipes.read(yaml.safe_dump(JOB))
+    assert recipe.source == "ai-toolkit job"
+    config = recipe.config
+    assert (config.adapter, config.rank, config.alpha) == ("lora", 32, 16.0)
+    assert (config.targets, config.conv_rank, config.conv_alpha) == ("all linear and convolution", 8, 4.0)
+    assert (config.batch_size, config.steps, config.gradient_accumulation) == (2, 900, 4)
+    assert (config.learning_rate, config.text_encoder_learning_rate) == (2e-4, 0.0)
+    assert (config.optimizer, config.weight_decay, config.optimizer_args) == ("adamw8bit", 1e-4, "eps=1e-6")
+    assert (config.timestep_sampling, config.scheduler, config.loss) == ("logit_normal", "constant", "l2")
+    assert (config.ema_decay, config.precision, config.save_precision) == (0.98, "bf16", "bf16")
+    assert (config.save_every, config.sample_every, config.sample_guidance) == (200, 100, 4.0)
+    assert config.sample_prompts == ("ohwx in a wood",) and config.gradient_checkpointing
+
+
+def test_a_jobs_data_becomes_load_datasets() -> None:
+    recipe = recipes.read(yaml.safe_dump(JOB))
+    data = recipe.dataset
+    assert (data["resolution"], data["extra_resolutions"], data["trigger_word"]) == (1024, "768, 512", "ohwx")
+    assert data["shuffle_tags"] and data["caption_dropout"] == 0.05
+    assert list_of(recipe, "datasets[0].flip_y") == list_of(recipe, "datasets[1].num_repeats") == ["missing"]
+    assert list_of(recipe, "train.loss_type") == list_of(recipe, "model.quantize") == ["missing"]
+    assert list_of(recipe, "train.do_fft_loss") == ["ignored"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "field", "value"),
+    [
+        ({}, "rank", 4),
+        ({}, "alpha", 1.0),
+        ({}, "learning_rate", 1e-6),
+        ({}, "steps", 1000),
+        ({}, "save_every", 1000),
+        ({}, "gradient_checkpointing", True),
+        ({}, "precision", "fp32"),
+        ({}, "timestep_sampling", "auto"),
+        ({"network": {"rank": 8, "linear": 16}}, "rank", 8),
+        ({"network": {"alpha": 3}}, "alpha", 3.0),
+        ({"network": {"type": "lokr", "lokr_factor": 8}}, "lokr_factor", 8),
+        ({"network": {"type": "lokr", "lokr_full_rank": False, "linear": 8}}, "rank", 8),
+        ({"train": {"gradient_accumulation_steps": 4, "steps": 1000}}, "steps", 250),
+        ({"train": {"gradient_accumulation_steps": 4, "steps": 1000}}, "gradient_accumulation", 4),
+        ({"train": {"optimizer": "prodigy", "lr": 1e-4}}, "learning_rate", 1.0),
+        ({"train": {"optimizer": "adam"}}, "weight_decay", 0.0),
+        ({"train": {"train_text_encoder": True, "lr": 1e-4}}, "text_encoder_learning_rate", 1e-4),
+        ({"train": {"lr_scheduler": "constant_with_warmup", "steps": 2000}}, "warmup", 1000.0),
+        ({"train": {"lr_scheduler": "cosine_with_restarts"}}, "scheduler_cycles", 1),
+        ({"train": {"lr_scheduler": "linear"}}, "scheduler", "constant"),
+        ({"train": {"min_snr_gamma": 5}}, "min_snr_gamma", 5.0),
+        ({"train": {"noise_offset": 0.02}}, "noise_offset", 0.02),
+        ({"train": {"max_denoising_steps": 799}}, "min_timestep", 200),
+        ({"train": {"noise_scheduler": "flowmatch", "timestep_type": "linear"}}, "timestep_sampling", "uniform"),
+        ({"train": {"noise_scheduler": "flowmatch", "timestep_type": "weighted"}}, "timestep_sampling", "uniform"),
+        ({"train": {"disable_sampling": True}, "sample": {"prompts": ["a"]}}, "sample_every", 0),
+        ({"sample": {"samples": [{"prompt": "a fox", "width": 512}]}}, "sample_prompts", ("a fox",)),
+        ({"training_seed": 9}, "seed", 9),
+    ],
+)  # fmt: skip
+def test_a_jobs_setting_becomes_a_field(tables: dict[str, Any], field: str, value: Any) -> None:
+    assert getattr(job(**tables).config, field) == value
+
+
+def test_a_whole_lokr_factor_is_a_rank_above_every_layer() -> None:
+    config = job(network={"type": "lokr"}).config
+    assert config.adapter == "lokr" and config.rank == config.alpha >= 4096
+
+
+def test_a_rate_without_a_dot_is_a_number_in_yaml_too() -> None:
+    text = "config:\n  process:\n  - train: {lr: 1e-4}\n    network: {linear: 8}\n"
+    assert recipes.read(text).config.learning_rate == 1e-4
+
+
+def test_a_job_without_network_would_have_trained_the_model() -> None:
+    process = {"type": "sd_trainer", "train": {"lr": 1e-5}}
+    recipe = recipes.read(json.dumps({"config": {"process": [process, {"type": "other"}]}}))
+    assert any("the whole model" in line for line in recipe.missing)
+    assert list_of(recipe, "process[1]") == ["missing"]

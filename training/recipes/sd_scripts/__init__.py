@@ -1,0 +1,50 @@
+"""kohya-ss/sd-scripts: the arguments of its train_network scripts, as a TOML file holds them.
+
+Names, defaults and meaning are those of github.com/kohya-ss/sd-scripts in 2026 (library/train_util.py,
+train_network.py, networks/, library/config_util.py) and of github.com/KohakuBlueleaf/LyCORIS (lycoris/kohya.py).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..ledger import Ledger
+from ..recipe import Recipe
+from . import keys
+from .data import carry_data
+from .entries import LISTS, argument_entries, file_entries
+from .learning import carry_learning
+from .network import carry_network
+from .objective import carry_objective
+from .own import carry_own
+from .saving import carry_saving
+
+__all__ = ["LISTS", "argument_entries", "carry", "keys", "read", "recognises"]
+
+SOURCE = "sd-scripts TOML"
+DATA_SOURCE = "sd-scripts dataset file"
+
+
+def recognises(content: Mapping[str, Any]) -> bool:
+    """Whether a table holds keys of sd-scripts."""
+    entries, _, _ = file_entries(content)
+    return any(name in keys.KNOWN or name.startswith(tuple(f"{each}." for each in LISTS)) for name in entries)
+
+
+def read(content: Mapping[str, Any]) -> Recipe:
+    """A file for --config_file or --dataset_config, or both in one."""
+    entries, repeated, is_data_only = file_entries(content)
+    book = Ledger(entries, repeated, has_defaults=not is_data_only)
+    carry(book)
+    return book.recipe(DATA_SOURCE if is_data_only else SOURCE)
+
+
+def carry(book: Ledger) -> None:
+    """Settles every key of a file that goes by sd-scripts' names."""
+    carry_network(book)
+    carry_learning(book)
+    carry_objective(book)
+    carry_saving(book)
+    carry_data(book)
+    carry_own(book)
+    book.ignore(tuple(name for name in keys.CARRIED if not book.has(name)), "not set")
+    book.settle_rest(keys.IGNORED, keys.MISSING)

@@ -1,0 +1,80 @@
+"""The tables of a file: every key by its name as an argument."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..ledger import Entry, is_unset
+from ..techniques import unquoted
+
+LISTS = ("network_args", "optimizer_args")
+"""Lists of name=value, each of which is a key of its own here."""
+RENAMED: dict[str, str] = {
+    "batch_size": "train_batch_size",
+    "num_repeats": "dataset_repeats",
+    "caption_extention": "caption_extension",
+}
+"""Names in a dataset's tables -> names as arguments."""
+
+
+def file_entries(content: Mapping[str, Any]) -> tuple[dict[str, Entry], list[tuple[str, Entry]], bool]:
+    """The file's keys by name, further values for the same names, and whether it describes pictures alone."""
+    tables = content.get("datasets")
+    has_datasets = isinstance(tables, list) and all(isinstance(each, dict) for each in tables)
+    found: list[tuple[str, Entry]] = []
+    if isinstance(tables, list) and has_datasets:
+        found += _dataset_entries(tables)
+    general = content.get("general")
+    if has_datasets and isinstance(general, dict):
+        found += [(_renamed(key), Entry(f"general.{key}", value)) for key, value in general.items()]
+    is_data_only = has_datasets and not set(content) - {"datasets", "general"}
+    rest = {key: value for key, value in content.items() if not (has_datasets and key in ("datasets", "general"))}
+    for path, value in _leaves(rest, ""):
+        name = path.rsplit(".", 1)[-1]
+        made = argument_entries(name, path, value) if name in LISTS else {name: Entry(path, value)}
+        found += made.items()
+    entries: dict[str, Entry] = {}
+    repeated = []
+    for name, entry in found:
+        if name in entries:
+            repeated.append((name, entry))
+        else:
+            entries[name] = entry
+    return entries, repeated, is_data_only
+
+
+def _renamed(key: str) -> str:
+    return RENAMED.get(key, key)
+
+
+def _dataset_entries(tables: list[dict[str, Any]]) -> Iterator[tuple[str, Entry]]:
+    """Of each subset, then of its dataset; regularisation pictures have names of their own."""
+    for number, table in enumerate(tables):
+        subsets = table.get("subsets")
+        is_list = isinstance(subsets, list) and all(isinstance(each, dict) for each in subsets)
+        for inner, subset in enumerate(subsets if isinstance(subsets, list) and is_list else []):
+            prefix = "regularisation." if subset.get("is_reg") is True else ""
+            for key, value in subset.items():
+                yield prefix + _renamed(key), Entry(f"datasets[{number}].subsets[{inner}].{key}", value)
+        for key, value in table.items():
+            if not (key == "subsets" and is_list):
+                yield _renamed(key), Entry(f"datasets[{number}].{key}", value)
+
+
+def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every key that holds no table; sd-scripts does not mind the tables' names."""
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def argument_entries(name: str, path: str, value: Any) -> dict[str, Entry]:
+    """`["a=1", "b=2"]` or "a=1 b=2" -> entries name.a, name.b; as one entry where it is something else."""
+    words = value.split() if isinstance(value, str) else value
+    if is_unset(value) or not isinstance(words, list) or not words:
+        return {name: Entry(path, value)}
+    if not all(isinstance(word, str) and "=" in word for word in words):
+        return {name: Entry(path, value)}
+    pairs = [[part.strip() for part in word.split("=", 1)] for word in words]
+    return {f"{name}.{key}": Entry(f"{path}.{key}", unquoted(given)) for key, given in pairs}

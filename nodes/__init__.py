@@ -4,14 +4,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..training import events, host
 from ..training.captioner import FOLDER
-from ..training.config import CUSTOM, PRESETS, preset_values
 from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
 from .caption_images import CaptionImages
 from .import_recipe import ImportRecipe
 from .load_dataset import LoadDataset
 from .load_lora import LoadLoRA
-from .lora_config import LoRAConfigNode
+from .lora_config import LoRAConfigNode, filled_in
 from .loss_options import LossOptions
 from .merge_loras import MergeLoRAs
 from .optimizer_options import OptimizerOptions
@@ -40,7 +39,7 @@ class KilnExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.register_model_folder(FOLDER)
         host.serve_json("/kiln/runs", events.histories)
-        host.serve_json("/kiln/presets", lambda: {name: preset_values(name) for name in PRESETS if name != CUSTOM})
+        host.serve_json("/kiln/presets", filled_in)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

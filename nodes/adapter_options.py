@@ -5,8 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import LoRAConfig, preset_values
-from .fields import Fields, given
+from ..training.config import LoRAConfig
+from .fields import DEFAULTS, Fields, changed
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,24 +15,28 @@ class AdapterOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(preset_values("custom"))
+        field = Fields(DEFAULTS)
         return io.Schema(
             node_id="KilnAdapterOptions",
             display_name="Adapter Options",
             category=CATEGORY,
-            description="Goes between LoRA Config and Train LoRA: ranks of convolutions and of single layers, dropout.",
-            search_aliases=["locon", "dora", "loha", "lokr", "oft", "rslora", "block weights", "dropout"],
+            description="Goes between LoRA Config or Import Recipe and Train LoRA: ranks of convolutions and of single "
+            "layers, dropout. A field at its default leaves what the config says.",
+            search_aliases=[
+                *("locon", "dora", "loha", "lokr", "oft", "rslora", "lycoris", "block weights", "block_dims"),
+                *("conv_dim", "conv_alpha", "factor", "network_dropout", "rank_dropout", "module_dropout"),
+            ],
             inputs=[
-                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                KilnConfig.Input("config", tooltip="From LoRA Config or Import Recipe."),
                 field.integer(
                     "conv_rank",
-                    "Rank for convolutions larger than 1x1 (LoCon's conv_dim); 0 = as rank. "
-                    "They learn with the targets 'all linear and convolution'.",
+                    "Rank of convolutions larger than 1x1 (kohya: conv_dim); 0 = as rank. "
+                    "It needs targets that name convolutions.",
                     0,
                     1024,
                     False,
                 ),
-                field.number("conv_alpha", "Alpha for those convolutions; 0 = as alpha.", 0.0, 1024.0, 0.5, False),
+                field.number("conv_alpha", "Alpha of those convolutions; 0 = as alpha.", 0.0, 1024.0, 0.5, False),
                 field.switch(
                     "rslora",
                     "Scale by alpha / sqrt(rank), so that high ranks learn as fast as low ones. "
@@ -41,7 +45,8 @@ class AdapterOptions(io.ComfyNode):
                 ),
                 field.integer(
                     "lokr_factor",
-                    "LoKr: size of the small factor, 4 to 16 for smaller files; -1 = as even as can be.",
+                    "LoKr: size of the small factor (kohya: factor), 4 to 16 for smaller files; -1 = as even as can "
+                    "be.",
                     -1,
                     1024,
                     False,
@@ -51,11 +56,12 @@ class AdapterOptions(io.ComfyNode):
                     "A rule a line: a pattern of layer names, then rank=, alpha= or lr= (a factor "
                     "on the learning rate). The last that fits a layer counts; rank=0 leaves it out.",
                     False,
-                    "*attn2*  rank=32 alpha=16\n*output_blocks*  lr=0.5\n*input_blocks.1.*  rank=0",
+                    "*attn2*  rank=32 alpha=16\n*output_blocks*  lr=0.5",
                 ),
                 field.number(
                     "dropout",
-                    "Share of each adapter's inputs set to zero: 0.05 to 0.2 against overfitting.",
+                    "Share of each adapter's inputs set to zero (kohya: network_dropout): 0.05 to 0.2 against "
+                    "overfitting.",
                     0.0,
                     0.99,
                     0.01,
@@ -76,4 +82,4 @@ class AdapterOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **given(values)))
+        return io.NodeOutput(replace(config, **changed(values)))

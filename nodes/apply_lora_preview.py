@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
+from ..training.export import AS_TRAINED, in_precision
 from ..training.lora_files import for_host
 from ..training.problems import raise_if_any
 from ..training.sheets import strength_grid
@@ -92,7 +93,7 @@ class ApplyLoRAPreview(io.ComfyNode):
     ) -> io.NodeOutput:
         columns = parse_strengths(strengths)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
-        lora = for_host(lora, host.layer_names(model, clip))
+        lora = for_host(in_precision(lora, AS_TRAINED), host.layer_names(model, clip))
         progress = host.progress_bar(len(columns) * len(lines))
         pictures: list[list[torch.Tensor]] = [[] for _ in lines]
         for column, value in enumerate(columns):

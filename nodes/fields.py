@@ -4,6 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..training.config import CUSTOM, preset_values
+
+DEFAULTS = preset_values(CUSTOM)
+
 
 class Fields:
     """Makes optional inputs whose defaults are a recipe's values.
@@ -51,3 +55,8 @@ class Fields:
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that came; an optional input that is not connected and has no widget comes as None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def changed(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that were moved off their default, for nodes that change a recipe: the others leave it as it is."""
+    return {name: value for name, value in given(values).items() if value != DEFAULTS[name]}

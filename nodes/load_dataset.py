@@ -33,7 +33,11 @@ class LoadDataset(io.ComfyNode):
             display_name="Load Dataset",
             category=CATEGORY,
             description="Reads pictures and captions to train on, and shows them as the trainer will see them.",
-            search_aliases=["training images", "image folder", "lora dataset"],
+            search_aliases=[
+                *("training images", "image folder", "lora dataset", "train_data_dir", "reg_data_dir", "buckets"),
+                *("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "flip_aug", "shuffle_caption"),
+                *("caption_tag_dropout_rate", "caption_dropout_rate", "keep_tokens", "num_repeats", "masked training"),
+            ],
             is_input_list=True,
             inputs=[
                 io.Combo.Input(
@@ -62,11 +66,13 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "flip", default=False,
-                    tooltip="Shows each picture mirrored half of the time. Not for faces, text or anything one-sided.",
+                    tooltip="Shows each picture mirrored half of the time (kohya: flip_aug). Not for faces, text or "
+                    "anything one-sided.",
                 ),
                 io.Boolean.Input(
                     "shuffle_tags", default=False,
-                    tooltip="Shows comma-separated tags in changing order, so that none is learned by its place.",
+                    tooltip="Shows comma-separated tags in changing order (kohya: shuffle_caption), so that none is "
+                    "learned by its place.",
                 ),
                 io.Int.Input(
                     "keep_tokens", default=1, min=0, max=64,
@@ -74,28 +80,30 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "caption_dropout", default=0.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="Share of samples trained without caption. 0.05 to 0.1 helps styles.",
+                    tooltip="Share of samples trained without caption (kohya: caption_dropout_rate). 0.05 to 0.1 "
+                    "helps styles.",
                 ),
                 io.Int.Input(
                     "repeats", default=1, min=1, max=1000, advanced=True,
-                    tooltip="Times each picture counts in one epoch, multiplied with the folder's own number.",
+                    tooltip="Times each picture counts in one epoch (kohya: num_repeats), multiplied with the "
+                    "folder's own number.",
                 ),
                 io.Int.Input(
                     "bucket_step", default=64, min=8, max=256, step=8, advanced=True,
-                    tooltip="Sides of training pictures are multiples of this, in pixels.",
+                    tooltip="Sides of training pictures are multiples of this, in pixels (kohya: bucket_reso_steps).",
                 ),
                 io.Int.Input(
                     "shortest_side", default=256, min=64, max=4096, step=64, advanced=True,
-                    tooltip="No training picture has a side below this, in pixels.",
+                    tooltip="No training picture has a side below this, in pixels (kohya: min_bucket_reso).",
                 ),
                 io.Int.Input(
                     "longest_side", default=2048, min=64, max=8192, step=64, advanced=True,
-                    tooltip="No training picture has a side above this, in pixels.",
+                    tooltip="No training picture has a side above this, in pixels (kohya: max_bucket_reso).",
                 ),
                 io.Combo.Input(
                     "regularisation_folder", options=folders, default=NONE, advanced=True,
-                    tooltip="Pictures of the same kind but not of the subject: they keep the model from forgetting "
-                    "what it knows. As many of them are shown as of your own.",
+                    tooltip="Pictures of the same kind but not of the subject (kohya: reg_data_dir): they keep the "
+                    "model from forgetting what it knows. As many of them are shown as of your own.",
                 ),
                 io.Float.Input(
                     "prior_loss_weight", default=1.0, min=0.0, max=10.0, step=0.05, advanced=True,
@@ -125,7 +133,8 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "tag_dropout", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Chance of each comma-separated tag behind the first keep_tokens to be left out.",
+                    tooltip="Chance of each comma-separated tag behind the first keep_tokens to be left out "
+                    "(kohya: caption_tag_dropout_rate).",
                 ),
                 io.Mask.Input(
                     "masks", optional=True,

@@ -32,36 +32,54 @@ class LoRAConfigNode(io.ComfyNode):
             node_id="KilnLoRAConfig",
             display_name="LoRA Config",
             category=CATEGORY,
-            description="The recipe of a training run. Choosing a preset fills in the fields below it.",
-            search_aliases=["training settings", "hyperparameters", "kohya"],
+            description="The recipe of a training run. Choosing a preset fills in what presets name: size, targets, "
+            "learning rate, steps, noise.",
+            search_aliases=[
+                *("kohya", "training settings", "hyperparameters", "network_dim", "network_alpha", "unet_lr"),
+                *("text_encoder_lr", "max_train_steps", "max_train_epochs", "train_batch_size", "lr_scheduler"),
+                *("constant_with_warmup", "lr_warmup_steps", "mixed_precision", "sample prompts", "optimizer"),
+            ],
             inputs=[
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default=START,
-                    tooltip="A starting recipe. Choosing one fills in the fields below; they are what counts.",
+                    tooltip="Choosing one fills in rank, alpha, targets, learning_rate, steps and the like, and leaves "
+                    "the rest. What stands in the fields counts.",
                 ),
-                field.integer("rank", "Size of the LoRA: 8 to 32 for a subject, 32 to 64 for a style.", 1, 1024, False),
+                field.integer(
+                    "rank",
+                    "Size of the LoRA (kohya: network_dim): 8 to 32 for a subject, 32 to 64 for a style. "
+                    "oft: size of a block, at most the square root of a layer's rows.",
+                    1,
+                    1024,
+                    False,
+                ),
                 field.number(
                     "alpha",
-                    "The LoRA is scaled by alpha / rank. Half of rank, or the same, is usual.",
+                    "The LoRA is scaled by alpha / rank (kohya: network_alpha). Half of rank, or the same, is usual.",
                     0.001,
                     1024.0,
                     0.5,
                     False,
                 ),
                 field.choice(
-                    "targets", TARGETS, "Which layers learn: more layers learn more, and keep less of the base.", False
+                    "targets",
+                    TARGETS,
+                    "attention: 160 layers in SD1.5, 582 in SDXL. attention and feed-forward: 192 and 722, kohya's "
+                    "default; with convolutions too it is LoCon. More layers learn more, and keep less of the base.",
+                    False,
                 ),
                 field.number(
                     "learning_rate",
-                    "1e-4 is the usual start; halve it if pictures break, double it if nothing is learned.",
+                    "1e-4 is the usual start; halve it if pictures break, double it if nothing is learned. "
+                    "prodigy wants 1.",
                     1e-8,
                     10.0,
                     1e-6,
                     False,
                 ),
-                field.integer("steps", "Optimizer steps of the run.", 1, 1_000_000, False),
+                field.integer("steps", "Optimizer steps of the run (kohya: max_train_steps).", 1, 1_000_000, False),
                 field.integer(
                     "batch_size", "Pictures in one forward pass: more is steadier and takes more memory.", 1, 512, False
                 ),
@@ -73,7 +91,7 @@ class LoRAConfigNode(io.ComfyNode):
                     False,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                 ),
-                field.integer("epochs", "Passes over the data; 0 = use steps.", 0, 100_000),
+                field.integer("epochs", "Passes over the data (kohya: max_train_epochs); 0 = use steps.", 0, 100_000),
                 field.choice(
                     "optimizer",
                     OPTIMIZERS,
@@ -81,7 +99,12 @@ class LoRAConfigNode(io.ComfyNode):
                     "rate; prodigy finds it by itself (learning_rate 1); schedule_free wants the scheduler constant.",
                 ),
                 field.number("weight_decay", "Pulls the LoRA towards nothing, against overfitting.", 0.0, 10.0, 0.001),
-                field.choice("scheduler", SCHEDULERS, "How the learning rate goes on after the warm-up."),
+                field.choice(
+                    "scheduler",
+                    SCHEDULERS,
+                    "How the learning rate goes on after the warm-up. constant with a warmup is kohya's "
+                    "constant_with_warmup.",
+                ),
                 field.number(
                     "warmup", "Rise of the learning rate: below 1 a share of the run, from 1 on steps.", 0.0, 1e6
                 ),
@@ -117,8 +140,8 @@ class LoRAConfigNode(io.ComfyNode):
                 ),
                 field.number(
                     "text_encoder_learning_rate",
-                    "Trains the text encoders (CLIP-L, CLIP-G) too, at this "
-                    "rate: a fifth of learning_rate is usual. 0 = off.",
+                    "Trains the text encoders (CLIP-L, CLIP-G) too, at this rate (kohya: text_encoder_lr): "
+                    "a fifth of learning_rate is usual. 0 = off.",
                     0.0,
                     10.0,
                     1e-6,
@@ -135,3 +158,11 @@ class LoRAConfigNode(io.ComfyNode):
             lines = (line.strip() for line in chosen["sample_prompts"].splitlines())
             chosen["sample_prompts"] = tuple(dict.fromkeys(line for line in lines if line))
         return io.NodeOutput(LoRAConfig(**{**preset_values(preset), **chosen}))
+
+
+def filled_in() -> dict[str, dict[str, Any]]:
+    """What choosing each preset fills in on the page: a value for every field that one of them names."""
+    named = {name for preset in PRESETS.values() for name in preset}
+    return {
+        preset: {name: value for name, value in preset_values(preset).items() if name in named} for preset in PRESETS
+    }

@@ -5,8 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import HUBER_SCHEDULES, LOSSES, TIMESTEPS, LoRAConfig, preset_values
-from .fields import Fields, given
+from ..training.config import HUBER_SCHEDULES, LOSSES, TIMESTEPS, LoRAConfig
+from .fields import DEFAULTS, Fields, changed
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,25 +15,41 @@ class LossOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(preset_values("custom"))
+        field = Fields(DEFAULTS)
         return io.Schema(
             node_id="KilnLossOptions",
             display_name="Loss Options",
             category=CATEGORY,
-            description="Goes between LoRA Config and Train LoRA: the loss, the noise and the timesteps.",
-            search_aliases=["huber", "multires noise", "pyramid noise", "debiased", "zero terminal snr", "timesteps"],
+            description="Goes between LoRA Config or Import Recipe and Train LoRA: the loss, the noise and the "
+            "timesteps. A field at its default leaves what the config says.",
+            search_aliases=[
+                *("huber", "loss_type", "multires noise", "pyramid noise", "debiased", "ip_noise_gamma", "zsnr"),
+                *("zero_terminal_snr", "timesteps", "sigmoid", "sigmoid_scale", "discrete_flow_shift", "flux_shift"),
+            ],
             inputs=[
-                KilnConfig.Input("config", tooltip="From LoRA Config."),
-                field.choice("loss", LOSSES, "l2 is the standard; huber and smooth_l1 mind bad pictures less.", False),
+                KilnConfig.Input("config", tooltip="From LoRA Config or Import Recipe."),
+                field.choice(
+                    "loss",
+                    LOSSES,
+                    "l2 is the standard; huber and smooth_l1 mind bad pictures less (kohya: loss_type).",
+                    False,
+                ),
                 field.number(
                     "huber_c",
-                    "Where huber and smooth_l1 turn from square to linear: lower minds outliers less.",
+                    "Where huber and smooth_l1 turn from square to linear: lower minds outliers less. "
+                    "The lowest point under huber_schedule exponential and snr.",
                     1e-4,
                     10.0,
                     0.01,
                     False,
                 ),
-                field.choice("huber_schedule", HUBER_SCHEDULES, "How that point moves with the noise.", False),
+                field.choice(
+                    "huber_schedule",
+                    HUBER_SCHEDULES,
+                    "constant: huber_c everywhere. exponential, over the timesteps, and snr, over the noise: from 1 at "
+                    "no noise down to huber_c at the most.",
+                    False,
+                ),
                 field.switch(
                     "debiased_estimation",
                     "Weight the loss by 1 / sqrt(SNR): more weight on noisy steps, an alternative to min_snr_gamma.",
@@ -48,7 +64,8 @@ class LossOptions(io.ComfyNode):
                 ),
                 field.number(
                     "multires_noise_discount",
-                    "Strength of each coarser layer against the one before.",
+                    "Strength of each coarser layer against the one before: 0.1 to 0.3 for few pictures, up to 0.8 for "
+                    "many.",
                     0.0,
                     1.0,
                     0.05,
@@ -65,7 +82,7 @@ class LossOptions(io.ComfyNode):
                 ),
                 field.switch(
                     "zero_terminal_snr",
-                    "The last timestep is pure noise: for very dark and bright pictures, "
+                    "The last timestep is pure noise (zsnr): for very dark and bright pictures, "
                     "with v-prediction models made for it.",
                     False,
                 ),
@@ -81,7 +98,8 @@ class LossOptions(io.ComfyNode):
                 field.choice(
                     "timestep_sampling",
                     TIMESTEPS,
-                    "Density of the timesteps. auto: uniform for SD1.5 and SDXL, shift for flow models.",
+                    "auto: uniform for SD1.5 and SDXL, shift for flow models. Kohya calls logit_normal sigmoid, "
+                    "and resolution_shift flux_shift.",
                     False,
                 ),
                 field.number(
@@ -93,11 +111,16 @@ class LossOptions(io.ComfyNode):
                     False,
                 ),
                 field.number(
-                    "logit_std", "Of logit_normal, shift and resolution_shift: the spread.", 0.01, 10.0, 0.1, False
+                    "logit_std",
+                    "Of logit_normal, shift and resolution_shift: the spread (kohya: sigmoid_scale).",
+                    0.01,
+                    10.0,
+                    0.1,
+                    False,
                 ),
                 field.number(
                     "timestep_shift",
-                    "Of shift (discrete_flow_shift elsewhere): above 1 = noisier; 0 = the model's own.",
+                    "Of shift (kohya: discrete_flow_shift): above 1 = noisier; 0 = the model's own.",
                     0.0,
                     100.0,
                     0.1,
@@ -109,4 +132,4 @@ class LossOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **given(values)))
+        return io.NodeOutput(replace(config, **changed(values)))

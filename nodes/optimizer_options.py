@@ -5,8 +5,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import LoRAConfig, preset_values
-from .fields import Fields, given
+from ..training.config import LoRAConfig
+from .fields import DEFAULTS, Fields, changed
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,23 +15,40 @@ class OptimizerOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(preset_values("custom"))
+        field = Fields(DEFAULTS)
         return io.Schema(
             node_id="KilnOptimizerOptions",
             display_name="Optimizer Options",
             category=CATEGORY,
-            description="Goes between LoRA Config and Train LoRA: settings of the optimizer and the scheduler, EMA.",
-            search_aliases=["prodigy", "d_coef", "betas", "ema", "lr scheduler", "deterministic"],
+            description="Goes between LoRA Config or Import Recipe and Train LoRA: settings of the optimizer and the "
+            "scheduler, EMA. A field at its default leaves what the config says.",
+            search_aliases=[
+                *("prodigy", "d_coef", "betas", "optimizer_args", "ema", "lr scheduler", "lr_scheduler_num_cycles"),
+                *("lr_scheduler_power", "deterministic"),
+            ],
             inputs=[
-                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                KilnConfig.Input("config", tooltip="From LoRA Config or Import Recipe."),
                 field.text(
                     "optimizer_args",
                     "Further settings of the optimizer, separated by spaces or lines.",
                     False,
                     "betas=0.9,0.99 eps=1e-8",
                 ),
-                field.integer("scheduler_cycles", "Cycles of cosine_with_restarts.", 1, 1000, False),
-                field.number("scheduler_power", "Power of polynomial: 1 is linear.", 0.01, 10.0, 0.1, False),
+                field.integer(
+                    "scheduler_cycles",
+                    "Cycles of cosine_with_restarts (kohya: lr_scheduler_num_cycles).",
+                    1,
+                    1000,
+                    False,
+                ),
+                field.number(
+                    "scheduler_power",
+                    "Power of polynomial (kohya: lr_scheduler_power): 1 is linear.",
+                    0.01,
+                    10.0,
+                    0.1,
+                    False,
+                ),
                 field.number(
                     "ema_decay",
                     "The LoRA is a moving average of its past: 0.99 for short runs, 0.999 for long ones; 0 = off.",
@@ -49,4 +66,4 @@ class OptimizerOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **given(values)))
+        return io.NodeOutput(replace(config, **changed(values)))

@@ -9,11 +9,14 @@ from comfy_api.latest import io, ui
 from ..training import host
 from ..training.config import LoRAConfig
 from ..training.dataset import Dataset
-from ..training.export import check_name
+from ..training.export import AS_TRAINED, check_name, in_precision
 from ..training.problems import InputError
 from ..training.sheets import strength_grid
 from ..training.trainer import SamplePicture, train_lora
 from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
+
+MOST_COLUMNS = 12
+"""of the samples sheet, which would otherwise grow with the run"""
 
 
 class TrainLoRA(io.ComfyNode):
@@ -26,21 +29,23 @@ class TrainLoRA(io.ComfyNode):
             display_name="Train LoRA",
             category=CATEGORY,
             description="Trains a LoRA on the graph's own MODEL, which is left exactly as it was.",
-            search_aliases=["finetune", "dreambooth", "kohya", "lora trainer"],
+            search_aliases=[
+                *("finetune", "dreambooth", "kohya", "lora trainer", "resume", "network_weights", "existing_lora"),
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to train for; LoRAs already on it stay on."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 KilnDataset.Input("dataset", tooltip="From Load Dataset or Caption Images."),
-                KilnConfig.Input("config", tooltip="From LoRA Config."),
+                KilnConfig.Input("config", tooltip="From LoRA Config, Import Recipe or an Options node."),
                 io.String.Input(
                     "name", default="my_lora",
                     tooltip="Name of the LoRA; files written on the way start with it.",
                 ),
                 LoraModel.Input(
                     "start", optional=True,
-                    tooltip="A LoRA to go on from (Load LoRA File, or another Train LoRA): its layers, ranks and kind "
-                    "stay as they are.",
+                    tooltip="A LoRA to go on from (kohya: network_weights; ComfyUI's trainer: existing_lora), from "
+                    "Load LoRA File or Train LoRA. Its layers, ranks and kind stay.",
                 ),
             ],
             outputs=[
@@ -74,7 +79,8 @@ class TrainLoRA(io.ComfyNode):
         start: Mapping[str, torch.Tensor] | None = None,
     ) -> io.NodeOutput:
         trained = train_lora(model, clip, vae, dataset, config, check_name(name, "name", "Train LoRA"), start)
-        model_with, clip_with = host.with_lora(model, clip, trained.lora, 1.0)
+        # As its file will be: what is drawn here is what the saved LoRA draws.
+        model_with, clip_with = host.with_lora(model, clip, in_precision(trained.lora, AS_TRAINED), 1.0)
         samples = samples_sheet(trained.samples) if trained.samples else None
         return io.NodeOutput(
             trained.lora,
@@ -88,8 +94,14 @@ class TrainLoRA(io.ComfyNode):
 
 
 def samples_sheet(samples: list[SamplePicture]) -> torch.Tensor:
-    """One row a prompt, one column a step: (1, H, W, 3)."""
+    """One row a prompt, one column a step, evenly thinned out where there are many: (1, H, W, 3)."""
     steps = sorted({sample.step for sample in samples})
+    last = len(steps) - 1
+    columns = min(len(steps), MOST_COLUMNS)
+    steps = sorted({steps[round(n * last / max(1, columns - 1))] for n in range(columns)})
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
-    rows = [(prompt, [sample.pixels for sample in samples if sample.prompt == prompt]) for prompt in prompts]
+    rows = [
+        (prompt, [sample.pixels for sample in samples if sample.prompt == prompt and sample.step in steps])
+        for prompt in prompts
+    ]
     return strength_grid(rows, [f"step {step}" for step in steps])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+
+import torch
+from lora_kiln.training.export import save_lora
+from lora_kiln.training.metadata import workflow_metadata
 
 from host import Server
 from kit.concepts import Concept
@@ -19,6 +24,15 @@ INK = """() => {
   for (let i = 0; i < data.length; i += 4) if (data[i] > 180 && data[i + 1] < 200 && data[i + 2] < 130) ink++;
   return ink;
 }"""  # pixels in the curve's orange
+
+
+DROP = """([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), character => character.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name));
+  const canvas = document.querySelector('#graph-canvas');
+  canvas.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
 
 
 def open_page(page, server: Server) -> None:
@@ -65,20 +79,27 @@ def test_the_example_runs_on_the_page_and_the_chart_moves(page, server: Server, 
     page.evaluate("fetch('/api/interrupt', {method: 'POST'})")
 
 
-def test_a_preset_fills_in_the_fields(page, server: Server):
+def test_a_preset_fills_in_its_fields_and_leaves_the_rest(page, server: Server):
     open_page(page, server)
     open_workflow(page)
+    own = {
+        "sample_every": 100, "sample_prompts": "a cat", "save_every": 50, "precision": "fp32", "optimizer": "lion",
+        "adapter": "dora", "text_encoder_learning_rate": 2e-5, "seed": 7,
+    }  # fmt: skip
     values = page.evaluate(
-        """() => {
+        """own => {
           const node = window.app.graph.findNodesByType('KilnLoRAConfig')[0];
-          const preset = node.widgets.find(widget => widget.name === 'preset');
-          preset.value = 'SDXL style';
-          preset.callback(preset.value);
+          const byName = Object.fromEntries(node.widgets.map(widget => [widget.name, widget]));
+          for (const [name, value] of Object.entries(own)) byName[name].value = value;
+          byName.preset.value = 'SDXL style';
+          byName.preset.callback(byName.preset.value);
           return Object.fromEntries(node.widgets.map(widget => [widget.name, widget.value]));
-        }"""
+        }""",
+        own,
     )
     assert (values["rank"], values["alpha"], values["learning_rate"]) == (32, 16, 5e-5)
     assert values["gradient_checkpointing"] is True
+    assert {name: values[name] for name in own} == own
 
 
 def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, server: Server):
@@ -89,6 +110,18 @@ def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, serve
     assert set(trainer["inputs"]) == {"model", "clip", "vae", "dataset", "config", "name"}
     saved = next(node for node in prompt["workflow"]["nodes"] if node["type"] == "KilnTrainLoRA")
     assert [value for value in saved["widgets_values"] if value is not None] == ["lora_kiln_demo"]
+
+
+def test_a_saved_lora_dropped_on_the_canvas_opens_its_graph(page, server: Server, tmp_path: Path):
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    metadata = workflow_metadata({"1": {"class_type": "KilnSaveLoRA", "inputs": {}}}, {"workflow": workflow})
+    path = save_lora(tmp_path / "anna.safetensors", {"a.lora_up.weight": torch.zeros(4, 2)}, metadata)
+    open_page(page, server)
+    page.evaluate("window.app.graph.clear()")
+    page.evaluate(DROP, [path.name, base64.b64encode(path.read_bytes()).decode()])
+    page.wait_for_function(f"window.app.graph.nodes.length === {len(workflow['nodes'])}", timeout=30_000)
+    kinds = page.evaluate("window.app.graph.nodes.map(node => node.type)")
+    assert sorted(kinds) == sorted(node["type"] for node in workflow["nodes"])
 
 
 def test_the_templates_are_listed_with_their_pictures(server: Server):

@@ -7,6 +7,7 @@ import { mergeRun, statusLines } from "./status.mjs";
 const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
 const HEIGHT = 170;
+const WIDTH = 400;
 const POLL_MILLISECONDS = 5000;
 
 const runs = new Map(); // node id -> the newest run of that node
@@ -48,7 +49,7 @@ function addRunView(node) {
     views.delete(node);
     onRemoved?.apply(this, arguments);
   };
-  node.setSize([Math.max(node.size[0], 380), Math.max(node.size[1], 420)]);
+  node.setSize([node.size[0], Math.max(node.size[1], 420)]);
   paint();
 }
 
@@ -78,9 +79,7 @@ function fillInPresets(node) {
   preset.callback = function (name) {
     const values = presets[name] ?? {};
     for (const widget of node.widgets) {
-      if (widget.name in values && widget.name !== "sample_prompts" && widget.name !== "seed") {
-        widget.value = values[widget.name];
-      }
+      if (widget.name in values) widget.value = values[widget.name];
     }
     node.setDirtyCanvas(true, true);
     return callback?.apply(this, arguments);
@@ -101,6 +100,8 @@ app.registerExtension({
     }, POLL_MILLISECONDS);
   },
   nodeCreated(node) {
+    if (!node.comfyClass.startsWith("Kiln")) return;
+    node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]); // narrower, long names of files and models are cut
     if (node.comfyClass === TRAIN) addRunView(node);
     if (node.comfyClass === CONFIG) fillInPresets(node);
   },

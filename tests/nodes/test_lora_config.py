@@ -1,7 +1,7 @@
 """LoRA Config: the recipe that comes out is the one that was filled in."""
 
 import pytest
-from lora_kiln.nodes.lora_config import LoRAConfigNode
+from lora_kiln.nodes.lora_config import LoRAConfigNode, filled_in
 from lora_kiln.training.config import PRESETS, LoRAConfig, preset_values
 from lora_kiln.training.problems import InputError
 
@@ -31,6 +31,22 @@ def test_the_fields_as_the_page_fills_them_are_the_first_preset() -> None:
     assert config(**shown) == LoRAConfig(**preset_values(shown["preset"]))
 
 
+def test_choosing_a_preset_fills_in_its_recipe_and_nothing_else() -> None:
+    own = {"sample_every": 100, "sample_prompts": ("a cat",), "save_every": 50, "precision": "fp32", "adapter": "dora"}
+    own |= {"text_encoder_learning_rate": 2e-5, "optimizer": "lion", "seed": 7}
+    filled = filled_in()
+    assert filled.keys() == PRESETS.keys()
+    for preset, values in PRESETS.items():
+        assert filled[preset].keys() & own.keys() == set()
+        assert LoRAConfig(**{**vars(LoRAConfig(**own)), **filled[preset]}) == LoRAConfig(**own, **values)
+
+
+def test_one_preset_leaves_nothing_of_another() -> None:
+    page = dict(preset_values("SDXL style"))
+    page |= filled_in()["quick test"]
+    assert page == preset_values("quick test")
+
+
 def test_prompts_are_a_line_each() -> None:
     made = config(sample_prompts="a cat\n\n  a dog \n", sample_every=10)
     assert made.sample_prompts == ("a cat", "a dog")
@@ -53,7 +69,3 @@ def test_samples_without_a_prompt_are_refused() -> None:
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(InputError, match="preset is 'SD9'"):
         config("SD9")
-
-
-def test_every_input_has_a_tooltip() -> None:
-    assert all(each.tooltip for each in INPUTS.values())

@@ -5,8 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from lora_kiln.training.pictures import PictureError
 from lora_kiln.training.problems import InputError
 from PIL import Image
 
+from disk import files_of_at_most
 from host import PACK
 
 LARGE = 10**9
@@ -293,19 +292,6 @@ def test_a_damaged_file_is_set_aside_and_begun_again(path: Path, damage) -> None
     with Cache(path, LARGE) as cache:
         cache.put("later", VALUE)
         assert same(cache.get("later"), VALUE) and not cache.notes
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Lets no file of this process grow beyond so many bytes, as on a full disk (Linux, macOS)."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_on_a_full_disk_it_goes_on_in_memory(path: Path) -> None:

@@ -1,8 +1,6 @@
 """The saved LoRA: what the host's own loader makes of it, its other forms, and a file that is whole or not there."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.lora
@@ -25,6 +23,7 @@ from lora_kiln.training.problems import InputError
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from disk import files_of_at_most
 from loras import random_adapters, random_lora
 from models import sd3, sd15, sdxl
 
@@ -304,19 +303,6 @@ def test_a_file_in_the_way_of_the_folder_is_said(tmp_path: Path) -> None:
 def test_a_name_too_long_for_the_disk_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="could not be written"):
         save_lora(tmp_path / f"{'a' * 300}.safetensors", TENSORS, {})
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Lets no file of this process grow beyond so many bytes, as on a full disk (Linux, macOS)."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:

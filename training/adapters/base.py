@@ -1,5 +1,6 @@
 """What all parametrisations share: the contract, dropout, and a look at the layer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """The float32 parameters trained beside one frozen layer.
 
     Args:
@@ -43,31 +44,26 @@ class Adapter(nn.Module):
         """
         return base(x) if self.is_left_out else self.adapted(layer, base, x)
 
+    @abstractmethod
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`forward` of an adapter that adds to the output."""
-        output = base(x)
-        return output + self.added(layer, self.with_dropout(x)).to(output.dtype)
-
-    def added(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What the adapter adds to the layer's output for its input x, in the arithmetic of x."""
-        raise NotImplementedError
+        """`forward` of an adapter that is not left out."""
 
     def merged(self, weight: Tensor) -> Tensor:
         """The weight with the adapter on, float32, as the host's loader computes it."""
         return weight.float() + self.difference(weight)
 
+    @abstractmethod
     def difference(self, weight: Tensor | None = None) -> Tensor:
         """merged - weight, in weight's shape. LoRA, LoHa and LoKr need no weight but for its shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds: suffix -> float32 tensor on the CPU."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "Adapter | None":
         """The inverse of `tensors` for float32 tensors; None where they are of another form."""
-        raise NotImplementedError
 
     def draw_dropout(
         self,
@@ -105,6 +101,18 @@ class Adapter(nn.Module):
             return x
         generator = torch.Generator(x.device).manual_seed(self.dropout_seed)
         return x * torch.empty_like(x).bernoulli_(1 - self.dropout, generator=generator) / (1 - self.dropout)
+
+
+class AddedAdapter(Adapter):
+    """An adapter that adds to its layer's output and leaves its input as it is."""
+
+    def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        output = base(x)
+        return output + self.added(layer, self.with_dropout(x)).to(output.dtype)
+
+    @abstractmethod
+    def added(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the adapter adds to the layer's output for its input x, in the arithmetic of x."""
 
 
 def is_linear(layer: nn.Module) -> bool:

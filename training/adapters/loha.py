@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, saved
+from .base import AddedAdapter, saved
 from .lora import low_rank
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
-class LoHa(Adapter):
+class LoHa(AddedAdapter):
     """W + scale * (w1_a @ w1_b) * (w2_a @ w2_b), a difference of rank up to rank^2.
 
     Args:

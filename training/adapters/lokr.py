@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Adapter, apply_weight, is_linear, largest_divisor, layer_shape, saved
+from .base import AddedAdapter, apply_weight, is_linear, largest_divisor, layer_shape, saved
 from .lora import kaiming_uniform
 
 
-class LoKr(Adapter):
+class LoKr(AddedAdapter):
     """W + scale * kron(w1, w2), where a factor may be a product itself.
 
     Args:

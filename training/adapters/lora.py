@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, apply_weight, layer_shape, mix_channels, saved
+from .base import AddedAdapter, apply_weight, layer_shape, mix_channels, saved
 
 PAIRS = (
     ("lora_up.weight", "lora_down.weight"),
@@ -19,7 +19,7 @@ PAIRS = (
 """What kohya, peft, diffusers and others call up and down."""
 
 
-class LoRA(Adapter):
+class LoRA(AddedAdapter):
     """W + scale * up @ down.
 
     Args:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from . import host
 from .adapters import KINDS, Adapter
 from .attach import (
     Target,
+    adapters_by_rate,
     as_found,
     attached,
     check_dropout,
@@ -19,31 +21,35 @@ from .attach import (
     draw_dropout,
     find_targets,
     find_text_targets,
+    has_dropout,
     is_convolution,
     make_adapters,
-    parameter_groups,
     targets_of,
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
 from .config import LoRAConfig
-from .dataset import Dataset, Sample
+from .dataset import Dataset
 from .determinism import deterministic_kernels
 from .ema import EMA
 from .encode import Encoded, encode_samples, latent_spread, sized
+from .engine import EagerEngine, Engine, GraphEngine
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
+from .flat import FlatParameters
 from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules, rule_for
 from .loop import train
 from .lora_files import read_adapters
 from .lora_model import LoRAModel
 from .metadata import RunFacts, lora_metadata
 from .objective import Predict, zero_terminal_sigmas
-from .optimizers import check_optimizer, for_use, make_optimizer
+from .optimizers import check_optimizer, for_use, make_capturable, make_optimizer
+from .prefetch import prefetched
 from .problems import raise_if_any
 from .randomness import tensor_generator
 from .report import data_facts, notes_about, run_report
 from .sampling import euler
+from .step import Step
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
@@ -254,11 +260,55 @@ class _Run:
 
     def train(self, encoded: Encoded) -> Trained:
         """Puts adapters on twins of the models, trains them, and takes them off."""
-        config = self.config
+        config, steps = self.config, self.plan.steps
         self.events.preparing("loading the model")
         nets = self._networks()
         self.adapters = nets.adapters
-        self.optimizer = make_optimizer(config, self._parameter_groups())
+        engine = self._engine(nets)
+
+        def samples_at(step: int) -> bool:
+            return config.sample_every > 0 and (step % config.sample_every == 0 or step == steps)
+
+        def saves_at(step: int) -> bool:
+            return config.save_every > 0 and step % config.save_every == 0 and step < steps
+
+        def on_pause(step: int) -> None:
+            if saves_at(step):
+                self._save(f"step{step:06}")
+            if samples_at(step):
+                self._sample(nets, engine.step.predict, encoded, step)
+
+        order = ((step, micro) for step in range(steps) for micro in range(config.gradient_accumulation))
+        with (
+            attached(nets.targets, nets.adapters),
+            host.patches_on_device(self.model),
+            prefetched(partial(self._batch, nets, encoded), order, self.device) as made_at,
+        ):
+            if config.sample_every:
+                self._sample(nets, engine.step.predict, encoded, 0)
+            self.events.started()
+
+            def batch_at(step: int, micro: int) -> Batch:
+                host.raise_if_interrupted()
+                self.progress(len(self.events.losses))
+                draw_dropout(nets.adapters, config, step, micro)
+                return self._with_live_text(nets, made_at(step, micro), step, micro)
+
+            train(
+                engine, batch_at, config, steps, lambda step, loss, rate: self.events.step(loss, rate),
+                lambda step: samples_at(step) or saves_at(step), on_pause,
+            )  # fmt: skip
+        self.progress(steps)
+        lora = self._lora()
+        self.events.ended("finished", "")
+        return Trained(lora, self.events.losses, self.samples, self._report())
+
+    def _engine(self, nets: _Networks) -> Engine:
+        """The step that is trained, and how it is executed."""
+        config = self.config
+        flats, groups = self._parameter_groups()
+        self.optimizer = make_optimizer(config, groups)
+        can_record = self.device.type == "cuda" and make_capturable(self.optimizer)
         if config.ema_decay:
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             self.ema = EMA(parameters, config.ema_decay)
@@ -267,31 +317,22 @@ class _Run:
         def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
             return host.predict(nets.model, options, x_t, sigma, cond)
 
-        def batch_at(step: int, micro: int) -> Batch:
-            host.raise_if_interrupted()
-            draw_dropout(nets.adapters, config, step, micro)
-            return self._batch(nets, encoded, step, micro)
+        step = Step(predict, self.family, config, self.optimizer, tuple(flats), self.ema)
+        if self.device.type != "cuda" or not config.cuda_graphs:
+            return EagerEngine(step)
+        obstacles = [
+            *(["text encoders are trained"] if self.trains_text else []),
+            *(["dropout is drawn anew each step"] if has_dropout(config) else []),
+            *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
+        ]
+        if obstacles:
+            self._note(f"The step goes op by op, not as a CUDA graph, which is slower: {'; '.join(obstacles)}.")
+            return EagerEngine(step)
+        return GraphEngine(step, self._note)
 
-        def after_step(step: int, loss: float, learning_rate: float) -> None:
-            clear_dropout(nets.adapters)
-            if self.ema is not None:
-                self.ema.update()
-            self.events.step(loss, learning_rate)
-            if config.save_every and step % config.save_every == 0 and step < self.plan.steps:
-                self._save(f"step{step:06}")
-            if config.sample_every and (step % config.sample_every == 0 or step == self.plan.steps):
-                self._sample(nets, predict, encoded, step)
-            self.progress(step)
-            host.raise_if_interrupted()
-
-        with attached(nets.targets, nets.adapters), host.patches_on_device(self.model):
-            if config.sample_every:
-                self._sample(nets, predict, encoded, 0)
-            self.events.started()
-            train(predict, self.family, batch_at, self.optimizer, config, self.plan.steps, after_step)
-        lora = self._lora()
-        self.events.ended("finished", "")
-        return Trained(lora, self.events.losses, self.samples, self._report())
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        host.say("%s", note)
 
     def _networks(self) -> _Networks:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
@@ -312,32 +353,52 @@ class _Run:
             raise_if_any("MODEL", [problem])
         return _Networks(model, text_encoder, targets, adapters)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """MODEL's layers and those of the text encoders, each at their own learning rate."""
+    def _parameter_groups(self) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
+        """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
         config, rules = self.config, parse_layer_rules(self.config.layer_rules)
         own = {key: each for key, each in self.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in self.adapters.items() if key not in own}
-        return [
-            *parameter_groups(own, config.learning_rate, rules),
-            *parameter_groups(text, config.text_encoder_learning_rate, rules),
-        ]
+        flats, groups = [], []
+        for part, learning_rate, dtype in (
+            (own, config.learning_rate, self.dtype),
+            (text, config.text_encoder_learning_rate, torch.float32),
+        ):
+            for rate, members in adapters_by_rate(part, learning_rate, rules).items():
+                device = next(members[0].parameters()).device
+                flat = FlatParameters(members, device, dtype)
+                flats.append(flat)
+                parameters = [flat.values] if config.optimizer == "adamw" else flat.parameters
+                groups.append({"params": parameters, "learning_rate": rate})
+        return flats, groups
 
     def _batch(self, nets: _Networks, encoded: Encoded, step: int, micro: int) -> Batch:
+        """A batch on the CPU; without its condition where the text encoders are trained."""
         samples = self.plan.samples_at(step, micro)
-        conditionings = [self._conditioning(nets, encoded, sample) for sample in samples]
+
+        def conds_for(latents: torch.Tensor) -> Any:
+            if nets.text_encoder is not None:
+                return None
+            conditionings = [encoded.conditioning(self.dataset, sample, self.sized) for sample in samples]
+            return host.batch_conds(nets.model, conditionings, latents, host.TRAINING_GUIDANCE)
+
         return make_batch(
             [encoded.latent(sample) for sample in samples],
             [self.dataset.loss_weight(sample) for sample in samples],
             [encoded.mask(sample) for sample in samples],
-            lambda latents: host.batch_conds(nets.model, conditionings, latents, host.TRAINING_GUIDANCE),
-            self.family, self.config, step, micro, self.device,
+            conds_for, self.family, self.config, step, micro,
         )  # fmt: skip
 
-    def _conditioning(self, nets: _Networks, encoded: Encoded, sample: Sample) -> Any:
+    def _with_live_text(self, nets: _Networks, batch: Batch, step: int, micro: int) -> Batch:
+        """The batch with a condition that carries the text encoders' graph, where they are trained."""
         if nets.text_encoder is None:
-            return encoded.conditioning(self.dataset, sample, self.sized)
-        live = host.encode_text_with(self.clip, nets.text_encoder, sample.caption)
-        return sized(live, self.dataset, sample, self.sized)
+            return batch
+        samples = self.plan.samples_at(step, micro)
+        live = [host.encode_text_with(self.clip, nets.text_encoder, sample.caption) for sample in samples]
+        conditionings = [
+            sized(each, self.dataset, sample, self.sized) for each, sample in zip(live, samples, strict=True)
+        ]
+        cond = host.batch_conds(nets.model, conditionings, batch.x_0, host.TRAINING_GUIDANCE)
+        return replace(batch, cond=cond)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -350,6 +411,7 @@ class _Run:
 
     def _sample(self, nets: _Networks, predict: Predict, encoded: Encoded, step: int) -> None:
         """One picture a prompt, with the adapters as they are; the run's randomness is not touched."""
+        clear_dropout(nets.adapters)
         config, side = self.config, self.dataset.settings.resolution
         shape = (1, *host.latent_shape(self.model, self.vae, side, side))
         distilled = host.takes_guidance(self.model)
@@ -402,7 +464,6 @@ class _Run:
         steps = len(self.events.losses)
         if steps == 0:
             return "Nothing was learned yet."
-        self.optimizer.zero_grad(set_to_none=True)
         try:
             path = self._save(f"step{steps:06}-partial")
         except Exception as error:  # whatever stopped the run comes first

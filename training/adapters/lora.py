@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import AddedAdapter, apply_weight, layer_shape, mix_channels, saved
+from .fused_linear import LowRankLinear
 
 PAIRS = (
     ("lora_up.weight", "lora_down.weight"),
@@ -41,6 +42,17 @@ class LoRA(AddedAdapter):
         if self.rank_mask is not None:
             up = up.flatten(1) * self.rank_mask.to(x.dtype)
         return low_rank(layer, x, self.down, up)
+
+    def fused(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        weight, down = layer.weight, self.copies.get("down", self.down)
+        is_plain = isinstance(layer, nn.Linear) and type(weight) in (Tensor, nn.Parameter) and x.dim() > 1
+        is_alike = isinstance(weight, Tensor) and x.dtype == weight.dtype == down.dtype and x.device == weight.device
+        is_whole = self.rank_mask is None and not self.dropout and not self.is_left_out
+        has_places = self.down.grad is not None and self.up.grad is not None
+        if not (is_plain and is_alike and is_whole and has_places and torch.is_grad_enabled()):
+            return None
+        down, up = down.detach().flatten(1), self.copies.get("up", self.up).detach().flatten(1)
+        return LowRankLinear.apply(x, weight, layer.bias, down, up, self.scale, self.down, self.up)
 
     def difference(self, weight: Tensor | None = None) -> Tensor:
         product = self.scale * (self.up.flatten(1) @ self.down.flatten(1))

@@ -62,7 +62,7 @@ RECORDED = [
     dict(adapter="dora"),
     dict(adapter="loha"),
     dict(adapter="lokr"),
-    dict(optimizer="lion", learning_rate=1e-4),
+    dict(optimizer="adafactor"),
 ]
 
 

@@ -340,6 +340,8 @@ class _Run:
         model = host.trainable_view(self.model, self.dtype)
         if config.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
+        if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
+            self._note(f"Norms and gates go without fused kernels, which is slower: Triton does not work ({obstacle}).")
         if config.gradient_checkpointing and not host.checkpoint_blocks(model):
             self.notes.append("gradient_checkpointing has no effect: this model has no list of blocks.")
         text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None

@@ -25,6 +25,7 @@ from .conditioning import (
     wants_size_conditioning,
 )
 from .fingerprints import model_fingerprint
+from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
 from .lora_folder import lora_files, lora_folder, lora_path
 from .loras import LayerNames, base_version, layer_names, with_lora
@@ -87,6 +88,7 @@ __all__ = [
     "encode_text_with",
     "family",
     "from_model_space",
+    "fuse_layers",
     "inference_device",
     "latent_shape",
     "layer_names",

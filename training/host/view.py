@@ -20,11 +20,11 @@ import comfy.utils
 import torch
 from comfy.clip_model import CLIPLayer
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..problems import raise_if_any
+from .fusion import attention
 
 LOADER_STATE = (
     "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key",
@@ -150,7 +150,7 @@ def patches_on_device(model: Any) -> Iterator[None]:
 def transformer_options(model: Any) -> dict[str, Any]:
     """The MODEL's own options for a forward pass, with an attention kernel that has a backward pass."""
     options = comfy.utils.deepcopy_list_dict(model.model_options).get("transformer_options", {})
-    options["optimized_attention_override"] = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    options["optimized_attention_override"] = attention
     return options
 
 

@@ -58,7 +58,8 @@ class LoRA(AddedAdapter):
         return None
 
     def _fused_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        down, up = (self.copies.get(name, getattr(self, name)).detach().flatten(1) for name in ("down", "up"))
+        down = self.copies.get("down", self.down).detach().flatten(1)
+        up = self.copies.get("up", self.up).detach().flatten(1)
         return LowRankLinear.apply(x, weight, bias, down, up, self.scale, self.down, self.up)
 
     def difference(self, weight: Tensor | None = None) -> Tensor:

@@ -30,8 +30,6 @@ def fuse_layers(twin: Any) -> str:
     net: Any = twin.diffusion_model
     net.to(memory_format=torch.channels_last)
     norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.GroupNorm) and m.weight is not None]
-        module for module in net.modules() if isinstance(module, nn.GroupNorm) and module.weight is not None
-    ]
     gates: list[Any] = [m for m in net.modules() if isinstance(m, GEGLU)]
     if not (norms or gates):
         return ""

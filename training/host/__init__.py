@@ -50,7 +50,7 @@ from .places import (
     resolve_folder,
 )
 from .recipes import read_recipe, recipe_files, recipe_path
-from .streaming import Streamed, stream_blocks
+from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .view import (
     checkpoint_blocks,
@@ -88,6 +88,7 @@ __all__ = [
     "encode_text",
     "encode_text_with",
     "family",
+    "free_bytes",
     "from_model_space",
     "inference_device",
     "latent_shape",
@@ -131,6 +132,7 @@ __all__ = [
     "twin_of",
     "wants_size_conditioning",
     "warnings_about",
+    "weight_bytes",
     "where",
     "with_lora",
 ]

@@ -43,7 +43,7 @@ class FP8RowsLayout(QuantizedLayout):
         exact = tensor.float()
         mantissa, exponent = torch.frexp(exact.abs().amax(1, keepdim=True) / LARGEST)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=SMALLEST_EXPONENT)
-        scale = torch.ldexp(torch.ones_like(mantissa), exponent)
+        scale = ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)  # 2^exponent, exact on every device
         quantised = (exact / scale).clamp(-LARGEST, LARGEST).to(FP8)
         return quantised, cls.Params(scale=scale, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape))
 
@@ -133,6 +133,6 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,), (weight,) = gradients, ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        (weight,) = ctx.saved_tensors
         return gradient @ dense(weight, gradient.dtype), None, None

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .quantise import AS_LOADED, is_linear, is_quantised
 from .view import checkpoint_blocks, repeated_blocks, streamable
 
 ALIGNMENT = 256
@@ -65,6 +67,28 @@ def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
     checkpoint_blocks(twin, {name: partial(stream.present, number) for number, name in enumerate(streamed)})
     streamed_bytes = sum(blocks[name].size for name in streamed)
     return Streamed(tuple(blocks), tuple(streamed), streamed_bytes, sum(sizes) - streamed_bytes, stream.is_pinned)
+
+
+def weight_bytes(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED) -> int:
+    """What all weights of a twin of MODEL take, to know beforehand whether they fit; see `trainable_view`."""
+    blocks = repeated_blocks(model.model.diffusion_model)
+    in_fp8 = {id(part) for _, block in blocks for part in block.modules()} if base_precision == "fp8" else set()
+    total = 0
+    for module in model.model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if is_quantised(parameter) or not parameter.is_floating_point():
+                total += parameter.nbytes
+            else:
+                is_fp8 = id(module) in in_fp8 and name == "weight" and is_linear(module)
+                total += parameter.numel() * (1 if is_fp8 else dtype.itemsize)
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that nobody uses."""
+    return comfy.model_management.get_free_memory(device)
 
 
 def spread(sizes: Sequence[int], resident_bytes: int) -> list[bool]:

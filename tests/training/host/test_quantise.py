@@ -1,4 +1,4 @@
-"""Weights in fewer bits: how far they are from what they were, that they stay so, and that gradients pass them right."""
+"""Weights in fewer bits: how far they are from what they were, that they stay so, that gradients pass them right."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_fp8_leaves_the_model_as_it_was():
 
 
 def quantised_flux(form: str, full_precision: bool) -> models.Small:
-    """Flux as the host loads it from a file of the given form: blocks' linear layers quantised, `comfy_quant` beside."""
+    """Flux as the host loads it from a file whose blocks' linear layers are quantised, with `comfy_quant` beside."""
     small = models.flux()
     plain = small.model.model.diffusion_model.state_dict()
     layout = comfy.ops.QUANT_ALGOS[form]["comfy_tensor_layout"]

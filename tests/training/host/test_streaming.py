@@ -85,6 +85,21 @@ def test_gradients_are_those_of_the_resident_twin(name, share):
     assert all_equal(streamed.gradients(), expected)
 
 
+@pytest.mark.parametrize("name", models.TRANSFORMERS)
+@pytest.mark.parametrize("precision", ["as loaded", "fp8"])
+def test_every_family_of_transformers_can_be_streamed(name, precision):
+    small, sigma = models.Small(models.TRANSFORMERS[name](), None, None), 3.0 if name == "pixart" else 0.6
+    resident = host.trainable_view(small.model, torch.float32, precision)
+    host.checkpoint_blocks(resident)
+    streamed = host.trainable_view(small.model, torch.float32, precision, in_ram=True)
+    facts = host.stream_blocks(streamed, 0)
+    assert facts.streamed and facts.resident_bytes == 0
+    expected = Probe(small, sigma, resident).gradients()
+    probe = Probe(small, sigma, streamed)
+    for _ in range(2):
+        assert all_equal(probe.gradients(), expected)
+
+
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_every_kind_of_adapter_sees_the_weights_of_its_block(kind):
     make, sigma = FAMILIES["sdxl"]
@@ -251,6 +266,16 @@ def test_a_run_that_stops_in_the_middle_leaves_nothing(at, monkeypatch):
     del probe
     gc.collect()
     assert device.now == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("precision", ["as loaded", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_weights_take_is_known_beforehand(name, precision, dtype):
+    small = FAMILIES[name][0]()
+    twin = host.trainable_view(small.model, dtype, precision)
+    taken = sum(parameter.nbytes for parameter in twin.parameters())
+    assert host.weight_bytes(small.model, dtype, precision) == taken
 
 
 def test_adapters_are_made_on_weights_in_ram():

@@ -337,7 +337,7 @@ class _Run:
     def _networks(self) -> _Networks:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
         config = self.config
-        model = host.trainable_view(self.model, self.dtype)
+        model = host.trainable_view(self.model, self.dtype, config.base_precision)
         if config.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
         if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
@@ -476,6 +476,7 @@ class _Run:
         base = (
             f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{', linear weights in fp8' if self.config.base_precision == 'fp8' else ''}"
         )
         return run_report(
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,

@@ -1,9 +1,9 @@
 """The only room that knows ComfyUI: everything else asks here.
 
-`view` makes a trainable twin of the graph's MODEL, `conditioning` turns text and pictures into what the model
-takes, `text_encoder` makes a trainable twin of the CLIP, `loras` knows key names and patches, `places` the host's
-folders, `lora_folder` those of LoRAs, `recipes` the files of other trainers, `page` progress, interrupt and the
-page, `fingerprints` tells models apart.
+`view` makes a trainable twin of the graph's MODEL, `streaming` leaves its weights in RAM, `quantise` holds them in
+fewer bits, `conditioning` turns text and pictures into what the model takes, `text_encoder` makes a trainable twin of
+the CLIP, `loras` knows key names and patches, `places` the host's folders, `lora_folder` those of LoRAs, `recipes`
+the files of other trainers, `page` progress, interrupt and the page, `fingerprints` tells models apart.
 """
 
 from .captioning import inference_device, loaded_for_inference
@@ -51,6 +51,7 @@ from .places import (
     resolve_folder,
 )
 from .recipes import read_recipe, recipe_files, recipe_path
+from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .view import (
     checkpoint_blocks,
@@ -70,6 +71,7 @@ from .view import (
 __all__ = [
     "Interrupted",
     "LayerNames",
+    "Streamed",
     "TRAINING_GUIDANCE",
     "WRITE_VARIABLE",
     "base_version",
@@ -87,6 +89,7 @@ __all__ = [
     "encode_text",
     "encode_text_with",
     "family",
+    "free_bytes",
     "from_model_space",
     "fuse_layers",
     "inference_device",
@@ -118,6 +121,7 @@ __all__ = [
     "serve_json",
     "set_sigmas",
     "show_text",
+    "stream_blocks",
     "start_noise",
     "takes_guidance",
     "to_model_space",
@@ -130,6 +134,7 @@ __all__ = [
     "twin_of",
     "wants_size_conditioning",
     "warnings_about",
+    "weight_bytes",
     "where",
     "with_lora",
 ]

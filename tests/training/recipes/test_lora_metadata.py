@@ -105,6 +105,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "timestep_shift": {"timestep_shift": 3.1},
     "ema_decay": {"ema_decay": 0.99},
     "precision": {"precision": "fp32"},
+    "base_precision": {"base_precision": "fp8"},
     "save_precision": {"save_precision": "bf16"},
     "gradient_checkpointing": {"gradient_checkpointing": True},
     "seed": {"seed": 5},

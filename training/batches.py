@@ -55,6 +55,17 @@ class Plan:
         epoch, index = self._place(step * self.config.gradient_accumulation + micro)
         return self._epochs[epoch][index]
 
+    def largest(self) -> tuple[int, int]:
+        """The (step, forward pass) of the first epoch that has the most pixels."""
+        self._place(0)
+        passes = min(self._starts[1], self.steps * self.config.gradient_accumulation)
+        places = [divmod(passed, self.config.gradient_accumulation) for passed in range(passes)]
+
+        def pixels(place: tuple[int, int]) -> int:
+            return sum(sample.fit.width * sample.fit.height for sample in self.samples_at(*place))
+
+        return max(places, key=pixels)
+
     def _place(self, passed: int) -> tuple[int, int]:
         """(epoch, batch within it) after so many forward passes; epochs may differ in length by their buckets."""
         while self._starts[-1] <= passed:

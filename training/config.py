@@ -129,6 +129,8 @@ class LoRAConfig:
     """All random choices follow from it."""
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits each time, though some are slower."""
+    fit_memory: bool = True
+    """On a GPU that is too small for the recipe: checkpoint, split batches, stream weights. The gradients stay."""
     cuda_graphs: bool = True
     """On a GPU, record a step once and replay it, which gives the same results faster."""
     save_every: int = 0

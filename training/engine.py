@@ -23,11 +23,15 @@ MOST_GRAPHS = 48
 class Engine(Protocol):
     """Executes a step's parts in order: `accumulate` for each of its batches, then `move`."""
 
-    step: Step
+    @property
+    def step(self) -> Step: ...
 
     def accumulate(self, batch: Batch) -> None: ...
 
     def move(self) -> None: ...
+
+    def release(self) -> None:
+        """Gives back memory that it holds to be faster."""
 
 
 class EagerEngine:
@@ -43,6 +47,9 @@ class EagerEngine:
     def move(self) -> None:
         """See `Step.move`."""
         self.step.move()
+
+    def release(self) -> None:
+        """There is nothing to give back."""
 
 
 class GraphEngine:
@@ -87,6 +94,14 @@ class GraphEngine:
         else:
             self._move.replay()
 
+    def release(self) -> None:
+        """Drops all graphs and their memory; they are recorded anew when they are wanted again."""
+        torch.cuda.synchronize()
+        self._graphs.clear()
+        self._seen.clear()
+        self._move = None
+        self._pool = torch.cuda.graph_pool_handle()
+
     def _graph_for(self, batch: Batch) -> "tuple[_Graph | None, list[Tensor]]":
         """The graph of the batch's form, recorded when the form comes for the second time, and the batch's tensors."""
         if not (self.is_recording or self._graphs):
@@ -118,8 +133,10 @@ class GraphEngine:
         try:
             with recording:
                 part()
-        except torch.OutOfMemoryError:
-            raise
+        except torch.OutOfMemoryError as error:  # graphs hold their memory: op by op there may be enough
+            self.release()
+            self._give_up(error)
+            return None
         except RuntimeError as error:
             with contextlib.suppress(RuntimeError):
                 torch.cuda.synchronize()

@@ -56,14 +56,18 @@ class Step:
         loss.backward()
         self.loss += loss.detach()
 
+    def forget(self) -> None:
+        """Begins the step anew, as if nothing had been accumulated."""
+        self.optimizer.zero_grad(set_to_none=False)
+        self.loss.zero_()
+
     def move(self) -> None:
         """Clips the gradients, moves the parameters unless something is no number, and begins anew."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
         self.outcome.copy_(torch.stack([self.loss, norm.float()]))
         self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome.isfinite().all().float()))
         move(self.optimizer, self.failed)
-        self.optimizer.zero_grad(set_to_none=False)
-        self.loss.zero_()
+        self.forget()
         for flat in self.flats:
             flat.refresh()
         if self.ema is not None:

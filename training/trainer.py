@@ -36,6 +36,7 @@ from .encode import Encoded, encode_samples, latent_spread, sized
 from .engine import EagerEngine, Engine, GraphEngine
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
+from .fitting import FittingEngine, Placement, free_memory, parts, placements
 from .flat import FlatParameters
 from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules, rule_for
 from .loop import train
@@ -44,7 +45,7 @@ from .lora_model import LoRAModel
 from .metadata import RunFacts, lora_metadata
 from .objective import Predict, zero_terminal_sigmas
 from .optimizers import check_optimizer, for_use, make_capturable, make_optimizer
-from .prefetch import prefetched
+from .prefetch import on_device, prefetched
 from .problems import raise_if_any
 from .randomness import tensor_generator
 from .report import data_facts, notes_about, run_report
@@ -260,11 +261,68 @@ class _Run:
 
     def train(self, encoded: Encoded) -> Trained:
         """Puts adapters on twins of the models, trains them, and takes them off."""
-        config, steps = self.config, self.plan.steps
         self.events.preparing("loading the model")
-        nets = self._networks()
+        with ExitStack() as attachments:
+            nets, engine = self._fitted(encoded, attachments)
+            self._train(nets, engine, encoded)
+        lora = self._lora()
+        self.events.ended("finished", "")
+        return Trained(lora, self.events.losses, self.samples, self._report())
+
+    def _fitted(self, encoded: Encoded, attachments: ExitStack) -> tuple[_Networks, Engine]:
+        """The networks and what executes their steps, placed so that the largest batch fits into the memory.
+
+        Args:
+            attachments: takes what must be undone after the run.
+
+        Raises:
+            torch.OutOfMemoryError: it fits in no way, or the recipe's own does not and no other may be tried.
+        """
+        config = self.config
+        asked = Placement(config.gradient_checkpointing, config.batch_size)
+        if self.device.type != "cuda":
+            return self._placed(asked, attachments)
+        weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
+        fits = not config.fit_memory or weights < host.free_bytes(self.device)
+        tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
+        for placement in tried:
+            with ExitStack() as stack:
+                try:
+                    nets, engine = self._placed(placement, stack)
+                    self._try_out(nets, engine, placement, encoded)
+                except torch.OutOfMemoryError:
+                    if placement == tried[-1]:
+                        raise
+                    nets = engine = None
+                if engine is not None and nets is not None:
+                    attachments.enter_context(stack.pop_all())
+                    if placement != asked:
+                        words = placement.words(config.batch_size)
+                        self._note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
+                    return nets, engine
+            free_memory()
+        raise AssertionError("there is always a last placement")
+
+    def _placed(self, placement: Placement, stack: ExitStack) -> tuple[_Networks, Engine]:
+        nets = self._networks(placement)
         self.adapters = nets.adapters
-        engine = self._engine(nets)
+        engine = self._engine(nets, placement)
+        stack.enter_context(attached(nets.targets, nets.adapters))
+        stack.enter_context(host.patches_on_device(self.model))
+        return nets, engine
+
+    def _try_out(self, nets: _Networks, engine: Engine, placement: Placement, encoded: Encoded) -> None:
+        """The largest forward and backward pass, without a move."""
+        step, micro = self.plan.largest()
+        batch = on_device(self._batch(nets, encoded, step, micro), self.device)
+        try:
+            first = next(parts(batch, placement.pictures))
+            engine.step.accumulate(self._with_live_text(nets, first, step, micro))
+        finally:
+            engine.step.forget()
+
+    def _train(self, nets: _Networks, engine: Engine, encoded: Encoded) -> None:
+        config, steps = self.config, self.plan.steps
 
         def samples_at(step: int) -> bool:
             return config.sample_every > 0 and (step % config.sample_every == 0 or step == steps)
@@ -279,11 +337,7 @@ class _Run:
                 self._sample(nets, engine.step.predict, encoded, step)
 
         order = ((step, micro) for step in range(steps) for micro in range(config.gradient_accumulation))
-        with (
-            attached(nets.targets, nets.adapters),
-            host.patches_on_device(self.model),
-            prefetched(partial(self._batch, nets, encoded), order, self.device) as made_at,
-        ):
+        with prefetched(partial(self._batch, nets, encoded), order, self.device) as made_at:
             if config.sample_every:
                 self._sample(nets, engine.step.predict, encoded, 0)
             self.events.started()
@@ -299,14 +353,11 @@ class _Run:
                 lambda step: samples_at(step) or saves_at(step), on_pause,
             )  # fmt: skip
         self.progress(steps)
-        lora = self._lora()
-        self.events.ended("finished", "")
-        return Trained(lora, self.events.losses, self.samples, self._report())
 
-    def _engine(self, nets: _Networks) -> Engine:
+    def _engine(self, nets: _Networks, placement: Placement) -> Engine:
         """The step that is trained, and how it is executed."""
         config = self.config
-        flats, groups = self._parameter_groups()
+        flats, groups = self._parameter_groups(nets)
         self.optimizer = make_optimizer(config, groups)
         can_record = self.device.type == "cuda" and make_capturable(self.optimizer)
         if config.ema_decay:
@@ -318,36 +369,40 @@ class _Run:
             return host.predict(nets.model, options, x_t, sigma, cond)
 
         step = Step(predict, self.family, config, self.optimizer, tuple(flats), self.ema)
-        if self.device.type != "cuda" or not config.cuda_graphs:
+        if self.device.type != "cuda":
             return EagerEngine(step)
         obstacles = [
             *(["text encoders are trained"] if self.trains_text else []),
             *(["dropout is drawn anew each step"] if has_dropout(config) else []),
+            *(["weights come from RAM"] if placement.resident < 1.0 else []),
             *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
         ]
-        if obstacles:
+        if obstacles and config.cuda_graphs:
             self._note(f"The step goes op by op, not as a CUDA graph, which is slower: {'; '.join(obstacles)}.")
-            return EagerEngine(step)
-        return GraphEngine(step, self._note)
+        is_eager = obstacles or not config.cuda_graphs
+        engine = EagerEngine(step) if is_eager else GraphEngine(step, self._note)
+        return FittingEngine(engine, placement.pictures, not self.trains_text, self._note)
 
     def _note(self, note: str) -> None:
-        self.notes.append(note)
-        host.say("%s", note)
+        if note not in self.notes:
+            self.notes.append(note)
+            host.say("%s", note)
 
-    def _networks(self) -> _Networks:
+    def _networks(self, placement: Placement) -> _Networks:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
         config = self.config
-        model = host.trainable_view(self.model, self.dtype, config.base_precision)
+        streams = placement.resident < 1.0
+        model = host.trainable_view(self.model, self.dtype, config.base_precision, in_ram=streams)
         if config.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
         if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
             self._note(f"Norms and gates go without fused kernels, which is slower: Triton does not work ({obstacle}).")
-        if config.gradient_checkpointing and not host.checkpoint_blocks(model):
-            self.notes.append("gradient_checkpointing has no effect: this model has no list of blocks.")
+        if streams:
+            self._stream(model, placement)
+        elif placement.checkpointing and not host.checkpoint_blocks(model):
+            self._note("gradient_checkpointing has no effect: this model has no list of blocks.")
         text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None
         targets = self._targets(model, text_encoder)
-        for target in targets if self.adapters else ():  # taken over
-            self.adapters[target.key].to(next(target.module.parameters()).device)
         adapters = self.adapters or make_adapters(targets, config)
         strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
         if strangers:
@@ -355,18 +410,25 @@ class _Run:
             raise_if_any("MODEL", [problem])
         return _Networks(model, text_encoder, targets, adapters)
 
-    def _parameter_groups(self) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
+    def _stream(self, model: Any, placement: Placement) -> None:
+        everything = host.weight_bytes(self.model, self.dtype, self.config.base_precision)
+        streamed = host.stream_blocks(model, int(placement.resident * everything))
+        if not streamed.is_pinned:
+            self._note("Weights from RAM come slower than they could: the system gives no pinned memory.")
+
+    def _parameter_groups(self, nets: _Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
         config, rules = self.config, parse_layer_rules(self.config.layer_rules)
         own = {key: each for key, each in self.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in self.adapters.items() if key not in own}
         flats, groups = [], []
-        for part, learning_rate, dtype in (
-            (own, config.learning_rate, self.dtype),
-            (text, config.text_encoder_learning_rate, torch.float32),
+        # Where the layers compute, not where their weights wait.
+        text_device = next(nets.text_encoder.parameters()).device if nets.text_encoder is not None else self.device
+        for part, learning_rate, device, dtype in (
+            (own, config.learning_rate, self.device, self.dtype),
+            (text, config.text_encoder_learning_rate, text_device, torch.float32),
         ):
             for rate, members in adapters_by_rate(part, learning_rate, rules).items():
-                device = next(members[0].parameters()).device
                 flat = FlatParameters(members, device, dtype)
                 flats.append(flat)
                 parameters = [flat.values] if config.optimizer == "adamw" else flat.parameters

@@ -111,6 +111,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "seed": {"seed": 5},
     "deterministic": {"deterministic": True},
     "cuda_graphs": {"cuda_graphs": False},
+    "fit_memory": {"fit_memory": False},
 }
 KEPT = [each.name for each in fields(LoRAConfig) if each.name not in OUTPUT]
 MODELS = {"sdxl": ("sdxl_base_v1-0", "eps"), "flux": ("flux1", "flow"), "sd3": ("sd3_m", "flow")}

@@ -48,6 +48,7 @@ TOOLS = [
     "pytorch_optimizer==4.1.0",
 ]
 COMFY_CLI = "comfy-cli==1.23.0"  # in an environment of its own: it must not decide the host's versions
+BENCHES = {"quality": "kit.bench", "speed": "bench.speed", "memory": "bench.memory"}
 KITS_KEPT = 3  # builds of the demo kit that stay in the cache, about 350 MB each
 
 
@@ -304,8 +305,8 @@ def demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 def bench(options: argparse.Namespace, rest: list[str]) -> int:
     setup = set_up(options.host, need_kit=True)
-    seeds = ["--seeds", *options.seeds] if options.seeds else []
-    return hand_over(setup.module("kit.bench", options.what, *places(options), *seeds, *rest), setup.environ())
+    added = ["--add", *(Path(name).expanduser().resolve() for name in options.add)] if options.add else []
+    return hand_over(setup.module(BENCHES[options.what], *places(options), *added, *rest), setup.environ())
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
@@ -417,8 +418,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--listen", default="127.0.0.1", metavar="ADDR", help="default: 127.0.0.1")
 
     made = verb(bench, "measure what the trainer promises", measured, placed)
-    made.add_argument("what", choices=["quality", "speed"], help="what a LoRA learns, or how fast a step is")
-    made.add_argument("--seeds", nargs="+", metavar="N", help="concept seeds to measure")
+    what = "what a LoRA learns, how fast a step is, or how small a card may be and how many the pictures"
+    made.add_argument("what", choices=BENCHES, help=what)
+    made.add_argument("--add", nargs="+", default=[], metavar="FILE", help="figures of earlier runs to join")
+    made.epilog = "further arguments go to the bench: see tests/kit/bench.py, tests/bench/speed.py and memory.py"
     return top
 
 

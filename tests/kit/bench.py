@@ -1,9 +1,8 @@
-"""Measures what the trainer promises, on the demo kit in a real ComfyUI.
+"""Measures what a LoRA learns, on the demo kit in a real ComfyUI.
 
 python3 dev.py bench quality [--seeds 1 2 3] [--peers ours core diffusers] [--steps 400] [--every 25] [--json FILE]
-python3 dev.py bench speed [--json FILE]
 
-`quality` trains each peer of kit/peers.py on each concept and judges all by the same pictures, which the core's own
+It trains each peer of kit/peers.py on each concept and judges all by the same pictures, which the core's own
 nodes draw in one server. A LoRA saved on the way is judged until one shows the concept often enough, then the last.
 With five seeds and all peers an H100 takes about a quarter of an hour; `--add FILE` joins the figures of an earlier
 run of other seeds.
@@ -27,17 +26,15 @@ from torch import Tensor
 
 from host import Client, Server, has_cuda
 from kit.concepts import Concept
-from kit.demo import CHECKPOINT, Judgement, demo_prompt, node_id, print_loss, read_image, write_data
+from kit.demo import CHECKPOINT, Judgement, read_image
 from kit.judge import base_right, shows_concept
-from kit.peers import PEERS, Bench, Recipe, demo_recipe, lay_out, versions
-from kit.peers import write_data as write_captioned_data
+from kit.peers import PEERS, Bench, Recipe, demo_recipe, lay_out, versions, write_data
 
 SEEDS = (1, 2, 3, 4, 5)
 DEFAULT_PEERS = ("ours", "ours-plain", "ours-attention", "core", "diffusers")
 PICTURES = 16
 SHOWN_AFTER, SHOWN_BEFORE, KEPT = 13 / 16, 1 / 16, 14 / 16  # what the demo's recipe is to reach
 PASS = 0.75  # the concept rate whose step is looked for
-SPEED_STEPS = 30
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1 to 10 degrees
 
 
@@ -118,7 +115,7 @@ def quality(bench: Bench, seeds: Sequence[int], peers: Sequence[str], pictures: 
     started = time.monotonic()
     for seed in seeds:
         concept = Concept(seed)
-        write_captioned_data(bench, concept, PICTURES)
+        write_data(bench, concept, PICTURES)
         judge = Judge(bench.client, concept, pictures)
         shown_before, right_before = judge.shown(None), judge.base_right(None)
         for peer in peers:
@@ -237,35 +234,6 @@ def _span(interval: Sequence[float] | None, form: str) -> str:
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
-def speed(server: Server, client: Client) -> dict[str, Any]:
-    """Median seconds of a step of the demo's recipe, after the first few."""
-    concept = Concept(SEEDS[0])
-    write_data(server.workspace / "input", concept)
-    rows = {}
-    for batch_size in (1, 4):
-        prompt = demo_prompt(client, concept, {"steps": SPEED_STEPS, "batch_size": batch_size})
-        trainer = node_id(prompt, "KilnTrainLoRA")
-        for unwanted in [
-            key for key, value in prompt.items() if value["class_type"] not in _ancestors(prompt, trainer)
-        ]:
-            del prompt[unwanted]
-        prompt["end"] = {"class_type": "PreviewAny", "inputs": {"source": [trainer, 5]}}
-        client.run(prompt, on_event=print_loss)
-        rows[f"batch {batch_size}"] = client.get("/kiln/runs")[-1]["seconds_per_step"]
-        print(f"batch {batch_size}: {rows[f'batch {batch_size}']:.3f} s a step", flush=True)
-    return {"seconds_per_step": rows}
-
-
-def _ancestors(prompt: dict[str, Any], target: str) -> set[str]:
-    """The classes of a node and of all that it needs."""
-    waiting, found = [target], set()
-    while waiting:
-        node = prompt[waiting.pop()]
-        found.add(node["class_type"])
-        waiting += [value[0] for value in node["inputs"].values() if isinstance(value, list)]
-    return found
-
-
 def device_name() -> str:
     """The GPU's name, or the processor's."""
     if has_cuda():
@@ -275,7 +243,6 @@ def device_name() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["quality", "speed"])
     parser.add_argument("--host-dir", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--kit", type=Path, required=True)
@@ -290,8 +257,6 @@ def main() -> int:
     lay_out(options.workspace)
     server = Server(options.host_dir, options.workspace, host_arguments, kit=options.kit)
     with server, server.client() as client:
-        if options.what == "speed":
-            return write(options.json, speed(server, client))
         recipe = demo_recipe(client, options.steps, options.every)
         bench = Bench(server, client, options.host_dir, options.kit, recipe)
         about = {"recipe": asdict(recipe), "versions": versions(bench)}

@@ -448,7 +448,7 @@ def test_the_twin_goes_with_the_run(checkpointing, monkeypatch):
 
     twins = []
     make = host.trainable_view
-    monkeypatch.setattr(host, "trainable_view", lambda *args: twins.append(weakref.ref(made := make(*args))) or made)
+    monkeypatch.setattr(host, "trainable_view", lambda *a, **k: twins.append(weakref.ref(made := make(*a, **k))) or made)
     gc.collect()
     gc.disable()
     try:

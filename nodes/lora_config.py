@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..training.config import (
     ADAPTERS,
+    BASE_PRECISIONS,
     CUSTOM,
     OPTIMIZERS,
     PRECISIONS,
@@ -37,7 +38,14 @@ class LoRAConfigNode(io.ComfyNode):
             search_aliases=[
                 *("kohya", "training settings", "hyperparameters", "network_dim", "network_alpha", "unet_lr"),
                 *("text_encoder_lr", "max_train_steps", "max_train_epochs", "train_batch_size", "lr_scheduler"),
-                *("constant_with_warmup", "lr_warmup_steps", "mixed_precision", "sample prompts", "optimizer"),
+                *(
+                    "constant_with_warmup",
+                    "lr_warmup_steps",
+                    "mixed_precision",
+                    "fp8_base",
+                    "sample prompts",
+                    "optimizer",
+                ),
             ],
             inputs=[
                 io.Combo.Input(
@@ -146,6 +154,12 @@ class LoRAConfigNode(io.ComfyNode):
                     10.0,
                     1e-6,
                     False,
+                ),
+                field.choice(
+                    "base_precision",
+                    BASE_PRECISIONS,
+                    "fp8 holds the base model's linear layers in 8 bit while it is trained on (kohya: fp8_base), half "
+                    "the memory of bf16. Checkpoints that are quantised already stay as they are in either case.",
                 ),
             ],
             outputs=[KilnConfig.Output(display_name="config", tooltip="For Train LoRA.")],

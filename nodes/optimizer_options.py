@@ -60,6 +60,16 @@ class OptimizerOptions(io.ComfyNode):
                 field.switch(
                     "deterministic", "On a GPU: same seed, same LoRA, to the last bit. Some steps are slower.", False
                 ),
+                field.switch(
+                    "fit_memory",
+                    "On a GPU too small for the recipe: turn checkpointing on, take a batch in parts, bring weights "
+                    "from RAM, as far as needed. The LoRA is the same, the run slower, and the report says so.",
+                ),
+                field.switch(
+                    "cuda_graphs",
+                    "On a GPU: record a training step once and replay it, several times faster. The results are the "
+                    "same; turn it off to rule it out when something goes wrong.",
+                ),
             ],
             outputs=[KilnConfig.Output(display_name="config", tooltip="For Train LoRA.")],
         )

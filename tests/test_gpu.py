@@ -7,6 +7,7 @@ import torch
 from lora_kiln.training.config import ADAPTERS, LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.trainer import Trained, train_lora
+from safetensors.torch import load_file
 
 import models
 
@@ -50,6 +51,37 @@ def test_bf16_stays_near_fp32(make, adapter):
     exact = run(make(), adapter=adapter, precision="fp32")
     rough = run(make(), adapter=adapter, precision="bf16")
     assert rough.losses == pytest.approx(exact.losses, rel=0.05)
+
+
+RECORDED = [
+    dict(),
+    dict(precision="fp32"),
+    dict(gradient_accumulation=3),
+    dict(gradient_checkpointing=True),
+    dict(ema_decay=0.9, scheduler="linear", warmup=5, layer_rules="*attn2* lr=0.5"),
+    dict(adapter="dora"),
+    dict(adapter="loha"),
+    dict(adapter="lokr"),
+    dict(optimizer="adafactor"),
+]
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("values", RECORDED)
+def test_a_recorded_step_gives_what_it_gives_op_by_op(make, values):
+    plain, recorded = (run(make(), deterministic=True, cuda_graphs=on, **values) for on in (False, True))
+    assert recorded.losses == plain.losses
+    assert all(torch.equal(recorded.lora[name], plain.lora[name]) for name in plain.lora)
+    assert ("op by op" in recorded.report) == ("optimizer" in values)
+
+
+def test_what_is_saved_on_the_way_is_what_was_learned_by_then(folders):
+    values = dict(deterministic=True, scheduler="constant", save_precision="fp32")
+    run(models.sd15(), steps=12, save_every=7, **values)
+    saved = load_file(next((folders / "loras").glob("*step000007.safetensors")))
+    shorter = run(models.sd15(), steps=7, **values)
+    assert saved.keys() == shorter.lora.keys()
+    assert all(torch.equal(saved[name], shorter.lora[name]) for name in saved)
 
 
 @pytest.mark.parametrize("make", FAMILIES)

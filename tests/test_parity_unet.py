@@ -18,9 +18,12 @@ from lora_kiln.training import host
 from lora_kiln.training.attach import attached, find_targets, make_adapters
 from lora_kiln.training.batches import Batch
 from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.engine import EagerEngine
+from lora_kiln.training.flat import FlatParameters
 from lora_kiln.training.loop import train
 from lora_kiln.training.objective import sample_losses
 from lora_kiln.training.optimizers import make_optimizer
+from lora_kiln.training.step import Step
 from peft import LoraConfig, inject_adapter_in_model
 
 import models
@@ -215,10 +218,12 @@ def test_fifty_steps_end_where_theirs_do(name):
             optimizer.zero_grad()
 
         our_losses: list[float] = []
-        own = make_optimizer(CONFIG, [{"params": list(ours.factors().values()), "learning_rate": CONFIG.learning_rate}])
+        flat = FlatParameters(ours.adapters.values(), torch.device("cpu"), torch.float32)
+        own = make_optimizer(CONFIG, [{"params": [flat.values], "learning_rate": CONFIG.learning_rate}])
+        engine = EagerEngine(Step(ours.predict, ours.family, CONFIG, own, (flat,)))
         with attached(ours.found, ours.adapters):
             train(
-                ours.predict, ours.family, lambda step, micro: ours.batch(draws[step]), own, CONFIG, CONFIG.steps,
+                engine, lambda step, micro: ours.batch(draws[step]), CONFIG, CONFIG.steps,
                 lambda step, loss, learning_rate: our_losses.append(loss),
             )  # fmt: skip
     assert our_losses == pytest.approx(their_losses, rel=1e-4)

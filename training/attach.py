@@ -133,15 +133,15 @@ def rank_and_alpha(config: LoRAConfig, rule: LayerRule, weight_shape: tuple[int,
     return rank, alpha * math.sqrt(rank) if config.rslora else alpha
 
 
-def parameter_groups(
+def adapters_by_rate(
     adapters: Mapping[str, Adapter], learning_rate: float, rules: Sequence[LayerRule]
-) -> list[dict[str, Any]]:
-    """The parameters by peak learning rate, for the optimizer: {"params": [...], "learning_rate": ...} each."""
-    groups: dict[float, list[nn.Parameter]] = {}
+) -> dict[float, list[Adapter]]:
+    """The adapters by peak learning rate."""
+    groups: dict[float, list[Adapter]] = {}
     for key, adapter in adapters.items():
         factor = rule_for(rules, key.removesuffix(".weight")).learning_rate
-        groups.setdefault(learning_rate * factor, []).extend(adapter.parameters())
-    return [{"params": parameters, "learning_rate": rate} for rate, parameters in groups.items()]
+        groups.setdefault(learning_rate * factor, []).append(adapter)
+    return groups
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int,
     Args:
         step, micro: the optimizer step and the batch within it; with the seed they decide all masks.
     """
-    if not (config.dropout or config.rank_dropout or config.module_dropout):
+    if not has_dropout(config):
         return clear_dropout(adapters)
     coins = torch.rand(len(adapters), generator=tensor_generator(config.seed, step, micro, "module dropout"))
     is_left_out = coins < config.module_dropout
@@ -185,6 +185,11 @@ def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int,
     for (key, adapter), left_out in zip(adapters.items(), is_left_out.tolist(), strict=True):
         generator = tensor_generator(config.seed, step, micro, key, "dropout")
         adapter.draw_dropout(generator, config.dropout, config.rank_dropout, left_out)
+
+
+def has_dropout(config: LoRAConfig) -> bool:
+    """Whether anything is left out in a forward pass."""
+    return bool(config.dropout or config.rank_dropout or config.module_dropout)
 
 
 def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
@@ -257,10 +262,18 @@ def _count(adapters: Sequence[Adapter]) -> str:
     return f"{layers}, {sum(p.numel() for adapter in adapters for p in adapter.parameters()):,} parameters"
 
 
-def _adapted(layer: nn.Module, adapter: Adapter) -> Callable[..., Tensor]:
+def _adapted(layer: Any, adapter: Adapter) -> Callable[..., Tensor]:
     base = layer.forward
+    # The host hangs functions on layers that change weights as they are fetched.
+    is_own = "forward" not in vars(layer) and not (
+        getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None)
+    )
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if is_own and not args and not kwargs:
+            output = adapter.fused(layer, x)
+            if output is not None:
+                return output
         return adapter(layer, lambda scaled: base(scaled, *args, **kwargs), x)
 
     return forward

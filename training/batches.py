@@ -16,7 +16,7 @@ from .randomness import tensor_generator
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: all on the model's device, float32."""
+    """What one forward pass takes, float32."""
 
     x_0: torch.Tensor
     """(B, C, ...) clean latents in model space"""
@@ -55,6 +55,17 @@ class Plan:
         epoch, index = self._place(step * self.config.gradient_accumulation + micro)
         return self._epochs[epoch][index]
 
+    def largest(self) -> tuple[int, int]:
+        """The (step, forward pass) of the first epoch that has the most pixels."""
+        self._place(0)
+        passes = min(self._starts[1], self.steps * self.config.gradient_accumulation)
+        places = [divmod(passed, self.config.gradient_accumulation) for passed in range(passes)]
+
+        def pixels(place: tuple[int, int]) -> int:
+            return sum(sample.fit.width * sample.fit.height for sample in self.samples_at(*place))
+
+        return max(places, key=pixels)
+
     def _place(self, passed: int) -> tuple[int, int]:
         """(epoch, batch within it) after so many forward passes; epochs may differ in length by their buckets."""
         while self._starts[-1] <= passed:
@@ -86,9 +97,8 @@ def make_batch(
     config: LoRAConfig,
     step: int,
     micro: int,
-    device: torch.device,
 ) -> Batch:
-    """A batch with its noise, each sample's a function of seed, step and slot.
+    """A batch with its noise, each sample's a function of seed, step and slot, on the CPU.
 
     Args:
         latents: (C, ...) a sample, all of one shape.
@@ -103,16 +113,12 @@ def make_batch(
     perturbation = None
     if config.ip_noise_gamma:
         extra = [torch.randn(x_0.shape[1:], generator=tensor_generator(*key, "perturbation")) for key in keys]
-        perturbation = (config.ip_noise_gamma * torch.stack(extra)).to(device)
+        perturbation = config.ip_noise_gamma * torch.stack(extra)
     mask = None
     if any(each is not None for each in masks):
         whole = torch.ones(x_0.shape[-2:])
-        mask = torch.stack([whole if each is None else each for each in masks])[:, None].to(device)
-    x_0 = x_0.to(device)
-    return Batch(
-        x_0, noise.to(device), sigma.to(device), torch.tensor(weights, device=device), conds_for(x_0),
-        mask, perturbation,
-    )  # fmt: skip
+        mask = torch.stack([whole if each is None else each for each in masks])[:, None]
+    return Batch(x_0, noise, sigma, torch.tensor(weights), conds_for(x_0), mask, perturbation)
 
 
 def _noise(shape: tuple[int, ...], config: LoRAConfig, key: tuple[int, ...]) -> torch.Tensor:

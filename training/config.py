@@ -23,6 +23,7 @@ HUBER_SCHEDULES = ("constant", "exponential", "snr")
 TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 LOWEST_PRODIGY_RATE = 0.1
 PRECISIONS = ("auto", "bf16", "fp32")
+BASE_PRECISIONS = ("as loaded", "fp8")
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 
 
@@ -118,6 +119,8 @@ class LoRAConfig:
     """The LoRA is a moving average of its past with this decay; 0 = off, 0.99 to 0.9999 when used."""
     precision: str = "auto"
     """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. Adapters are always fp32."""
+    base_precision: str = "as loaded"
+    """How the base model's weights are held; one of BASE_PRECISIONS. fp8: the blocks' linear weights in 8 bit."""
     save_precision: str = "fp16"
     """Number format of the saved LoRA."""
     gradient_checkpointing: bool = False
@@ -126,6 +129,10 @@ class LoRAConfig:
     """All random choices follow from it."""
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits each time, though some are slower."""
+    fit_memory: bool = True
+    """On a GPU that is too small for the recipe: checkpoint, split batches, stream weights. The gradients stay."""
+    cuda_graphs: bool = True
+    """On a GPU, record a step once and replay it, which gives the same results faster."""
     save_every: int = 0
     """Steps between LoRA files written on the way; 0 = off."""
     sample_every: int = 0
@@ -155,6 +162,7 @@ class LoRAConfig:
             *_one_of(self, OPTIMIZERS, "optimizer"),
             *_one_of(self, SCHEDULERS, "scheduler"),
             *_one_of(self, PRECISIONS, "precision"),
+            *_one_of(self, BASE_PRECISIONS, "base_precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:

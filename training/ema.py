@@ -17,16 +17,18 @@ class EMA:
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float):
         self.parameters = list(parameters)
         self.decay = decay
-        self.updates = 0
         self.averages = [parameter.detach().float().clone() for parameter in self.parameters]
+        self.updates = {device: torch.zeros((), device=device) for device in {p.device for p in self.parameters}}
+        """so far; on each device, so that an update captured in a CUDA graph goes on counting"""
 
     @torch.no_grad()
     def update(self) -> None:
         """Takes the parameters of one more step into the average."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decays = {device: ((1 + n) / (10 + n)).clamp(max=self.decay) for device, n in self.updates.items()}
         for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter.float(), 1.0 - decay)
-        self.updates += 1
+            average.lerp_(parameter.float(), 1.0 - decays[parameter.device])
+        for count in self.updates.values():
+            count += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,15 +1,20 @@
 """The loop."""
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import torch
 
 from .batches import Batch
 from .config import LoRAConfig
-from .objective import Family, Predict, sample_losses
-from .optimizers import rate_factor
+from .engine import Engine
+from .optimizers import rate_factor, set_learning_rates
 from .schedules import learning_rate_factor
+from .step import Step
+
+LAG = 2
+"""Steps that may be under way on a GPU beyond the last whose loss was read."""
 
 
 class Diverged(RuntimeError):
@@ -28,54 +33,78 @@ class Diverged(RuntimeError):
 
 
 def train(
-    predict: Predict,
-    family: Family,
+    engine: Engine,
     batch_at: Callable[[int, int], Batch],
-    optimizer: torch.optim.Optimizer,
     config: LoRAConfig,
     steps: int,
-    after_step: Callable[[int, float, float], None],
+    on_step: Callable[[int, float, float], None],
+    pauses_at: Callable[[int], bool] = lambda step: False,
+    on_pause: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Trains the optimizer's parameters.
+    """Trains the parameters of the engine's step.
 
     Args:
-        predict: the model with its adapters on: (x_t, sigma, cond) -> x_0.
-        batch_at: the batch of (step, forward pass within the step); its cond may carry a graph.
-        optimizer: each of its param_groups has its peak "learning_rate".
-        after_step: called with (steps done, loss, the model's learning rate); may raise to end the run.
+        batch_at: the batch of (step, forward pass within the step); its cond may carry a graph. May raise to end.
+        on_step: told (steps done, loss, the model's learning rate) of every step, on a GPU some steps later.
+        pauses_at: after how many steps done `on_pause` is called, with all of them done and told. May raise to end.
 
     Raises:
         Diverged: the loss is not finite; the parameters are those before that step.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for step in range(steps):
-        factor = learning_rate_factor(config, step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["learning_rate"] * factor
-        learning_rate = config.learning_rate * factor * rate_factor(optimizer)
-
-        loss = 0.0
-        for micro in range(config.gradient_accumulation):
-            batch = batch_at(step, micro)
-            micro_loss = batch_loss(predict, family, batch, config) / config.gradient_accumulation
-            micro_loss.backward()
-            loss += micro_loss.item()
-        if not math.isfinite(loss):
-            raise Diverged(f"The loss is {loss}", step + 1, config.learning_rate)
-
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-        if not norm.isfinite():
-            raise Diverged("The gradients are no numbers", step + 1, config.learning_rate)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after_step(step + 1, loss, learning_rate)
+    outcomes = Outcomes(engine.step)
+    try:
+        for step in range(steps):
+            factor = learning_rate_factor(config, step, steps)
+            set_learning_rates(engine.step.optimizer, factor)
+            learning_rate = config.learning_rate * factor * rate_factor(engine.step.optimizer)
+            for micro in range(config.gradient_accumulation):
+                engine.accumulate(batch_at(step, micro))
+            engine.move()
+            outcomes.add(step + 1, learning_rate)
+            for outcome in outcomes.read(wait=pauses_at(step + 1)):
+                on_step(*outcome)
+            if pauses_at(step + 1):
+                on_pause(step + 1)
+    finally:
+        for outcome in outcomes.read(wait=True):
+            on_step(*outcome)
 
 
-def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> torch.Tensor:
-    """The mean of the samples' weighted losses: () float32."""
-    losses = sample_losses(
-        predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond,
-        config.min_snr_gamma, config.debiased_estimation, config.loss, config.huber_c, config.huber_schedule,
-        batch.mask, batch.perturbation,
-    )  # fmt: skip
-    return (losses * batch.weight).mean()
+class Outcomes:
+    """What each step gave, read back while later ones run."""
+
+    def __init__(self, step: Step):
+        self.step = step
+        self.is_async = step.outcome.is_cuda and step.is_capturable
+        self._pending: deque[tuple[int, float, torch.Tensor | list[float], torch.cuda.Event | None]] = deque()
+
+    def add(self, number: int, learning_rate: float) -> None:
+        """Asks for the outcome of the step just moved."""
+        if not self.is_async:
+            self._pending.append((number, learning_rate, self.step.outcome.tolist(), None))
+            return
+        outcome = torch.empty(2, pin_memory=True)
+        outcome.copy_(self.step.outcome, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._pending.append((number, learning_rate, outcome, arrived))
+
+    def read(self, wait: bool) -> Iterator[tuple[int, float, float]]:
+        """(steps done, loss, learning rate) of those that have arrived, and of those that are late by more than LAG.
+
+        Raises:
+            Diverged: at the first that is no number; the later ones, in which nothing moved, are dropped.
+        """
+        while self._pending:
+            number, learning_rate, outcome, arrived = self._pending[0]
+            if arrived is not None:
+                if not (wait or len(self._pending) > LAG or arrived.query()):
+                    return
+                arrived.synchronize()
+            self._pending.popleft()
+            loss, norm = map(float, outcome)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._pending.clear()
+                what = "The gradients are no numbers" if math.isfinite(loss) else f"The loss is {loss}"
+                raise Diverged(what, number, self.step.config.learning_rate)
+            yield number, loss, learning_rate

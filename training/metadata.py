@@ -18,7 +18,7 @@ OWN = "kiln_"
 """What our own keys begin with; a field of the recipe follows."""
 OWN_FIELDS = (
     *("conv_rank", "conv_alpha", "warmup", "epochs", "timestep_sampling", "ema_decay", "precision", "save_precision"),
-    "deterministic",
+    *("deterministic", "cuda_graphs", "fit_memory"),
 )
 """Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
@@ -124,6 +124,7 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
         "ss_total_batch_size": config.batch_size * config.gradient_accumulation,
         "ss_gradient_accumulation_steps": config.gradient_accumulation,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_fp8_base": config.base_precision == "fp8",
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_min_snr_gamma": config.min_snr_gamma or None,
         "ss_debiased_estimation": config.debiased_estimation,

@@ -34,6 +34,7 @@ OWN_FIELDS = {"params": "", "lr": "learning_rate", "weight_decay": "weight_decay
 
 # torch's own Adafactor, and this one by default, scale the rate by the weights, which begin at zero here.
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {"fused": True},
     "adafactor": {"scale_parameter": False, "relative_step": False, "warmup_init": False},
 }
 
@@ -82,6 +83,48 @@ def check_optimizer(config: LoRAConfig, rates: Sequence[float]) -> None:
     """
     stand_in = [torch.nn.Parameter(torch.zeros(2, 2)) for _ in rates]
     make_optimizer(config, [{"params": [p], "learning_rate": rate} for p, rate in zip(stand_in, rates, strict=True)])
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Gives each of the param_groups its peak "learning_rate" times the factor."""
+    for group in optimizer.param_groups:
+        rate = group["learning_rate"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def make_capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Lets a CUDA graph hold the optimizer's step, its learning rates on the device. Before its first step.
+
+    Returns:
+        Whether it can: torch's fused AdamW on a GPU.
+    """
+    if not (isinstance(optimizer, torch.optim.AdamW) and all(map(_is_fused_on_gpu, optimizer.param_groups))):
+        return False
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+    return True
+
+
+def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `make_capturable` has made it so."""
+    return all(group.get("capturable", False) for group in optimizer.param_groups)
+
+
+def move(optimizer: Any, failed: torch.Tensor) -> None:
+    """The optimizer's step, unless `failed` () is 1. A captured one looks at it on the device, without waiting."""
+    if is_capturable(optimizer):
+        optimizer.found_inf = failed  # what torch's GradScaler sets
+        optimizer.step()
+    elif not failed.item():
+        optimizer.step()
+
+
+def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:
+    return bool(group["fused"]) and all(parameter.is_cuda for parameter in group["params"])
 
 
 def rate_factor(optimizer: torch.optim.Optimizer) -> float:

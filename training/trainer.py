@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from . import host
 from .adapters import KINDS, Adapter
 from .attach import (
     Target,
+    adapters_by_rate,
     as_found,
     attached,
     check_dropout,
@@ -19,31 +21,36 @@ from .attach import (
     draw_dropout,
     find_targets,
     find_text_targets,
+    has_dropout,
     is_convolution,
     make_adapters,
-    parameter_groups,
     targets_of,
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
 from .config import LoRAConfig
-from .dataset import Dataset, Sample
+from .dataset import Dataset
 from .determinism import deterministic_kernels
 from .ema import EMA
 from .encode import Encoded, encode_samples, latent_spread, sized
+from .engine import EagerEngine, Engine, GraphEngine
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
+from .fitting import FittingEngine, Placement, free_memory, parts, placements
+from .flat import FlatParameters
 from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules, rule_for
 from .loop import train
 from .lora_files import read_adapters
 from .lora_model import LoRAModel
 from .metadata import RunFacts, lora_metadata
 from .objective import Predict, zero_terminal_sigmas
-from .optimizers import check_optimizer, for_use, make_optimizer
+from .optimizers import check_optimizer, for_use, make_capturable, make_optimizer
+from .prefetch import on_device, prefetched
 from .problems import raise_if_any
 from .randomness import tensor_generator
 from .report import data_facts, notes_about, run_report
 from .sampling import euler
+from .step import Step
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
@@ -254,11 +261,105 @@ class _Run:
 
     def train(self, encoded: Encoded) -> Trained:
         """Puts adapters on twins of the models, trains them, and takes them off."""
-        config = self.config
         self.events.preparing("loading the model")
-        nets = self._networks()
+        with ExitStack() as attachments:
+            nets, engine = self._fitted(encoded, attachments)
+            self._train(nets, engine, encoded)
+        lora = self._lora()
+        self.events.ended("finished", "")
+        return Trained(lora, self.events.losses, self.samples, self._report())
+
+    def _fitted(self, encoded: Encoded, attachments: ExitStack) -> tuple[_Networks, Engine]:
+        """The networks and what executes their steps, placed so that the largest batch fits into the memory.
+
+        Args:
+            attachments: takes what must be undone after the run.
+
+        Raises:
+            torch.OutOfMemoryError: it fits in no way, or the recipe's own does not and no other may be tried.
+        """
+        config = self.config
+        asked = Placement(config.gradient_checkpointing, config.batch_size)
+        if self.device.type != "cuda":
+            return self._placed(asked, attachments)
+        weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
+        fits = not config.fit_memory or weights < host.free_bytes(self.device)
+        tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
+        for placement in tried:
+            with ExitStack() as stack:
+                try:
+                    nets, engine = self._placed(placement, stack)
+                    self._try_out(nets, engine, placement, encoded)
+                except torch.OutOfMemoryError:
+                    if placement == tried[-1]:
+                        raise
+                    nets = engine = None
+                if engine is not None and nets is not None:
+                    attachments.enter_context(stack.pop_all())
+                    if placement != asked:
+                        words = placement.words(config.batch_size)
+                        self._note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
+                    return nets, engine
+            free_memory()
+        raise AssertionError("there is always a last placement")
+
+    def _placed(self, placement: Placement, stack: ExitStack) -> tuple[_Networks, Engine]:
+        nets = self._networks(placement)
         self.adapters = nets.adapters
-        self.optimizer = make_optimizer(config, self._parameter_groups())
+        engine = self._engine(nets, placement)
+        stack.enter_context(attached(nets.targets, nets.adapters))
+        stack.enter_context(host.patches_on_device(self.model))
+        return nets, engine
+
+    def _try_out(self, nets: _Networks, engine: Engine, placement: Placement, encoded: Encoded) -> None:
+        """The largest forward and backward pass, without a move."""
+        step, micro = self.plan.largest()
+        batch = on_device(self._batch(nets, encoded, step, micro), self.device)
+        try:
+            first = next(parts(batch, placement.pictures))
+            engine.step.accumulate(self._with_live_text(nets, first, step, micro))
+        finally:
+            engine.step.forget()
+
+    def _train(self, nets: _Networks, engine: Engine, encoded: Encoded) -> None:
+        config, steps = self.config, self.plan.steps
+
+        def samples_at(step: int) -> bool:
+            return config.sample_every > 0 and (step % config.sample_every == 0 or step == steps)
+
+        def saves_at(step: int) -> bool:
+            return config.save_every > 0 and step % config.save_every == 0 and step < steps
+
+        def on_pause(step: int) -> None:
+            if saves_at(step):
+                self._save(f"step{step:06}")
+            if samples_at(step):
+                self._sample(nets, engine.step.predict, encoded, step)
+
+        order = ((step, micro) for step in range(steps) for micro in range(config.gradient_accumulation))
+        with prefetched(partial(self._batch, nets, encoded), order, self.device) as made_at:
+            if config.sample_every:
+                self._sample(nets, engine.step.predict, encoded, 0)
+            self.events.started()
+
+            def batch_at(step: int, micro: int) -> Batch:
+                host.raise_if_interrupted()
+                self.progress(len(self.events.losses))
+                draw_dropout(nets.adapters, config, step, micro)
+                return self._with_live_text(nets, made_at(step, micro), step, micro)
+
+            train(
+                engine, batch_at, config, steps, lambda step, loss, rate: self.events.step(loss, rate),
+                lambda step: samples_at(step) or saves_at(step), on_pause,
+            )  # fmt: skip
+        self.progress(steps)
+
+    def _engine(self, nets: _Networks, placement: Placement) -> Engine:
+        """The step that is trained, and how it is executed."""
+        config = self.config
+        flats, groups = self._parameter_groups(nets)
+        self.optimizer = make_optimizer(config, groups)
+        can_record = self.device.type == "cuda" and make_capturable(self.optimizer)
         if config.ema_decay:
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             self.ema = EMA(parameters, config.ema_decay)
@@ -267,44 +368,41 @@ class _Run:
         def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
             return host.predict(nets.model, options, x_t, sigma, cond)
 
-        def batch_at(step: int, micro: int) -> Batch:
-            host.raise_if_interrupted()
-            draw_dropout(nets.adapters, config, step, micro)
-            return self._batch(nets, encoded, step, micro)
+        step = Step(predict, self.family, config, self.optimizer, tuple(flats), self.ema)
+        if self.device.type != "cuda":
+            return EagerEngine(step)
+        obstacles = [
+            *(["text encoders are trained"] if self.trains_text else []),
+            *(["dropout is drawn anew each step"] if has_dropout(config) else []),
+            *(["weights come from RAM"] if placement.resident < 1.0 else []),
+            *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
+        ]
+        if obstacles and config.cuda_graphs:
+            self._note(f"The step goes op by op, not as a CUDA graph, which is slower: {'; '.join(obstacles)}.")
+        is_eager = obstacles or not config.cuda_graphs
+        engine = EagerEngine(step) if is_eager else GraphEngine(step, self._note)
+        return FittingEngine(engine, placement.pictures, not self.trains_text, self._note)
 
-        def after_step(step: int, loss: float, learning_rate: float) -> None:
-            clear_dropout(nets.adapters)
-            if self.ema is not None:
-                self.ema.update()
-            self.events.step(loss, learning_rate)
-            if config.save_every and step % config.save_every == 0 and step < self.plan.steps:
-                self._save(f"step{step:06}")
-            if config.sample_every and (step % config.sample_every == 0 or step == self.plan.steps):
-                self._sample(nets, predict, encoded, step)
-            self.progress(step)
-            host.raise_if_interrupted()
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+            host.say("%s", note)
 
-        with attached(nets.targets, nets.adapters), host.patches_on_device(self.model):
-            if config.sample_every:
-                self._sample(nets, predict, encoded, 0)
-            self.events.started()
-            train(predict, self.family, batch_at, self.optimizer, config, self.plan.steps, after_step)
-        lora = self._lora()
-        self.events.ended("finished", "")
-        return Trained(lora, self.events.losses, self.samples, self._report())
-
-    def _networks(self) -> _Networks:
+    def _networks(self, placement: Placement) -> _Networks:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
         config = self.config
-        model = host.trainable_view(self.model, self.dtype)
+        streams = placement.resident < 1.0
+        model = host.trainable_view(self.model, self.dtype, config.base_precision, in_ram=streams)
         if config.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
-        if config.gradient_checkpointing and not host.checkpoint_blocks(model):
-            self.notes.append("gradient_checkpointing has no effect: this model has no list of blocks.")
+        if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
+            self._note(f"Norms and gates go without fused kernels, which is slower: Triton does not work ({obstacle}).")
+        if streams:
+            self._stream(model, placement)
+        elif placement.checkpointing and not host.checkpoint_blocks(model):
+            self._note("gradient_checkpointing has no effect: this model has no list of blocks.")
         text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None
         targets = self._targets(model, text_encoder)
-        for target in targets if self.adapters else ():  # taken over
-            self.adapters[target.key].to(next(target.module.parameters()).device)
         adapters = self.adapters or make_adapters(targets, config)
         strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
         if strangers:
@@ -312,32 +410,59 @@ class _Run:
             raise_if_any("MODEL", [problem])
         return _Networks(model, text_encoder, targets, adapters)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """MODEL's layers and those of the text encoders, each at their own learning rate."""
+    def _stream(self, model: Any, placement: Placement) -> None:
+        everything = host.weight_bytes(self.model, self.dtype, self.config.base_precision)
+        streamed = host.stream_blocks(model, int(placement.resident * everything))
+        if not streamed.is_pinned:
+            self._note("Weights from RAM come slower than they could: the system gives no pinned memory.")
+
+    def _parameter_groups(self, nets: _Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
+        """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
         config, rules = self.config, parse_layer_rules(self.config.layer_rules)
         own = {key: each for key, each in self.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in self.adapters.items() if key not in own}
-        return [
-            *parameter_groups(own, config.learning_rate, rules),
-            *parameter_groups(text, config.text_encoder_learning_rate, rules),
-        ]
+        flats, groups = [], []
+        # Where the layers compute, not where their weights wait.
+        text_device = next(nets.text_encoder.parameters()).device if nets.text_encoder is not None else self.device
+        for part, learning_rate, device, dtype in (
+            (own, config.learning_rate, self.device, self.dtype),
+            (text, config.text_encoder_learning_rate, text_device, torch.float32),
+        ):
+            for rate, members in adapters_by_rate(part, learning_rate, rules).items():
+                flat = FlatParameters(members, device, dtype)
+                flats.append(flat)
+                parameters = [flat.values] if config.optimizer == "adamw" else flat.parameters
+                groups.append({"params": parameters, "learning_rate": rate})
+        return flats, groups
 
     def _batch(self, nets: _Networks, encoded: Encoded, step: int, micro: int) -> Batch:
+        """A batch on the CPU; without its condition where the text encoders are trained."""
         samples = self.plan.samples_at(step, micro)
-        conditionings = [self._conditioning(nets, encoded, sample) for sample in samples]
+
+        def conds_for(latents: torch.Tensor) -> Any:
+            if nets.text_encoder is not None:
+                return None
+            conditionings = [encoded.conditioning(self.dataset, sample, self.sized) for sample in samples]
+            return host.batch_conds(nets.model, conditionings, latents, host.TRAINING_GUIDANCE)
+
         return make_batch(
             [encoded.latent(sample) for sample in samples],
             [self.dataset.loss_weight(sample) for sample in samples],
             [encoded.mask(sample) for sample in samples],
-            lambda latents: host.batch_conds(nets.model, conditionings, latents, host.TRAINING_GUIDANCE),
-            self.family, self.config, step, micro, self.device,
+            conds_for, self.family, self.config, step, micro,
         )  # fmt: skip
 
-    def _conditioning(self, nets: _Networks, encoded: Encoded, sample: Sample) -> Any:
+    def _with_live_text(self, nets: _Networks, batch: Batch, step: int, micro: int) -> Batch:
+        """The batch with a condition that carries the text encoders' graph, where they are trained."""
         if nets.text_encoder is None:
-            return encoded.conditioning(self.dataset, sample, self.sized)
-        live = host.encode_text_with(self.clip, nets.text_encoder, sample.caption)
-        return sized(live, self.dataset, sample, self.sized)
+            return batch
+        samples = self.plan.samples_at(step, micro)
+        live = [host.encode_text_with(self.clip, nets.text_encoder, sample.caption) for sample in samples]
+        conditionings = [
+            sized(each, self.dataset, sample, self.sized) for each, sample in zip(live, samples, strict=True)
+        ]
+        cond = host.batch_conds(nets.model, conditionings, batch.x_0, host.TRAINING_GUIDANCE)
+        return replace(batch, cond=cond)
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -350,6 +475,7 @@ class _Run:
 
     def _sample(self, nets: _Networks, predict: Predict, encoded: Encoded, step: int) -> None:
         """One picture a prompt, with the adapters as they are; the run's randomness is not touched."""
+        clear_dropout(nets.adapters)
         config, side = self.config, self.dataset.settings.resolution
         shape = (1, *host.latent_shape(self.model, self.vae, side, side))
         distilled = host.takes_guidance(self.model)
@@ -402,7 +528,6 @@ class _Run:
         steps = len(self.events.losses)
         if steps == 0:
             return "Nothing was learned yet."
-        self.optimizer.zero_grad(set_to_none=True)
         try:
             path = self._save(f"step{steps:06}-partial")
         except Exception as error:  # whatever stopped the run comes first
@@ -413,6 +538,7 @@ class _Run:
         base = (
             f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{', linear weights in fp8' if self.config.base_precision == 'fp8' else ''}"
         )
         return run_report(
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,

@@ -18,7 +18,7 @@ IMPORTED = LoRAConfig(
     debiased_estimation=True, multires_noise_iterations=6, multires_noise_discount=0.5, ip_noise_gamma=0.1,
     zero_terminal_snr=True, min_timestep=100, max_timestep=900, timestep_sampling="shift", logit_mean=0.5,
     logit_std=0.8, timestep_shift=3.0, optimizer_args="eps=1e-7", scheduler_cycles=2, scheduler_power=1.5,
-    ema_decay=0.99, deterministic=True,
+    ema_decay=0.99, deterministic=True, cuda_graphs=False, fit_memory=False,
 )  # fmt: skip
 """A recipe with none of the Options at its default."""
 

@@ -16,6 +16,7 @@ from lora_kiln.training import host
 from lora_kiln.training.adapters import DoRA, LoRA
 from lora_kiln.training.attach import (
     Target,
+    adapters_by_rate,
     attached,
     check_dropout,
     clear_dropout,
@@ -24,7 +25,6 @@ from lora_kiln.training.attach import (
     find_targets,
     find_text_targets,
     make_adapters,
-    parameter_groups,
 )
 from lora_kiln.training.config import ADAPTERS, TARGETS, LoRAConfig
 from lora_kiln.training.layer_rules import parse_layer_rules
@@ -284,16 +284,13 @@ def test_layer_rules_set_rank_alpha_and_learning_rate(small: Base) -> None:
     adapters = make_adapters(found, with_(layer_rules=rules))
     convolution, linear = adapters.values()
     assert (convolution.rank, convolution.scale, linear.rank, linear.scale) == (2, 0.5, 5, 2.0)
-    groups = parameter_groups(adapters, 1e-3, parse_layer_rules(rules))
-    assert [group["learning_rate"] for group in groups] == pytest.approx([5e-4, 1e-4])
-    assert [{id(p) for p in group["params"]} for group in groups] == [
-        {id(p) for p in adapter.parameters()} for adapter in (convolution, linear)
-    ]
+    groups = adapters_by_rate(adapters, 1e-3, parse_layer_rules(rules))
+    assert list(groups) == pytest.approx([5e-4, 1e-4]) and list(groups.values()) == [[convolution], [linear]]
 
 
 def test_layers_of_one_learning_rate_are_one_group(small: Base) -> None:
-    (group,) = parameter_groups(make_adapters(find_targets(small, ALL), CONFIG), 1e-3, ())
-    assert len(group["params"]) == 4 and group["learning_rate"] == 1e-3
+    ((rate, members),) = adapters_by_rate(make_adapters(find_targets(small, ALL), CONFIG), 1e-3, ()).items()
+    assert len(members) == 2 and rate == 1e-3
 
 
 def test_a_rank_of_zero_leaves_the_layer_out(small: Base) -> None:

@@ -14,7 +14,6 @@ from lora_kiln.training.randomness import tensor_generator
 PICTURES, EPOCHS = 10, 3
 LATENT = (4, 8, 8)
 FAMILY = Family("eps", torch.linspace(0.1, 10.0, 1000))
-CPU = torch.device("cpu")
 
 
 def plan(**changes) -> Plan:
@@ -30,7 +29,7 @@ def all_samples(a_plan: Plan) -> list:
 
 def batch(config: LoRAConfig, step: int = 0, micro: int = 0, size: int = 3) -> Batch:
     latents = [torch.full(LATENT, float(slot)) for slot in range(size)]
-    return make_batch(latents, [1.0] * size, [None] * size, lambda x: x.shape, FAMILY, config, step, micro, CPU)
+    return make_batch(latents, [1.0] * size, [None] * size, lambda x: x.shape, FAMILY, config, step, micro)
 
 
 @pytest.mark.parametrize("accumulation", [1, 5])
@@ -104,7 +103,7 @@ def test_plain_noise_is_gaussian_and_its_level_even() -> None:
 def test_samples_without_a_mask_count_whole() -> None:
     mask = torch.rand(8, 8, generator=tensor_generator(0))
     latents = [torch.zeros(LATENT)] * 2
-    made = make_batch(latents, [1.0] * 2, [None, mask], lambda x: x.shape, FAMILY, LoRAConfig(), 0, 0, CPU)
+    made = make_batch(latents, [1.0] * 2, [None, mask], lambda x: x.shape, FAMILY, LoRAConfig(), 0, 0)
     assert made.mask is not None and torch.equal(made.mask, torch.stack([torch.ones(8, 8), mask])[:, None])
 
 
@@ -135,7 +134,7 @@ def sigmas_of_flow(**changes) -> torch.Tensor:
     flow = Family("flow", torch.linspace(0.001, 1.0, 1000), shift=3.0)
     config = LoRAConfig(**changes)
     latents = [torch.zeros(LATENT)] * 200
-    return make_batch(latents, [1.0] * 200, [None] * 200, lambda x: x, flow, config, 0, 0, CPU).sigma
+    return make_batch(latents, [1.0] * 200, [None] * 200, lambda x: x, flow, config, 0, 0).sigma
 
 
 def test_a_flow_model_trains_at_its_own_shift() -> None:

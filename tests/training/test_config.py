@@ -35,6 +35,7 @@ from lora_kiln.training.problems import InputError
         ("optimizer", "sgd"),
         ("scheduler", "sine"),
         ("precision", "fp16"),
+        ("base_precision", "fp4"),
         ("save_precision", "fp8"),
         ("adapter", "boft"),
         ("layer_rules", "*attn* size=3"),

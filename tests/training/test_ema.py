@@ -77,7 +77,7 @@ def test_it_works_where_samples_are_drawn() -> None:
 def test_low_precision_parameters_are_averaged_in_full() -> None:
     parameter = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     ema = EMA([parameter], 0.9999)
-    ema.updates = 10**6  # past the warm-up
+    ema.updates[torch.device("cpu")].fill_(1e6)  # past the warm-up
     parameter.data.fill_(2.0)
     for _ in range(10):
         ema.update()

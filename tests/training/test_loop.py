@@ -6,10 +6,12 @@ import pytest
 import torch
 from lora_kiln.training.batches import Batch
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.loop import Diverged, batch_loss, train
+from lora_kiln.training.engine import EagerEngine
+from lora_kiln.training.loop import Diverged, train
 from lora_kiln.training.objective import Family, sample_losses
 from lora_kiln.training.optimizers import make_optimizer
 from lora_kiln.training.randomness import tensor_generator
+from lora_kiln.training.step import Step, batch_loss
 from torch import nn
 
 SHAPE = (1, 4, 4)
@@ -42,18 +44,22 @@ def batch_at(step: int, micro: int, size: int = BATCH) -> Batch:
 
 
 def run(net: Net, steps: int = STEPS, batches=batch_at, on_step=None, **changes) -> list[tuple[int, float, float]]:
-    """Trains the net; gives what after_step heard."""
+    """Trains the net; gives what on_step heard."""
     config = LoRAConfig(**{**RECIPE, **changes})
     optimizer = make_optimizer(config, [{"params": list(net.parameters()), "learning_rate": config.learning_rate}])
     heard: list[tuple[int, float, float]] = []
 
-    def after_step(*step) -> None:
+    def on_step_done(*step) -> None:
         heard.append(step)
         if on_step:
             on_step(*step)
 
-    train(net, FAMILY, batches, optimizer, config, steps, after_step)
+    train(engine_of(net, config, optimizer), batches, config, steps, on_step_done)
     return heard
+
+
+def engine_of(net: Net, config: LoRAConfig, optimizer: torch.optim.Optimizer) -> EagerEngine:
+    return EagerEngine(Step(net, FAMILY, config, optimizer))
 
 
 def weights(net: Net) -> torch.Tensor:
@@ -65,7 +71,7 @@ def test_the_loss_falls() -> None:
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
-def test_after_step_hears_every_step_once() -> None:
+def test_on_step_hears_every_step_once() -> None:
     assert [step for step, _, _ in run(Net())] == list(range(1, STEPS + 1))
 
 
@@ -103,7 +109,7 @@ def test_gradients_are_clipped_to_their_norm() -> None:
     for net, norm in ((clipped, 1e-3), (free, 0.0)):
         config = LoRAConfig(**{**RECIPE, "learning_rate": 1.0}, max_grad_norm=norm)
         groups = [{"params": list(layer.parameters()), "learning_rate": 1.0} for layer in net.layers]
-        train(net, FAMILY, batch_at, torch.optim.SGD(groups), config, 1, lambda *_: None)
+        train(engine_of(net, config, torch.optim.SGD(groups)), batch_at, config, 1, lambda *_: None)
     assert (weights(clipped) - weights(Net())).norm() == pytest.approx(1e-3, rel=1e-3)
     assert (weights(free) - weights(Net())).norm() > 1e-2
 
@@ -118,10 +124,10 @@ def test_each_group_has_its_own_rate() -> None:
     optimizer = make_optimizer(config, groups)
     heard = []
 
-    def after_step(step: int, loss: float, rate: float) -> None:
+    def on_step(step: int, loss: float, rate: float) -> None:
         heard.append((rate, *(group["lr"] for group in optimizer.param_groups)))
 
-    train(net, FAMILY, batch_at, optimizer, config, STEPS, after_step)
+    train(engine_of(net, config, optimizer), batch_at, config, STEPS, on_step)
     for told, first, second in heard:
         assert (told, second) == pytest.approx((first, first / 5))
     assert heard[0][0] == pytest.approx(0.01 / 11) and heard[10][0] == pytest.approx(0.01)
@@ -138,7 +144,8 @@ def test_a_condition_may_carry_a_graph() -> None:
     config = LoRAConfig(**RECIPE, gradient_accumulation=2)
     groups = [{"params": [*net.parameters()], "learning_rate": 0.01}, {"params": [text], "learning_rate": 0.05}]
     losses: list[float] = []
-    train(net, FAMILY, batches, make_optimizer(config, groups), config, STEPS, lambda s, loss, r: losses.append(loss))
+    engine = engine_of(net, config, make_optimizer(config, groups))
+    train(engine, batches, config, STEPS, lambda step, loss, rate: losses.append(loss))
     assert text.item() != 0.0 and losses[-1] < losses[0]
 
 
@@ -234,7 +241,7 @@ def test_gradients_that_are_no_numbers_end_the_run_before_they_do_harm() -> None
     assert weights(net).isfinite().all() and torch.equal(weights(net), kept[4])
 
 
-def test_what_after_step_raises_ends_the_run_with_that_step_learned() -> None:
+def test_what_on_step_raises_ends_the_run_with_that_step_learned() -> None:
     net, reference = Net(), Net()
     run(reference, steps=3)
 

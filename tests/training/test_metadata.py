@@ -151,6 +151,7 @@ def test_metadata_is_text_alone() -> None:
         ("kiln_timestep_sampling", "logit_normal"),
         ("kiln_ema_decay", "0.99"),
         ("kiln_precision", "auto"),
+        ("ss_fp8_base", "False"),
         ("kiln_save_precision", "bf16"),
         ("kiln_warmup", "0.1"),
         ("modelspec.architecture", "stable-diffusion-v1/lora"),

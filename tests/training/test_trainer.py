@@ -157,6 +157,17 @@ def test_checkpointing_changes_memory_not_numbers():
     assert saving.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
+def test_an_fp8_base_runs_near_fp32_and_the_report_says_so():
+    small = models.sdxl()
+    before = models.state(small)
+    exact, rough = run(small), run(small, changed(base_precision="fp8"))
+    assert rough.losses != exact.losses
+    assert rough.losses == pytest.approx(exact.losses, rel=0.05)
+    assert "linear weights in fp8" in rough.report and "fp8" not in exact.report
+    assert rough.lora.metadata["ss_fp8_base"] == "True"
+    assert_untouched(small, before)
+
+
 def test_bf16_runs_near_fp32():
     exact = run(models.sd15())
     rough = run(models.sd15(), LoRAConfig(**{**vars(CONFIG), "precision": "bf16"}))

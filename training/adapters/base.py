@@ -28,6 +28,8 @@ class Adapter(nn.Module, ABC):
         super().__init__()
         self.rank = rank
         self.alpha = alpha
+        self.copies: dict[str, Tensor] = {}
+        """parameters in the base model's arithmetic, by name, where someone keeps them up to date"""
         self.clear_dropout()
 
     @property
@@ -43,6 +45,13 @@ class Adapter(nn.Module, ABC):
             base: the layer's own forward.
         """
         return base(x) if self.is_left_out else self.adapted(layer, base, x)
+
+    def fused(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        """What `forward` gives, in fewer passes over the activations; None where there is no such way.
+
+        The gradients go into the parameters' `.grad`, which must be there.
+        """
+        return None
 
     @abstractmethod
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class DoRA(LoRA):
         norms = column_norms(weight, down.to(weight.device), up.to(weight.device)) + EPS
         return cls(down, up, norms, alpha)
 
+    def fused(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        return None
+
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         weight = dense_weight(layer).to(self.up.dtype)
         if self._is_by_rows(weight):

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .base import AddedAdapter, apply_weight, layer_shape, mix_channels, saved
+from .fused_linear import LowRankLinear
 
 PAIRS = (
     ("lora_up.weight", "lora_down.weight"),
@@ -41,6 +43,24 @@ class LoRA(AddedAdapter):
         if self.rank_mask is not None:
             up = up.flatten(1) * self.rank_mask.to(x.dtype)
         return low_rank(layer, x, self.down, up)
+
+    def fused(self, layer: Any, x: Tensor) -> Tensor | None:
+        weight, down = layer.weight, self.copies.get("down", self.down)
+        is_alike = type(weight) in (Tensor, nn.Parameter) and x.dtype == weight.dtype == down.dtype
+        is_whole = self.rank_mask is None and not self.dropout and not self.is_left_out
+        has_places = self.down.grad is not None and self.up.grad is not None
+        if not (is_alike and is_whole and has_places and x.device == weight.device and torch.is_grad_enabled()):
+            return None
+        if isinstance(layer, nn.Linear) and x.dim() > 1:
+            return self._fused_rows(x, weight, layer.bias)
+        if _mixes_channels(layer) and x.is_contiguous(memory_format=torch.channels_last):
+            return self._fused_rows(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+        return None
+
+    def _fused_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        down = self.copies.get("down", self.down).detach().flatten(1)
+        up = self.copies.get("up", self.up).detach().flatten(1)
+        return LowRankLinear.apply(x, weight, bias, down, up, self.scale, self.down, self.up)
 
     def difference(self, weight: Tensor | None = None) -> Tensor:
         product = self.scale * (self.up.flatten(1) @ self.down.flatten(1))
@@ -92,6 +112,13 @@ def kaiming_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tenso
     """Uniform within 1 / sqrt(fan in): He et al. (arXiv:1502.01852) with a = sqrt 5, as torch draws layers."""
     bound = 1.0 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _mixes_channels(layer: Any) -> bool:
+    """Whether it is a convolution that is a linear layer over the channels of each place."""
+    if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
+        return False
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
 
 
 def low_rank(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:

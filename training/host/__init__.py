@@ -1,9 +1,9 @@
 """The only room that knows ComfyUI: everything else asks here.
 
-`view` makes a trainable twin of the graph's MODEL, `conditioning` turns text and pictures into what the model
-takes, `text_encoder` makes a trainable twin of the CLIP, `loras` knows key names and patches, `places` the host's
-folders, `lora_folder` those of LoRAs, `recipes` the files of other trainers, `page` progress, interrupt and the
-page, `fingerprints` tells models apart.
+`view` makes a trainable twin of the graph's MODEL, `streaming` leaves its weights in RAM, `quantise` holds them in
+fewer bits, `conditioning` turns text and pictures into what the model takes, `text_encoder` makes a trainable twin of
+the CLIP, `loras` knows key names and patches, `places` the host's folders, `lora_folder` those of LoRAs, `recipes`
+the files of other trainers, `page` progress, interrupt and the page, `fingerprints` tells models apart.
 """
 
 from .captioning import inference_device, loaded_for_inference
@@ -18,6 +18,7 @@ from .conditioning import (
     from_model_space,
     latent_shape,
     predict,
+    rows_of,
     sampler_sigmas,
     start_noise,
     takes_guidance,
@@ -25,6 +26,7 @@ from .conditioning import (
     wants_size_conditioning,
 )
 from .fingerprints import model_fingerprint
+from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
 from .lora_folder import lora_files, lora_folder, lora_path
 from .loras import LayerNames, base_version, layer_names, with_lora
@@ -50,6 +52,7 @@ from .places import (
     resolve_folder,
 )
 from .recipes import read_recipe, recipe_files, recipe_path
+from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .view import (
     checkpoint_blocks,
@@ -69,6 +72,7 @@ from .view import (
 __all__ = [
     "Interrupted",
     "LayerNames",
+    "Streamed",
     "TRAINING_GUIDANCE",
     "WRITE_VARIABLE",
     "base_version",
@@ -86,7 +90,9 @@ __all__ = [
     "encode_text",
     "encode_text_with",
     "family",
+    "free_bytes",
     "from_model_space",
+    "fuse_layers",
     "inference_device",
     "latent_shape",
     "layer_names",
@@ -107,6 +113,7 @@ __all__ = [
     "recipe_path",
     "register_model_folder",
     "resolve_folder",
+    "rows_of",
     "sampler_names",
     "sampler_sigmas",
     "sampling_mode",
@@ -116,6 +123,7 @@ __all__ = [
     "serve_json",
     "set_sigmas",
     "show_text",
+    "stream_blocks",
     "start_noise",
     "takes_guidance",
     "to_model_space",
@@ -128,6 +136,7 @@ __all__ = [
     "twin_of",
     "wants_size_conditioning",
     "warnings_about",
+    "weight_bytes",
     "where",
     "with_lora",
 ]

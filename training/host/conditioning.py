@@ -145,6 +145,27 @@ def predict(
     return torch.cat(parts)[order.argsort()]
 
 
+def rows_of(
+    groups: list[tuple[list[int], dict[str, torch.Tensor]]], rows: Sequence[int]
+) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
+    """What `batch_conds` would give for these samples of the batch alone, in this order.
+
+    Args:
+        rows: indices into the batch, ascending.
+    """
+    picked = []
+    for indices, conds in groups:
+        mine = [place for place, index in enumerate(indices) if index in rows]
+        if mine:
+            own = {key: value[mine] if _is_by_sample(value, len(indices)) else value for key, value in conds.items()}
+            picked.append(([rows.index(indices[place]) for place in mine], own))
+    return picked
+
+
+def _is_by_sample(value: Any, samples: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == samples
+
+
 def sampler_sigmas(base_model: Any, steps: int) -> torch.Tensor:
     """(steps + 1,) falling noise levels of the host's "normal" scheduler, ending in 0."""
     return comfy.samplers.calculate_sigmas(base_model.model_sampling, "normal", steps).cpu()

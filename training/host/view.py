@@ -10,7 +10,8 @@ import contextlib
 import copy
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
@@ -20,11 +21,13 @@ import comfy.utils
 import torch
 from comfy.clip_model import CLIPLayer
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from ..problems import raise_if_any
+from .fusion import attention
+from .quantise import AS_LOADED, compute_quantised, is_linear, to_fp8
 
 LOADER_STATE = (
     "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key",
@@ -83,9 +86,9 @@ def make_room(device: torch.device) -> None:
         comfy.model_management.soft_empty_cache()
 
 
-def trainable_view(model: Any, dtype: torch.dtype) -> nn.Module:
+def trainable_view(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED, in_ram: bool = False) -> nn.Module:
     """A twin of MODEL's `BaseModel` that computes in `dtype`; see `twin_of`."""
-    twin: Any = twin_of(model, dtype)
+    twin: Any = twin_of(model, dtype, base_precision, in_ram)
     twin.manual_cast_dtype = dtype
     twin.device = training_device(model)
     twin.current_patcher = None
@@ -110,12 +113,17 @@ def set_sigmas(twin: Any, sigmas: torch.Tensor) -> None:
         twin.model_sampling.set_sigmas(sigmas.to(twin.device))
 
 
-def twin_of(patcher: Any, dtype: torch.dtype | None) -> nn.Module:
-    """A twin of a patcher's model with resident, frozen normal tensors.
+def twin_of(
+    patcher: Any, dtype: torch.dtype | None, base_precision: str = AS_LOADED, in_ram: bool = False
+) -> nn.Module:
+    """A twin of a patcher's model with frozen tensors of its own.
 
     Args:
         patcher: a ModelPatcher of any kind (MODEL, or a CLIP's `patcher`), with its LoRAs and object patches.
         dtype: weights in the model's main float type are converted, quantised ones stay; None = all stay.
+        base_precision: one of config.BASE_PRECISIONS; "fp8" holds the repeated blocks' linear weights in 8 bit.
+        in_ram: the repeated blocks' weights wait in RAM for `stream_blocks`. Those that need no patch and no other
+            number format are no copies then, but the MODEL's own memory, which is only read.
 
     Returns:
         The twin, on the device where the patcher computes, in evaluation mode.
@@ -130,10 +138,15 @@ def twin_of(patcher: Any, dtype: torch.dtype | None) -> nn.Module:
         for module in twin.modules():
             for name, value in module.__dict__.items():
                 module.__dict__[name] = _rebound(value, modules)
-        main_dtype = patcher.model_dtype()
-        tensors: dict[int, Any] = {}
+        blocks = [block for _, block in repeated_blocks(getattr(twin, "diffusion_model", nn.Module()))]
+        weights = _Weights(
+            patcher, device, dtype, patcher.model_dtype(),
+            {(id(module), name) for block in blocks if in_ram for module, name in streamable(block)},
+            {id(module) for block in blocks if base_precision == "fp8" for module in block.modules()},
+        )  # fmt: skip
         for prefix, module in list(twin.named_modules()):
-            _fill(module, f"{prefix}." if prefix else "", patcher, device, dtype, main_dtype, tensors)
+            _fill(module, f"{prefix}." if prefix else "", weights)
+    compute_quantised(twin)
     return twin.requires_grad_(False).eval()
 
 
@@ -150,7 +163,7 @@ def patches_on_device(model: Any) -> Iterator[None]:
 def transformer_options(model: Any) -> dict[str, Any]:
     """The MODEL's own options for a forward pass, with an attention kernel that has a backward pass."""
     options = comfy.utils.deepcopy_list_dict(model.model_options).get("transformer_options", {})
-    options["optimized_attention_override"] = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
+    options["optimized_attention_override"] = attention
     return options
 
 
@@ -191,56 +204,78 @@ def _rebound(value: Any, modules: dict[int, nn.Module]) -> Any:
     return value if owner is None else types.MethodType(value.__func__, owner)
 
 
-def _fill(
-    module: Any,
-    prefix: str,
-    model: Any,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    main_dtype: torch.dtype | None,
-    tensors: dict[int, Any],
-) -> None:
-    """Gives a module of the twin its own tensors: base weight, the MODEL's patches, then device and type."""
+@dataclass(frozen=True)
+class _Weights:
+    """Where the twin's tensors come from and what they become."""
+
+    patcher: Any
+    device: torch.device
+    dtype: torch.dtype | None
+    main_dtype: torch.dtype | None
+    in_ram: set[tuple[int, str]]
+    """what waits in RAM: id of the module, name of the parameter"""
+    in_fp8: set[int]
+    """ids of the modules whose linear weights are quantised"""
+    made: dict[int, nn.Parameter] = field(default_factory=dict)
+    """by id of the original, so that what is tied stays tied"""
+
+    def own(self, module: nn.Module, key: str, name: str) -> nn.Parameter:
+        """The twin's tensor for one of a module's parameters: base weight, the MODEL's patches, then form and place."""
+        backup = self.patcher.backup.get(key)
+        weight = module._parameters[name] if backup is None else backup.weight
+        assert weight is not None
+        if weight.is_meta:
+            weight = torch.zeros(weight.shape, dtype=weight.dtype)
+        waits = (id(module), name) in self.in_ram
+        is_patched = key in self.patcher.patches
+        becomes_fp8 = id(module) in self.in_fp8 and name == "weight" and is_linear(module)
+        dtype = self._dtype(weight, module, name, is_patched)
+        if waits and weight.device.type == "cpu" and not is_patched and dtype == weight.dtype:
+            if not (becomes_fp8 and _is_plain(weight)):
+                return nn.Parameter(weight.detach(), requires_grad=False)
+        own = weight.to(self.device, copy=True)
+        if is_patched:
+            own = _patched(own, key, name, module, self.patcher)
+            dtype = self._dtype(own, module, name, is_patched)
+        if becomes_fp8 and _is_plain(own):
+            own = to_fp8(own, dtype)
+        elif own.dtype != dtype:
+            own = own.to(dtype)
+        return nn.Parameter((own.to("cpu") if waits else own).detach(), requires_grad=False)
+
+    def _dtype(self, weight: torch.Tensor, module: nn.Module, name: str, is_patched: bool) -> torch.dtype:
+        """The number format in which the twin computes with a weight."""
+        if not _is_plain(weight):
+            return weight.dtype
+        stored = getattr(module, f"{name}_comfy_model_dtype", None) or weight.dtype  # under dynamic VRAM, as to be used
+        if self.dtype is None:
+            return stored
+        return self.dtype if stored == self.main_dtype or self.dtype == torch.float32 or is_patched else weight.dtype
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    """Neither quantised nor in a format for storage only."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in floats
+
+
+def _fill(module: Any, prefix: str, weights: _Weights) -> None:
+    """Gives a module of the twin its own tensors."""
+    patcher = weights.patcher
     if hasattr(module, "comfy_cast_weights"):
         module.comfy_cast_weights = True
         for kind in ("weight", "bias"):
-            wrappers = model.weight_wrapper_patches.get(f"{prefix}{kind}", [])
+            wrappers = patcher.weight_wrapper_patches.get(f"{prefix}{kind}", [])
             setattr(module, f"{kind}_function", list(wrappers))
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            if id(parameter) not in tensors:
-                tensors[id(parameter)] = _own_weight(module, prefix + name, name, model, device, dtype, main_dtype)
-            module._parameters[name] = tensors[id(parameter)]
+            if id(parameter) not in weights.made:
+                weights.made[id(parameter)] = weights.own(module, prefix + name, name)
+            module._parameters[name] = weights.made[id(parameter)]
     for name, buffer in module._buffers.items():
         if buffer is not None:
-            original = model.backup_buffers.get(prefix + name, buffer)
-            module._buffers[name] = original.to(device, copy=True)
-
-
-def _own_weight(
-    module: nn.Module,
-    key: str,
-    name: str,
-    model: Any,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    main_dtype: torch.dtype | None,
-) -> nn.Parameter:
-    backup = model.backup.get(key)
-    weight = module._parameters[name] if backup is None else backup.weight
-    assert weight is not None
-    if weight.is_meta:
-        weight = torch.zeros(weight.shape, dtype=weight.dtype)
-    own = weight.to(device, copy=True)
-    if key in model.patches:
-        own = _patched(own, key, name, module, model)
-    if type(own) in (torch.Tensor, nn.Parameter) and own.dtype in (torch.float16, torch.bfloat16, torch.float32):
-        stored = getattr(module, f"{name}_comfy_model_dtype", None) or own.dtype  # under dynamic VRAM, as to be used
-        if dtype is None:
-            own = own.to(stored)
-        elif stored == main_dtype or dtype == torch.float32 or key in model.patches:
-            own = own.to(dtype)
-    return nn.Parameter(own.detach(), requires_grad=False)
+            original = patcher.backup_buffers.get(prefix + name, buffer)
+            module._buffers[name] = original.to(weights.device, copy=True)
 
 
 def _patched(own: torch.Tensor, key: str, name: str, module: nn.Module, model: Any) -> torch.Tensor:
@@ -257,18 +292,22 @@ def _patched(own: torch.Tensor, key: str, name: str, module: nn.Module, model: A
     return result
 
 
-def checkpoint_blocks(twin: Any) -> list[str]:
+Around = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def checkpoint_blocks(twin: Any, around: Mapping[str, Around] | None = None) -> list[str]:
     """Recomputes activations block by block in the backward pass (Chen et al., arXiv:1604.06174).
 
     Args:
         twin: from `trainable_view`; its blocks are changed for good.
+        around: name of a block -> context in which it runs, each time it does.
 
     Returns:
         The names of the blocks.
     """
     names = []
-    for name, block in _blocks(twin.diffusion_model):
-        block.forward = _Checkpointed(block)
+    for name, block in repeated_blocks(twin.diffusion_model):
+        block.forward = _Checkpointed(block, (around or {}).get(name, contextlib.nullcontext))
         names.append(name)
     return names
 
@@ -276,7 +315,8 @@ def checkpoint_blocks(twin: Any) -> list[str]:
 class _Checkpointed:
     """Stands in for a block's forward. It holds the block weakly: a twin is to go when the run ends, not later."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: nn.Module, around: Around):
+        self.around = around
         self.method = weakref.WeakMethod(block.forward) if isinstance(block.forward, types.MethodType) else None
         self.patched = None if self.method else block.forward
         self.writes_inputs = isinstance(block, IN_PLACE_BLOCKS)
@@ -286,7 +326,8 @@ class _Checkpointed:
         assert forward is not None
         if self.writes_inputs:  # on copies: the recomputation needs the inputs as they came
             args, kwargs = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
-        return forward(*args, **kwargs)
+        with self.around():
+            return forward(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -294,7 +335,8 @@ class _Checkpointed:
         # Models write into these dicts as they go (which block it is): the second pass must see what the first saw.
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
-        return checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+        # Nothing here draws from torch's own generators: there are no states to keep.
+        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def guard_residuals(twin: nn.Module) -> None:
@@ -317,7 +359,27 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and torch.is_grad_enabled() else value
 
 
-def _blocks(diffusion_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def streamable(block: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The weights of a block that may wait in RAM, as (module, name of the parameter).
+
+    Norms and biases, having one dimension, are next to nothing and stay. So does a block that is a single layer: an
+    adapter on it runs around the block, and sees its weight from outside. So do other nodes' kinds of tensors.
+    """
+    if not any(True for _ in block.children()):
+        return []
+    return [
+        (module, name)
+        for module in block.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() > 1 and _can_be_sent(parameter)
+    ]
+
+
+def _can_be_sent(parameter: torch.Tensor) -> bool:
+    return type(parameter) in (torch.Tensor, nn.Parameter) or is_traceable_wrapper_subclass(parameter)
+
+
+def repeated_blocks(diffusion_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The repeated blocks: entries of the outermost module lists; of a sequence its parts, as UNets call those."""
     for list_name, blocks in diffusion_model.named_children():
         if isinstance(blocks, nn.ModuleList):

@@ -156,6 +156,11 @@ def _learning(book: Ledger) -> None:
     checkpointing = book.flag("train.gradient_checkpointing", True)
     book.carry("train.gradient_checkpointing", gradient_checkpointing=checkpointing)
     carry_precision(book, "train.dtype", "fp32")
+    is_8bit = "float8" in book.text("model.qtype", "qfloat8")
+    if book.flag("model.quantize"):
+        book.carry("model.quantize", "" if is_8bit else "not the format of model.qtype", base_precision="fp8")
+    else:
+        book.carry("model.quantize", base_precision="as loaded")
     if book.flag("train.ema_config.use_ema"):
         book.carry("train.ema_config.use_ema", ema_decay=book.number("train.ema_config.ema_decay", 0.999))
         book.carry("train.ema_config.ema_decay", ema_decay=book.number("train.ema_config.ema_decay", 0.999))

@@ -76,7 +76,7 @@ IGNORED: dict[str, str] = {
 """Key -> why it has no effect."""
 
 LAYERS = "a choice of layers by name; layer_rules in Adapter Options can say the same"
-BIT8 = "the model would have been held in fewer bits, for less memory"
+BIT8 = "the text encoders would have been held in fewer bits, for less memory"
 OTHER = "something else than a LoRA, which is not trained here"
 CONTROL = "training on control pictures"
 AUGMENT = "pictures would have been changed a little each time"
@@ -147,7 +147,6 @@ MISSING: dict[str, tuple] = {
     "train.ema_config.param_multiplier": ("the weights would have been scaled at every step", 1),
     "network.all_layers": ("all other layers would have been trained whole",),
     "network.pretrained_lora_path": ("training would have gone on from that LoRA: connect it to Train LoRA",),
-    "model.quantize": (BIT8,),
     "model.quantize_te": (BIT8,),
     "model.ignore_if_contains": (LAYERS,),
     "model.only_if_contains": (LAYERS,),

@@ -13,8 +13,8 @@ from lora_kiln.training.batches import Batch
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture, Sample
 from lora_kiln.training.encode import encode_samples
-from lora_kiln.training.loop import batch_loss
 from lora_kiln.training.problems import InputError
+from lora_kiln.training.step import batch_loss
 
 import models
 

@@ -23,6 +23,7 @@ def test_a_job_becomes_a_config() -> None:
     assert (config.optimizer, config.weight_decay, config.optimizer_args) == ("adamw8bit", 1e-4, "eps=1e-6")
     assert (config.timestep_sampling, config.scheduler, config.loss) == ("logit_normal", "constant", "l2")
     assert (config.ema_decay, config.precision, config.save_precision) == (0.98, "bf16", "bf16")
+    assert config.base_precision == "fp8"
     assert (config.save_every, config.sample_every, config.sample_guidance) == (200, 100, 4.0)
     assert config.sample_prompts == ("ohwx in a wood",) and config.gradient_checkpointing
 
@@ -33,7 +34,7 @@ def test_a_jobs_data_becomes_load_datasets() -> None:
     assert (data["resolution"], data["extra_resolutions"], data["trigger_word"]) == (1024, "768, 512", "ohwx")
     assert data["shuffle_tags"] and data["caption_dropout"] == 0.05
     assert list_of(recipe, "datasets[0].flip_y") == list_of(recipe, "datasets[1].num_repeats") == ["missing"]
-    assert list_of(recipe, "train.loss_type") == list_of(recipe, "model.quantize") == ["missing"]
+    assert list_of(recipe, "train.loss_type") == ["missing"]
     assert list_of(recipe, "train.do_fft_loss") == ["ignored"]
 
 
@@ -47,6 +48,8 @@ def test_a_jobs_data_becomes_load_datasets() -> None:
         ({}, "save_every", 1000),
         ({}, "gradient_checkpointing", True),
         ({}, "precision", "fp32"),
+        ({}, "base_precision", "as loaded"),
+        ({"model": {"quantize": True, "qtype": "uint4"}}, "base_precision", "fp8"),
         ({}, "timestep_sampling", "auto"),
         ({"network": {"rank": 8, "linear": 16}}, "rank", 8),
         ({"network": {"alpha": 3}}, "alpha", 3.0),

@@ -105,10 +105,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "timestep_shift": {"timestep_shift": 3.1},
     "ema_decay": {"ema_decay": 0.99},
     "precision": {"precision": "fp32"},
+    "base_precision": {"base_precision": "fp8"},
     "save_precision": {"save_precision": "bf16"},
     "gradient_checkpointing": {"gradient_checkpointing": True},
     "seed": {"seed": 5},
     "deterministic": {"deterministic": True},
+    "cuda_graphs": {"cuda_graphs": False},
+    "fit_memory": {"fit_memory": False},
 }
 KEPT = [each.name for each in fields(LoRAConfig) if each.name not in OUTPUT]
 MODELS = {"sdxl": ("sdxl_base_v1-0", "eps"), "flux": ("flux1", "flow"), "sd3": ("sd3_m", "flow")}

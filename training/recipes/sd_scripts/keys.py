@@ -94,7 +94,7 @@ OLD_FILES = "older files would have been deleted; here all are kept"
 STATE = "the run's state on disk, to go on from it"
 EPOCHS = "counted in epochs; here in steps: in Import Recipe's changes set"
 VALIDATION = "a loss on pictures that are kept out of the training"
-BIT8 = "the base model would have been held in 8 bit, for less memory"
+BIT8 = "the text encoder would have been held in 8 bit, for less memory"
 BIT16 = "weights and gradients of the LoRA in 16 bit; here they are always 32 bit"
 ANIMA = "a learning rate of its own for some of the model's layers; layer_rules in Adapter Options can say the same"
 
@@ -156,9 +156,6 @@ MISSING: dict[str, tuple] = {
     "lr_decay_steps": ("for warmup_stable_decay, which is not offered",),
     "full_fp16": (BIT16,),
     "full_bf16": (BIT16,),
-    "fp8_base": (BIT8,),
-    "fp8_base_unet": (BIT8,),
-    "fp8_scaled": (BIT8,),
     "fp8_vl": (BIT8,),
     "clip_skip": ("put the node CLIP Set Last Layer in front of Train LoRA: stop_at_clip_layer is minus this", 1),
     "adaptive_noise_scale": ("the noise offset would have grown with each picture's own brightness",),
@@ -220,6 +217,7 @@ CARRIED = (
         "max_grad_norm",
         "seed",
     ),
+    *("fp8_base", "fp8_base_unet", "fp8_scaled"),
     *("gradient_checkpointing", "mixed_precision", "min_snr_gamma", "debiased_estimation_loss", "loss_type"),
     *("huber_c", "huber_schedule", "huber_scale", "noise_offset", "noise_offset_random_strength", "ip_noise_gamma"),
     *("ip_noise_gamma_random_strength", "multires_noise_iterations", "multires_noise_discount", "zero_terminal_snr"),

@@ -8,6 +8,9 @@ FREEZE = ("network_train_unet_only", "cache_text_encoder_outputs")
 """Either keeps the text encoders as they are: what is cached cannot learn."""
 
 
+FP8 = ("fp8_base", "fp8_base_unet", "fp8_scaled")
+
+
 def carry_learning(book: Ledger) -> None:
     """Settles the keys of optimizer, learning rates, schedule and length."""
     optimizer = _optimizer(book)
@@ -103,3 +106,9 @@ def _run(book: Ledger) -> None:
     checkpointing = book.flag("gradient_checkpointing")
     book.carry("gradient_checkpointing", gradient_checkpointing=checkpointing)
     carry_precision(book, "mixed_precision", "no")
+    is_on = tuple(name for name in FP8 if book.flag(name))
+    if is_on:
+        book.carry(is_on, "linear layers, with a scale a row", base_precision="fp8")
+        book.ignore(FP8, "off")
+    else:
+        book.carry(FP8, base_precision="as loaded")

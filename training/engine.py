@@ -1,0 +1,162 @@
+"""How a step is executed: op by op, or as a CUDA graph recorded once and replayed.
+
+A small step is bound by Python and by kernel launches; a replayed graph needs neither. Either way it is the same step
+with the same kernels.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+from .step import Step
+from .tree import form_of, tensors_of, with_tensors
+
+MOST_GRAPHS = 48
+"""Shapes of batches that are recorded; further ones go op by op."""
+
+
+class Engine(Protocol):
+    """Executes a step's parts in order: `accumulate` for each of its batches, then `move`."""
+
+    @property
+    def step(self) -> Step: ...
+
+    def accumulate(self, batch: Batch) -> None: ...
+
+    def move(self) -> None: ...
+
+    def release(self) -> None:
+        """Gives back memory that it holds to be faster."""
+
+
+class EagerEngine:
+    """Op by op."""
+
+    def __init__(self, step: Step):
+        self.step = step
+
+    def accumulate(self, batch: Batch) -> None:
+        """See `Step.accumulate`."""
+        self.step.accumulate(batch)
+
+    def move(self) -> None:
+        """See `Step.move`."""
+        self.step.move()
+
+    def release(self) -> None:
+        """There is nothing to give back."""
+
+
+class GraphEngine:
+    """As CUDA graphs: one for each shape of batch, and one for the move. The first time each goes op by op.
+
+    Args:
+        say: told, once, what could not be recorded and why.
+    """
+
+    def __init__(self, step: Step, say: Callable[[str], None]):
+        self.step = step
+        self.say = say
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(step.loss.device)
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: set[Hashable] = set()
+        self._move: torch.cuda.CUDAGraph | None = None
+        self._has_moved = False
+        self.is_recording = True
+        """False once something could not be recorded: from then on all goes op by op"""
+
+    @property
+    def graphs(self) -> int:
+        """Shapes of batches recorded so far."""
+        return len(self._graphs)
+
+    def accumulate(self, batch: Batch) -> None:
+        """See `Step.accumulate`."""
+        graph, tensors = self._graph_for(batch)
+        if graph is None:
+            self.step.accumulate(batch)
+        else:
+            graph.replay(tensors)
+
+    def move(self) -> None:
+        """See `Step.move`."""
+        if self._move is None and self._has_moved and self.is_recording:
+            self._move = self._record(self.step.move)
+        self._has_moved = True
+        if self._move is None:
+            self.step.move()
+        else:
+            self._move.replay()
+
+    def release(self) -> None:
+        """Drops all graphs and their memory; they are recorded anew when they are wanted again."""
+        torch.cuda.synchronize()
+        self._graphs.clear()
+        self._seen.clear()
+        self._move = None
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def _graph_for(self, batch: Batch) -> "tuple[_Graph | None, list[Tensor]]":
+        """The graph of the batch's form, recorded when the form comes for the second time, and the batch's tensors."""
+        if not (self.is_recording or self._graphs):
+            return None, []
+        try:
+            tensors, form = tensors_of(batch), form_of(batch)
+        except TypeError as error:
+            self._give_up(error)
+            return None, []
+        graph = self._graphs.get(form)
+        if graph is None and form in self._seen and self.is_recording and len(self._graphs) < MOST_GRAPHS:
+            graph = self._record_batch(batch, tensors, form)
+        self._seen.add(form)
+        return graph, tensors
+
+    def _record_batch(self, batch: Batch, tensors: list[Tensor], form: Hashable) -> "_Graph | None":
+        places = [tensor.clone() for tensor in tensors]
+        own = with_tensors(batch, places)
+        graph = self._record(lambda: self.step.accumulate(own))
+        if graph is None:
+            return None
+        self._graphs[form] = _Graph(graph, places)
+        return self._graphs[form]
+
+    def _record(self, part: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """A graph of what the part does, which is not done yet; None where it cannot be recorded."""
+        graph = torch.cuda.CUDAGraph()
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        try:
+            with recording:
+                part()
+        except torch.OutOfMemoryError as error:  # graphs hold their memory: op by op there may be enough
+            self.release()
+            self._give_up(error)
+            return None
+        except RuntimeError as error:
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.synchronize()
+            self._give_up(error)
+            return None
+        return graph
+
+    def _give_up(self, error: Exception) -> None:
+        if self.is_recording:
+            first = str(error).strip().split("\n")[0]
+            self.say(f"The step goes op by op, which is slower: it could not be recorded as a CUDA graph ({first}).")
+        self.is_recording = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    places: list[Tensor]
+    """where it reads its batch"""
+
+    def replay(self, tensors: list[Tensor]) -> None:
+        torch._foreach_copy_(self.places, tensors)
+        self.graph.replay()

@@ -1,0 +1,72 @@
+"""Batches made ready and brought to the GPU while the steps before them run."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from .batches import Batch
+from .tree import tensors_of, with_tensors
+
+AHEAD = 3
+"""Batches made ready before they are asked for."""
+
+
+@contextmanager
+def prefetched(
+    make: Callable[[int, int], Batch], order: Iterator[tuple[int, int]], device: torch.device
+) -> Iterator[Callable[[int, int], Batch]]:
+    """Gives a function like `make` whose batches lie on the device.
+
+    On a GPU a thread makes them and a stream of its own copies them; elsewhere each is made when it is asked for.
+
+    Args:
+        make: the batch of (step, forward pass), on the CPU.
+        order: every (step, forward pass) in the order in which they will be asked for.
+    """
+    if device.type != "cuda":
+        yield lambda step, micro: on_device(make(step, micro), device)
+        return
+    stream = torch.cuda.Stream(device)
+    waiting: deque[tuple[tuple[int, int], Future[tuple[Batch, torch.cuda.Event]]]] = deque()
+
+    def bring(step: int, micro: int) -> tuple[Batch, torch.cuda.Event]:
+        batch = make(step, micro)
+        with torch.cuda.stream(stream):
+            batch = on_device(batch, device)
+            arrived = torch.cuda.Event()
+            arrived.record(stream)
+        return batch, arrived
+
+    with ThreadPoolExecutor(1, "lora-kiln-batches") as thread:
+
+        def batch_at(step: int, micro: int) -> Batch:
+            while len(waiting) <= AHEAD and (place := next(order, None)) is not None:
+                waiting.append((place, thread.submit(bring, *place)))
+            place, future = waiting.popleft()
+            if place != (step, micro):
+                raise ValueError(f"batch {(step, micro)} was asked for where {place} was next")
+            batch, arrived = future.result()
+            current = torch.cuda.current_stream(device)
+            current.wait_event(arrived)
+            for tensor in tensors_of(batch):
+                tensor.record_stream(current)
+            return batch
+
+        try:
+            yield batch_at
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors on the device; on a GPU copied without waiting, in the current stream."""
+    tensors = tensors_of(batch)
+    if device.type == "cuda":
+        moved = [t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in tensors]
+    else:
+        moved = [tensor.to(device) for tensor in tensors]
+    return with_tensors(batch, moved)

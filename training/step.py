@@ -1,0 +1,84 @@
+"""One optimizer step: the only place where it is defined. `engine` executes it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch
+from .config import LoRAConfig
+from .ema import EMA
+from .flat import FlatParameters
+from .objective import Family, Predict, sample_losses
+from .optimizers import is_capturable, move
+
+
+class Step:
+    """The gradients of one or several batches, and the move that they make.
+
+    All its state lies on the device, and with an optimizer that can be captured nothing here waits for the device.
+
+    Args:
+        predict: the model with its adapters on: (x_t, sigma, cond) -> x_0.
+        optimizer: each of its param_groups has its peak "learning_rate".
+        flats: whose working copies follow each move.
+        ema: follows each move too.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        family: Family,
+        config: LoRAConfig,
+        optimizer: torch.optim.Optimizer,
+        flats: tuple[FlatParameters, ...] = (),
+        ema: EMA | None = None,
+    ):
+        self.predict = predict
+        self.family = family
+        self.config = config
+        self.optimizer = optimizer
+        self.flats = flats
+        self.ema = ema
+        self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        device = self.parameters[0].device
+        self.is_capturable = is_capturable(optimizer)
+        self.loss = torch.zeros((), device=device)
+        """of the batches so far"""
+        self.outcome = torch.zeros(2, device=device)
+        """loss and norm of the gradients of the step last moved"""
+        self.failed = torch.zeros((), device=device)
+        """1 as soon as either was no number: from then on nothing moves"""
+
+    def accumulate(self, batch: Batch) -> None:
+        """Adds a batch's loss and gradients to the step's."""
+        loss = batch_loss(self.predict, self.family, batch, self.config) / self.config.gradient_accumulation
+        loss.backward()
+        self.loss += loss.detach()
+
+    def forget(self) -> None:
+        """Begins the step anew, as if nothing had been accumulated."""
+        self.optimizer.zero_grad(set_to_none=False)
+        self.loss.zero_()
+
+    def move(self) -> None:
+        """Clips the gradients, moves the parameters unless something is no number, and begins anew."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
+        self.outcome.copy_(torch.stack([self.loss, norm.float()]))
+        self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome.isfinite().all().float()))
+        move(self.optimizer, self.failed)
+        self.forget()
+        for flat in self.flats:
+            flat.refresh()
+        if self.ema is not None:
+            self.ema.update()
+
+
+def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> Tensor:
+    """The mean of the samples' weighted losses: () float32."""
+    losses = sample_losses(
+        predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond,
+        config.min_snr_gamma, config.debiased_estimation, config.loss, config.huber_c, config.huber_schedule,
+        batch.mask, batch.perturbation,
+    )  # fmt: skip
+    return (losses * batch.weight).mean()

@@ -194,7 +194,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, like in tensors.items():
             values = draw(name, like, dtype, device).reshape(-1).view(torch.uint8).cpu()
-            rest = memoryview(values.numpy())
+            rest = memoryview(values.numpy().data)
             while rest:  # one write takes at most 2 GiB
                 rest = rest[file.write(rest) :]
     part.replace(path)
@@ -249,14 +249,14 @@ def matmul_rate(device: torch.device) -> float:
     side, dtype = (8192, torch.bfloat16) if on_gpu else (2048, torch.float32)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
-        a @ b
+        torch.mm(a, b)
     rates = []
     for _ in range(3):
         count = 20 if on_gpu else 2
         _wait(device)
         started = time.perf_counter()
         for _ in range(count):
-            a @ b
+            torch.mm(a, b)
         _wait(device)
         rates.append(count * 2 * side**3 / (time.perf_counter() - started))
     return sorted(rates)[1]

@@ -43,18 +43,18 @@ def write_pictures(input_folder: Path, name: str, count: int, side: int, seed: i
     return f"{FOLDER}/{name}"
 
 
-def node(kind: str, **inputs: Any) -> JSON:
+def node(kind: str, /, **inputs: Any) -> JSON:
     return {"class_type": kind, "inputs": inputs}
 
 
-def filled(info: Mapping[str, Any], kind: str, **inputs: Any) -> JSON:
+def filled(info: Mapping[str, Any], kind: str, /, **inputs: Any) -> JSON:
     """A node whose other required fields have the host's defaults."""
     if strangers := sorted(inputs.keys() - inputs_of(info, kind).keys()):
         raise KeyError(f"{kind} has no input {', '.join(strangers)}")
     values = dict(inputs)
     for name, (type_, *options) in info[kind]["input"].get("required", {}).items():
         about = options[0] if options else {}
-        choices = type_ if isinstance(type_, list) else about.get("options")
+        choices = type_ if isinstance(type_, list) else about.get("options") or []
         if name not in values and ("default" in about or choices):
             values[name] = about["default"] if "default" in about else choices[0]
     return node(kind, **values)

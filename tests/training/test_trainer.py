@@ -448,7 +448,12 @@ def test_the_twin_goes_with_the_run(checkpointing, monkeypatch):
 
     twins = []
     make = host.trainable_view
-    monkeypatch.setattr(host, "trainable_view", lambda *a, **k: twins.append(weakref.ref(made := make(*a, **k))) or made)
+
+    def noted(*args, **kwargs):
+        twins.append(weakref.ref(twin := make(*args, **kwargs)))
+        return twin
+
+    monkeypatch.setattr(host, "trainable_view", noted)
     gc.collect()
     gc.disable()
     try:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import host
 from .batches import Batch
 from .step import Step
 from .tree import form_of, tensors_of, with_tensors
@@ -32,6 +33,17 @@ class Engine(Protocol):
 
     def release(self) -> None:
         """Gives back memory that it holds to be faster."""
+
+
+def why_not_recorded() -> str:
+    """Why nothing can be recorded in this process; empty where it can.
+
+    With CUDA's own allocator a recording that breaks off, by the Stop button for one, leaves memory that cannot be
+    given back, and torch ends the whole process.
+    """
+    if torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+        return "ComfyUI uses cudaMallocAsync (start it with --disable-cuda-malloc)"
+    return ""
 
 
 class EagerEngine:
@@ -137,7 +149,9 @@ class GraphEngine:
             self.release()
             self._give_up(error)
             return None
-        except RuntimeError as error:
+        except host.Interrupted:
+            raise
+        except Exception as error:  # whatever it was, op by op it may go
             with contextlib.suppress(RuntimeError):
                 torch.cuda.synchronize()
             self._give_up(error)

@@ -33,7 +33,7 @@ from .dataset import Dataset
 from .determinism import deterministic_kernels
 from .ema import EMA
 from .encode import Encoded, encode_samples, latent_spread, sized
-from .engine import EagerEngine, Engine, GraphEngine
+from .engine import EagerEngine, Engine, GraphEngine, why_not_recorded
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
 from .fitting import FittingEngine, Placement, free_memory, parts, placements
@@ -375,10 +375,11 @@ class _Run:
             *(["text encoders are trained"] if self.trains_text else []),
             *(["dropout is drawn anew each step"] if has_dropout(config) else []),
             *(["weights come from RAM"] if placement.resident < 1.0 else []),
+            *filter(None, [why_not_recorded()]),
             *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
         ]
         if obstacles and config.cuda_graphs:
-            self._note(f"The step goes op by op, not as a CUDA graph, which is slower: {'; '.join(obstacles)}.")
+            self._note(f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}.")
         is_eager = obstacles or not config.cuda_graphs
         engine = EagerEngine(step) if is_eager else GraphEngine(step, self._note)
         return FittingEngine(engine, placement.pictures, not self.trains_text, self._note)

@@ -15,7 +15,7 @@ from bench.host_nodes import WATCH, KilnBenchEnd, KilnBenchWatch, look
 from bench.memory import Way, chosen_parts, chosen_ways, smallest_card
 from bench.models import MODELS
 from bench.prompts import config_nodes, filled, write_pictures
-from bench.runs import OUT_OF_MEMORY, Run
+from bench.runs import OUT_OF_MEMORY, Run, told_slower
 
 CARDS = (2, 3, 4, 6, 8, 12, 16, 24, 48)
 
@@ -118,17 +118,24 @@ def test_the_watch_sees_steps_and_memory():
     assert KilnBenchWatch().execute([model], [1], ["a"]) == (model,)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    held = [bytes(bytearray(2**25))]
+    held = torch.ones(2**26)  # 256 MiB, so large that it comes from the kernel anew
     for _ in range(3):
         weight.grad = torch.ones(1)
         optimizer.step()
     lora = {"a": torch.zeros(1)}
     found = json.loads(KilnBenchEnd().execute(lora)["ui"]["figures"][0])
     assert len(found["steps"]) == 3 and found["steps"] == sorted(found["steps"])
-    assert found["ram_rise_peak"] >= 2**24 and found["resident"] > 0 and held
-    assert not lora
+    assert found["ram_rise_peak"] >= 2**27 and found["resident"] > held.nbytes
+    assert found["notes"] == [] and not lora
     optimizer.step()
     assert WATCH.stop() == {}
+
+
+def test_the_notes_of_a_report_are_taken_along():
+    WATCH.start()
+    report = "LoRA x: y\nNote: It does not fit.\nLoss: 1"
+    found = json.loads(KilnBenchEnd().execute(None, report)["ui"]["figures"][0])
+    assert found["notes"] == ["It does not fit."] == told_slower([*found["notes"], "another"])
 
 
 def test_memory_is_read_from_the_kernel():

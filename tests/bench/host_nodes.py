@@ -24,6 +24,9 @@ PAUSE = 0.05
 LAST_PART = 0.25
 """of the looks, which counts as "while training": what came before is loading and encoding"""
 
+NOTE = "Note: "
+"""begins a line of our trainer's report"""
+
 
 class Watch:
     """Memory over time and the times of optimizer steps, from `start` to `stop`.
@@ -156,7 +159,7 @@ class KilnBenchWatch:
 
 
 class KilnBenchEnd:
-    """Ends the measurement when `after` is there."""
+    """Ends the measurement when `after` is there, and takes along the notes of our trainer's report."""
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
@@ -165,10 +168,11 @@ class KilnBenchEnd:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"after": ("*",)}}
+        return {"required": {"after": ("*",)}, "optional": {"report": ("STRING", {"forceInput": True})}}
 
-    def execute(self, after: Any) -> dict[str, Any]:
+    def execute(self, after: Any, report: str = "") -> dict[str, Any]:
         found = WATCH.stop()
+        found["notes"] = [line.removeprefix(NOTE) for line in report.splitlines() if line.startswith(NOTE)]
         if type(after) is dict:  # the core leaves its LoRA on the GPU, where the host's cache would keep it
             after.clear()
         return {"ui": {"figures": [json.dumps(found)]}}

@@ -14,8 +14,8 @@ scale    20, 1,000 and 20,000 small pictures (other numbers with --pictures), ea
          to the first step, at first and again, seconds of a step, resident memory, and the size of the cache on disk.
          The model is the demo kit's.
 
-The ways are in WAYS below; `--way ours-streaming '{"base_precision": "fp8", "streaming": true}'` gives one of ours
-other settings, by the names of the inputs of LoRA Config and the Options nodes ("weight_dtype" is UNETLoader's).
+The ways are in WAYS below; `--way ours-streaming '{"base_precision": "as loaded"}'` gives one of ours other
+settings, by the names of the inputs of LoRA Config and the Options nodes ("weight_dtype" is UNETLoader's).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench import figures
 from bench.figures import GIB
 from bench.models import MODELS, Model
 from bench.prompts import BLOCK_LEVEL, core_prompt, lay_out, load_only, our_prompt, write_pictures
-from bench.runs import OUT_OF_MEMORY, TOO_SLOW, Child, Run, prepare, run_prompt, versions
+from bench.runs import OUT_OF_MEMORY, TOO_SLOW, Child, Run, prepare, run_prompt, told_slower, versions
 from host import Client, HostError, Server, has_cuda
 
 PARTS = ("cards", "copies", "scale")
@@ -71,8 +71,8 @@ WAYS: dict[str, tuple[Way, ...]] = {
     "sd15": (Way("ours", goal=3), *CORE),
     "sdxl": (Way("ours", goal=7), *CORE),
     "flux": (
-        Way("ours-fp8", True, {"base_precision": "fp8"}, goal=16),
-        Way("ours-streaming", True, {"base_precision": "fp8", "streaming": True}, goal=10),
+        Way("ours-fp8", True, {"base_precision": "fp8", "fit_memory": False}, goal=16),
+        Way("ours-streaming", True, {"base_precision": "fp8"}, goal=10),  # what does not fit is streamed
         Way("core", False),
         Way("core-frugal", False, {**FRUGAL, "weight_dtype": "fp8_e4m3fn"}),
     ),
@@ -170,6 +170,7 @@ def find_card(
         tried[f"{gib:g}"] = run.failed or "trains"
         say(
             f"{model.name:5} {way.name:16} {gib:3g} GiB: {run.failed or 'trains'}   ({run.seconds:.0f} s)"
+            + "".join(f"; {note}" for note in told_slower(run.notes))
             + (f"; the rest of the GPU is not held: {trouble}" if trouble else "")
         )
         if run.failed and run.failed not in (OUT_OF_MEMORY, TOO_SLOW):
@@ -177,6 +178,7 @@ def find_card(
         if not run.failed:
             best.clear()
             best.update(memory_of(run), seconds_per_step=run.seconds_per_step, first_step=run.first_step)
+            best.update(told=told_slower(run.notes))
         return not run.failed
 
     found = smallest_card(cards, way.goal, trains, goals_only)
@@ -193,6 +195,7 @@ def count_copies(bench: Bench, model: Model, way: Way, base_bytes: int) -> dict[
     row = {
         "model": model.name, "way": way.name, "settings": way.settings, "failed": run.failed,
         "base_bytes": base_bytes, **memory_of(run), "seconds_per_step": run.seconds_per_step,
+        "told": told_slower(run.notes),
     }  # fmt: skip
     for name in ("between_steps", "gpu_between_steps", "ram_rise"):
         if name in run.figures:

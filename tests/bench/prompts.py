@@ -117,7 +117,7 @@ def our_prompt(
             info, "KilnTrainLoRA", model=["w", 0], clip=clip, vae=vae, dataset=["d", 0], config=recipe_link,
             name="kiln-bench",
         ),
-        "e": node("KilnBenchEnd", after=["t", 0]),
+        "e": node("KilnBenchEnd", after=["t", 0], report=["t", 5]),
     }  # fmt: skip
 
 

@@ -37,6 +37,8 @@ class Run:
     """of the whole run"""
     figures: dict[str, Any] = field(default_factory=dict)
     """memory, as host_nodes.Watch gives it"""
+    notes: list[str] = field(default_factory=list)
+    """what our trainer says about it"""
 
 
 def seconds_per_step(moments: Sequence[tuple[int, float]], skip: int, last: int) -> float | None:
@@ -89,6 +91,7 @@ def run_prompt(client: Client, prompt: dict[str, Any], steps: int, skip: int, li
     except HostError as error:
         run.failed = f"{error}"[:300]
     run.seconds = time.monotonic() - started
+    run.notes = run.figures.pop("notes", [])
     hooked = [(number + 1, moment) for number, moment in enumerate(run.figures.pop("steps", []))]
     moments = sorted(told.items()) if told else hooked
     last = steps - TAIL if told else steps
@@ -98,6 +101,11 @@ def run_prompt(client: Client, prompt: dict[str, Any], steps: int, skip: int, li
     if not run.failed and run.seconds_per_step is None:
         run.failed = "its steps could not be seen"
     return run
+
+
+def told_slower(notes: Sequence[str]) -> list[str]:
+    """Those of our trainer's notes that say it did not run as it was asked to."""
+    return [note for note in notes if "slower" in note or "does not fit" in note]
 
 
 def failure(kind: str, text: str) -> str:

@@ -6,7 +6,7 @@ python3 dev.py bench speed [--models sd15 sdxl flux] [--peers ours core core-byp
 Models of full size and random weights (bench/models.py); pictures of 512 px for SD1.5, 1024 px for SDXL and Flux; bf16;
 rank 16 on the attention projections. On a machine without a GPU it is the demo kit's small model in fp32.
 
-ours               KilnTrainLoRA in the real server
+ours               KilnTrainLoRA in the real server, as it is but for fit_memory, which would change what is compared
 core               the core's TrainLoraNode in the same server; it trains every layer, norm and bias
 core-bypass        the same with bypass_mode
 diffusers          the official scripts' loop (bench/diffusers_peer.py), in a process of its own
@@ -39,7 +39,7 @@ from bench import figures
 from bench.figures import Cell
 from bench.models import MODELS, Model
 from bench.prompts import BLOCK_LEVEL, core_prompt, lay_out, load_only, our_prompt, write_pictures
-from bench.runs import Child, Run, prepare, run_prompt, versions
+from bench.runs import Child, Run, prepare, run_prompt, told_slower, versions
 from host import Client, HostError, Server, has_cuda
 
 PEERS = ("ours", "core", "core-bypass", "diffusers", "diffusers-compile", "diffusers-blocks")
@@ -124,6 +124,7 @@ class Bench:
         cell.seconds_per_step = [run.seconds_per_step] if run.seconds_per_step and not run.failed else []
         cell.reserved, cell.gpu = run.figures.get("reserved"), run.figures.get("gpu")
         cell.notes = {"run_seconds": round(run.seconds, 1), "first_step": run.first_step and round(run.first_step, 2)}
+        cell.notes |= {"told": told} if (told := told_slower(run.notes)) else {}
         return cell
 
     def train(
@@ -135,7 +136,7 @@ class Bench:
         if peer == "ours":
             prompt = our_prompt(
                 self.info, model, folder, name, steps=steps, batch_size=batch, gradient_checkpointing=checkpointing,
-                precision=self.precision,
+                precision=self.precision, fit_memory=False,
             )  # fmt: skip
         else:
             prompt = core_prompt(
@@ -201,6 +202,8 @@ def measure(
             f"{job.model.name:5} batch {job.batch}{' checkpointing' if job.checkpointing else ''}  {job.peer:18} "
             f"{result}   ({time.monotonic() - started:.0f} s; about {left / 60:.0f} min left)"
         )
+        for note in cell.notes.get("told", []):
+            say(f"      {note}")
         on_cell(cell)
     return cells
 

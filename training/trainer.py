@@ -379,7 +379,9 @@ class _Run:
             *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
         ]
         if obstacles and config.cuda_graphs:
-            self._note(f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}.")
+            self._note(
+                f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
+            )
         is_eager = obstacles or not config.cuda_graphs
         engine = EagerEngine(step) if is_eager else GraphEngine(step, self._note)
         return FittingEngine(engine, placement.pictures, not self.trains_text, self._note)

@@ -5,7 +5,11 @@ with the same kernels.
 """
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
+import os
+import traceback
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -35,15 +39,13 @@ class Engine(Protocol):
         """Gives back memory that it holds to be faster."""
 
 
-def why_not_recorded() -> str:
-    """Why nothing can be recorded in this process; empty where it can.
+def uses_cudas_allocator() -> bool:
+    """Whether torch was started with cudaMallocAsync, as ComfyUI starts it by default.
 
-    With CUDA's own allocator a recording that breaks off, by the Stop button for one, leaves memory that cannot be
-    given back, and torch ends the whole process.
+    A recording that a CUDA error breaks off cannot give its memory back then, and torch ends the whole process:
+    record only what is known to go.
     """
-    if torch.cuda.get_allocator_backend() == "cudaMallocAsync":
-        return "ComfyUI uses cudaMallocAsync (start it with --disable-cuda-malloc)"
-    return ""
+    return torch.cuda.get_allocator_backend() == "cudaMallocAsync"
 
 
 class EagerEngine:
@@ -113,6 +115,8 @@ class GraphEngine:
         self._seen.clear()
         self._move = None
         self._pool = torch.cuda.graph_pool_handle()
+        if uses_cudas_allocator():
+            _trim_graph_memory(self._stream.device)
 
     def _graph_for(self, batch: Batch) -> "tuple[_Graph | None, list[Tensor]]":
         """The graph of the batch's form, recorded when the form comes for the second time, and the batch's tensors."""
@@ -141,28 +145,56 @@ class GraphEngine:
     def _record(self, part: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """A graph of what the part does, which is not done yet; None where it cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        broken: BaseException | None = None
         try:
-            with recording:
-                part()
-        except torch.OutOfMemoryError as error:  # graphs hold their memory: op by op there may be enough
+            with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
+                try:
+                    part()
+                except BaseException as error:  # is looked at when the recording has ended
+                    broken = error
+                    _let_go(error)
+        except RuntimeError as error:
+            broken = broken or error
+        if broken is None:
+            return graph
+        if not isinstance(broken, Exception) or isinstance(broken, host.Interrupted):
+            raise broken
+        if isinstance(broken, torch.OutOfMemoryError):  # graphs hold their memory: op by op there may be enough
             self.release()
-            self._give_up(error)
-            return None
-        except host.Interrupted:
-            raise
-        except Exception as error:  # whatever it was, op by op it may go
-            with contextlib.suppress(RuntimeError):
-                torch.cuda.synchronize()
-            self._give_up(error)
-            return None
-        return graph
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.synchronize()
+        self._give_up(broken)
+        return None
 
     def _give_up(self, error: Exception) -> None:
         if self.is_recording:
             first = str(error).strip().split("\n")[0]
             self.say(f"The step goes op by op, which is slower: it could not be recorded as a CUDA graph ({first}).")
         self.is_recording = False
+
+
+_KEPT: list[BaseException] = []
+"""With all that their frames hold: memory of a recording that a CUDA error has broken cannot be given back."""
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what an interrupted recording has made while it still lasts: afterwards it would be too late."""
+    if isinstance(error, torch.AcceleratorError):
+        if uses_cudas_allocator():
+            _KEPT.append(error)
+        return
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained.__traceback__ = None
+        chained = chained.__context__
+    gc.collect()
+
+
+def _trim_graph_memory(device: torch.device) -> None:
+    """Gives the memory of graphs that are gone back to the GPU, which torch does not do under cudaMallocAsync."""
+    driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    driver.cuDeviceGraphMemTrim(device.index or 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,4 +205,9 @@ class _Graph:
 
     def replay(self, tensors: list[Tensor]) -> None:
         torch._foreach_copy_(self.places, tensors)
-        self.graph.replay()
+        try:
+            self.graph.replay()
+        except torch.AcceleratorError as error:  # under cudaMallocAsync memory is taken now, not when it is recorded
+            if "out of memory" not in str(error):
+                raise
+            raise torch.OutOfMemoryError(str(error)) from error

@@ -42,6 +42,29 @@ def geglu(x: Tensor) -> Tensor:
     return _GEGLU.apply(x)
 
 
+class _Pointer(int):
+    """A tensor's place as Triton takes it, without a look at whose memory it is.
+
+    While a CUDA graph is recorded under cudaMallocAsync memory has an address and nothing behind it yet, and Triton
+    would refuse it. Launchers take integers as they are, and what they stand for from `data_ptr` and `dtype`.
+    """
+
+    dtype: torch.dtype
+
+    def __new__(cls, tensor: Tensor) -> "_Pointer":
+        pointer = int.__new__(cls, tensor.data_ptr())
+        pointer.dtype = tensor.dtype
+        return pointer
+
+    def data_ptr(self) -> int:
+        return int(self)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
+    is_cuda = isinstance(arguments[0], Tensor) and arguments[0].is_cuda
+    kernel[grid](*(_Pointer(each) if is_cuda and isinstance(each, Tensor) else each for each in arguments))
+
+
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
@@ -81,12 +104,14 @@ def _group_sums(
     partial = torch.empty(2, batch, chunks, channels, device=x.device, dtype=torch.float32)
     sums = torch.empty(2, batch, groups, device=x.device, dtype=torch.float32)
     backward = gradient is not None
-    _channel_sums[(batch, chunks, blocks)](
+    _launch(
+        _channel_sums, (batch, chunks, blocks),
         x, gradient if backward else x, mean if backward else sums, deviation if backward else sums, weight, bias,
         partial[0], partial[1], rows, channels, channels // groups, chunks,
         triton.cdiv(triton.cdiv(rows, chunks), ROWS) * ROWS, backward, silu, ROWS, CHANNELS,
     )  # fmt: skip
-    _gather_groups[(batch, groups)](
+    _launch(
+        _gather_groups, (batch, groups),
         partial[0], partial[1], sums[0], sums[1], chunks, channels, channels // groups, rows * (channels // groups),
         eps, backward, ELEMENTS,
     )  # fmt: skip
@@ -109,7 +134,9 @@ def _apply(
 ) -> None:
     batch, channels, height, width = x.shape
     rows = height * width
-    _normalise[(batch, triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS))](
+    grid = (batch, triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS))
+    _launch(
+        _normalise, grid,
         x, gradient, mean, deviation, first, second, weight, bias, output, rows, channels, channels // groups,
         backward, silu, ROWS, CHANNELS,
     )  # fmt: skip
@@ -220,7 +247,7 @@ class _GEGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         width = x.shape[-1] // 2
         output = torch.empty(*x.shape[:-1], width, device=x.device, dtype=x.dtype)
-        _geglu_forward[(triton.cdiv(output.numel(), ELEMENTS),)](x, output, output.numel(), width, ELEMENTS)
+        _launch(_geglu_forward, (triton.cdiv(output.numel(), ELEMENTS),), x, output, output.numel(), width, ELEMENTS)
         ctx.save_for_backward(x)
         return output
 
@@ -230,7 +257,8 @@ class _GEGLU(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         gradient, output = gradients[0].contiguous(), torch.empty_like(x)
         number = gradient.numel()
-        _geglu_backward[(triton.cdiv(number, ELEMENTS),)](x, gradient, output, number, x.shape[-1] // 2, ELEMENTS)
+        grid = (triton.cdiv(number, ELEMENTS),)
+        _launch(_geglu_backward, grid, x, gradient, output, number, x.shape[-1] // 2, ELEMENTS)
         return output
 
 

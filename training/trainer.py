@@ -33,7 +33,7 @@ from .dataset import Dataset
 from .determinism import deterministic_kernels
 from .ema import EMA
 from .encode import Encoded, encode_samples, latent_spread, sized
-from .engine import EagerEngine, Engine, GraphEngine, why_not_recorded
+from .engine import EagerEngine, Engine, GraphEngine, uses_cudas_allocator
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
 from .fitting import FittingEngine, Placement, free_memory, parts, placements
@@ -55,6 +55,10 @@ from .step import Step
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
     "fewer targets; or lower resolution in Load Dataset."
+)
+CUDAS_ALLOCATOR = (
+    "ComfyUI uses cudaMallocAsync, with which only SD1.5, SD2 and SDXL without patches are recorded: start it with "
+    "--disable-cuda-malloc"
 )
 MOST_NAMED = 5
 
@@ -264,6 +268,7 @@ class _Run:
         self.events.preparing("loading the model")
         with ExitStack() as attachments:
             nets, engine = self._fitted(encoded, attachments)
+            attachments.callback(engine.release)
             self._train(nets, engine, encoded)
         lora = self._lora()
         self.events.ended("finished", "")
@@ -375,7 +380,7 @@ class _Run:
             *(["text encoders are trained"] if self.trains_text else []),
             *(["dropout is drawn anew each step"] if has_dropout(config) else []),
             *(["weights come from RAM"] if placement.resident < 1.0 else []),
-            *filter(None, [why_not_recorded()]),
+            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.is_plain_unet(self.model) else []),
             *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
         ]
         if obstacles and config.cuda_graphs:

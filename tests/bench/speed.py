@@ -48,8 +48,7 @@ DEFAULT_PEERS = PEERS[:5]
 PICTURES = 8
 PREPARED = 20  # pictures of the preparation
 OUR_WARM_UP, WARM_UP = 15, 3  # steps that do not count: ours captures its step
-SERVER_ARGS = ["--cache-lru", "40", "--disable-cuda-malloc"]
-"""A model stays loaded while trainers take turns; and torch's own allocator, without which ours goes op by op."""
+SERVER_ARGS = ["--cache-lru", "40"]  # a model stays loaded while trainers take turns
 EXPECTED = {  # seconds of a run on an H100, and of a first compilation: for the estimate alone
     "kit": (40, 120), "sd15": (9, 90), "sdxl": (20, 240), "flux": (40, 240),
 }  # fmt: skip

@@ -198,6 +198,13 @@ def wants_size_conditioning(model: Any) -> bool:
     return bool(model.model.adm_channels) and hasattr(model.model, "embedder")
 
 
+def is_plain_unet(model: Any) -> bool:
+    """Whether the MODEL is a UNet without patches of other nodes in its forward pass; LoRAs do not count."""
+    patches = {name for name in model.object_patches if name != "model_sampling"}
+    is_unet = isinstance(model.model.diffusion_model, UNetModel)
+    return is_unet and not patches and not model.model_options.get("transformer_options")
+
+
 def latent_scale(vae: Any) -> int:
     """Pixels per latent cell along a side."""
     return int(vae.spacial_compression_encode())

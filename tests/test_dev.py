@@ -126,6 +126,7 @@ def test_the_cache_is_where_it_is_said_to_be(cache: Path):
         (["test", "-x", "-k", "layout and not page", "tests/test_dev.py"], None),
         (["test", "tests/test_dev.py", "-q"], None),
         (["serve", "--port", "9000", "--disable-dynamic-vram", "--preview-method", "none"], 3),
+        (["bench", "memory", "--json", "x.json", "--add", "a", "b", "--parts", "scale", "--pictures", "2", "4"], 5),
     ],
 )
 def test_further_arguments_are_passed_on_in_their_order(arguments: list[str], rest: int | None):

@@ -259,7 +259,7 @@ def matmul_rate(device: torch.device) -> float:
             torch.mm(a, b)
         _wait(device)
         rates.append(count * 2 * side**3 / (time.perf_counter() - started))
-    return sorted(rates)[1]
+    return max(rates)
 
 
 def _wait(device: torch.device) -> None:

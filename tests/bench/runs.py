@@ -22,6 +22,7 @@ TOO_SLOW = "stopped: too slow"
 TAIL = 2  # steps at the end that do not count: their losses are read in another rhythm
 RESULT = "RESULT "  # begins a line of the child's answers
 LOG_LINES = 15
+PATIENCE = 60  # seconds that an interrupted run may take to end
 
 
 @dataclass
@@ -80,7 +81,7 @@ def run_prompt(client: Client, prompt: dict[str, Any], steps: int, skip: int, li
         stop = threading.Timer(limit, lambda: client.post("/interrupt", {"prompt_id": prompt_id}))
         stop.start()
         try:
-            entry = client.wait(prompt_id, on_event)
+            entry = client.wait(prompt_id, on_event, limit + PATIENCE)
         finally:
             stop.cancel()
         run.figures = json.loads(entry["outputs"]["e"]["figures"][0])

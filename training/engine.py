@@ -77,13 +77,14 @@ class GraphEngine:
         self.step = step
         self.say = say
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(step.loss.device)
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
         self._move: torch.cuda.CUDAGraph | None = None
         self._has_moved = False
-        self.is_recording = True
+        self.is_recording = not _KEPT
         """False once something could not be recorded: from then on all goes op by op"""
+        if _KEPT:
+            self.say(f"The step goes op by op, which is slower, until ComfyUI is restarted: {_BROKEN_BEFORE}")
 
     @property
     def graphs(self) -> int:
@@ -116,7 +117,7 @@ class GraphEngine:
         self._move = None
         self._pool = torch.cuda.graph_pool_handle()
         if uses_cudas_allocator():
-            _trim_graph_memory(self._stream.device)
+            _trim_graph_memory(self.step.loss.device)
 
     def _graph_for(self, batch: Batch) -> "tuple[_Graph | None, list[Tensor]]":
         """The graph of the batch's form, recorded when the form comes for the second time, and the batch's tensors."""
@@ -146,8 +147,9 @@ class GraphEngine:
         """A graph of what the part does, which is not done yet; None where it cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         broken: BaseException | None = None
+        current = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
+            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 try:
                     part()
                 except BaseException as error:  # is looked at when the recording has ended
@@ -157,6 +159,9 @@ class GraphEngine:
             broken = broken or error
         if broken is None:
             return graph
+        torch.cuda.set_stream(current)  # torch leaves its own in place when a recording cannot be ended
+        if uses_cudas_allocator():
+            _KEPT.append(broken)
         if not isinstance(broken, Exception) or isinstance(broken, host.Interrupted):
             raise broken
         if isinstance(broken, torch.OutOfMemoryError):  # graphs hold their memory: op by op there may be enough
@@ -174,14 +179,14 @@ class GraphEngine:
 
 
 _KEPT: list[BaseException] = []
-"""With all that their frames hold: memory of a recording that a CUDA error has broken cannot be given back."""
+"""Under cudaMallocAsync, what broke recordings off; with all that its frames hold where it was a CUDA error, since the
+memory cannot be given back then. Torch takes no further recording after one."""
+_BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-malloc avoids that)."
 
 
 def _let_go(error: BaseException) -> None:
     """Frees what an interrupted recording has made while it still lasts: afterwards it would be too late."""
     if isinstance(error, torch.AcceleratorError):
-        if uses_cudas_allocator():
-            _KEPT.append(error)
         return
     chained: BaseException | None = error
     while chained is not None:

@@ -22,13 +22,16 @@ class EMA:
         """so far; on each device, so that an update captured in a CUDA graph goes on counting"""
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes the parameters of one more step into the average."""
+    def update(self, failed: torch.Tensor | float = 0.0) -> None:
+        """Takes the parameters of one more step into the average, unless it failed (1): then they stood still."""
         decays = {device: ((1 + n) / (10 + n)).clamp(max=self.decay) for device, n in self.updates.items()}
+        counts = {
+            device: 1.0 - (failed.to(device) if isinstance(failed, torch.Tensor) else failed) for device in decays
+        }
         for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter.float(), 1.0 - decays[parameter.device])
-        for count in self.updates.values():
-            count += 1
+            average.lerp_(parameter.float(), (1.0 - decays[parameter.device]) * counts[parameter.device])
+        for device, count in self.updates.items():
+            count += counts[device]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -107,11 +107,12 @@ class GraphEngine:
         if self._move is None:
             self.step.move()
         else:
-            self._move.replay()
+            _replay(self._move)
 
     def release(self) -> None:
         """Drops all graphs and their memory; they are recorded anew when they are wanted again."""
-        torch.cuda.synchronize()
+        with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
+            torch.cuda.synchronize()
         self._graphs.clear()
         self._seen.clear()
         self._move = None
@@ -121,7 +122,8 @@ class GraphEngine:
 
     def _graph_for(self, batch: Batch) -> "tuple[_Graph | None, list[Tensor]]":
         """The graph of the batch's form, recorded when the form comes for the second time, and the batch's tensors."""
-        if not (self.is_recording or self._graphs):
+        is_in_groups = isinstance(batch.cond, list) and len(batch.cond) > 1  # rows are picked by lists then
+        if is_in_groups or not (self.is_recording or self._graphs):
             return None, []
         try:
             tensors, form = tensors_of(batch), form_of(batch)
@@ -186,7 +188,7 @@ _BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-ma
 
 def _let_go(error: BaseException) -> None:
     """Frees what an interrupted recording has made while it still lasts: afterwards it would be too late."""
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):  # a CUDA error, in torch 2.8 and later
         return
     chained: BaseException | None = error
     while chained is not None:
@@ -210,9 +212,13 @@ class _Graph:
 
     def replay(self, tensors: list[Tensor]) -> None:
         torch._foreach_copy_(self.places, tensors)
-        try:
-            self.graph.replay()
-        except torch.AcceleratorError as error:  # under cudaMallocAsync memory is taken now, not when it is recorded
-            if "out of memory" not in str(error):
-                raise
-            raise torch.OutOfMemoryError(str(error)) from error
+        _replay(self.graph)
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> None:
+    try:
+        graph.replay()
+    except RuntimeError as error:  # under cudaMallocAsync memory is taken now, not when it is recorded
+        if "out of memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error

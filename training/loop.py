@@ -1,5 +1,6 @@
 """The loop."""
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -65,9 +66,13 @@ def train(
                 on_step(*outcome)
             if pauses_at(step + 1):
                 on_pause(step + 1)
-    finally:
         for outcome in outcomes.read(wait=True):
             on_step(*outcome)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # what ends the run counts, not what the last steps had to say
+            for outcome in outcomes.read(wait=True):
+                on_step(*outcome)
+        raise
 
 
 class Outcomes:

@@ -202,7 +202,7 @@ def space_weight(family: Family, sigma: torch.Tensor) -> torch.Tensor:
     eps: x_0 error = sigma * eps error. v: Salimans and Ho, arXiv:2202.00512, in the form of
     Karras et al., arXiv:2206.00364. flow (v = noise - x_0): x_0 error = sigma * v error.
     """
-    variance = sigma.double().square()
+    variance = _exact(sigma).square()
     if family.prediction == "v":
         data = family.sigma_data**2
         return (variance + data) / (variance * data)
@@ -218,7 +218,7 @@ def snr_weight(
     min(SNR, gamma) / (SNR + 1) for v. Debiased estimation (Yu et al., arXiv:2310.08442): 1 / sqrt(SNR) for eps and,
     as in kohya's trainer, 1 / (SNR + 1) for v, with SNR at most 1000.
     """
-    snr = 1.0 / sigma.double().square()
+    snr = 1.0 / _exact(sigma).square()
     weight = torch.ones_like(snr)
     if family.prediction == "flow":
         return weight
@@ -245,7 +245,7 @@ def huber_threshold(family: Family, sigma: torch.Tensor, huber_c: float, schedul
     arXiv:2403.16728, as in kohya's trainer. constant: c. exponential: c^(t / T), from 1 down to c over the timesteps.
     snr: (1 - c) / (1 + 1 / sqrt(SNR))^2 + c, from 1 down to c over the noise.
     """
-    sigma = sigma.double()
+    sigma = _exact(sigma)
     is_flow = family.prediction == "flow"
     match schedule:
         case "constant":
@@ -307,6 +307,11 @@ def sample_losses(
     if mask is not None:
         losses = losses * mask.reshape(len(mask), *(1,) * (losses.dim() - 3), *mask.shape[-2:])
     return losses.flatten(1).mean(1) * weight
+
+
+def _exact(sigma: torch.Tensor) -> torch.Tensor:
+    """In float64, which Apple's GPUs do not have: there in float32."""
+    return sigma.float() if sigma.device.type == "mps" else sigma.double()
 
 
 def _like(sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -34,9 +34,11 @@ OWN_FIELDS = {"params": "", "lr": "learning_rate", "weight_decay": "weight_decay
 
 # torch's own Adafactor, and this one by default, scale the rate by the weights, which begin at zero here.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "adamw": {"fused": True},
     "adafactor": {"scale_parameter": False, "relative_step": False, "warmup_init": False},
 }
+
+FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")
+"""Where torch has AdamW as one kernel."""
 
 USUAL_NAMES = {"prodigy": {"decouple": "weight_decouple", "use_bias_correction": "bias_correction"}}
 """Settings that recipes know by the names of the optimizer's first package."""
@@ -54,6 +56,8 @@ def make_optimizer(config: LoRAConfig, groups: Sequence[Mapping[str, Any]]) -> t
     """
     make = _optimizer_class(config.optimizer)
     options = _options(config.optimizer, make, config.optimizer_args)
+    if config.optimizer == "adamw" and not options.keys() & {"fused", "foreach"}:
+        options["fused"] = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
     rates = sorted({group["learning_rate"] for group in groups})
     if config.optimizer == "prodigy" and len(rates) > 1:
         asked = ", ".join(f"{rate:g}" for rate in rates)
@@ -111,7 +115,7 @@ def make_capturable(optimizer: torch.optim.Optimizer) -> bool:
 
 def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `make_capturable` has made it so."""
-    return all(group.get("capturable", False) for group in optimizer.param_groups)
+    return all(group.get("capturable", False) and group.get("fused", False) for group in optimizer.param_groups)
 
 
 def move(optimizer: Any, failed: torch.Tensor) -> None:

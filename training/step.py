@@ -54,7 +54,7 @@ class Step:
         """Adds a batch's loss and gradients to the step's."""
         loss = batch_loss(self.predict, self.family, batch, self.config) / self.config.gradient_accumulation
         loss.backward()
-        self.loss += loss.detach()
+        self.loss += loss.detach().to(self.loss.device)
 
     def forget(self) -> None:
         """Begins the step anew, as if nothing had been accumulated."""
@@ -71,7 +71,7 @@ class Step:
         for flat in self.flats:
             flat.refresh()
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(self.failed)
 
 
 def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> Tensor:

@@ -267,6 +267,8 @@ class _Run:
         """Puts adapters on twins of the models, trains them, and takes them off."""
         self.events.preparing("loading the model")
         with ExitStack() as attachments:
+            if self.device.type == "cuda":  # graphs, kernels and events belong to the current device
+                attachments.enter_context(torch.cuda.device(self.device))
             nets, engine = self._fitted(encoded, attachments)
             attachments.callback(engine.release)
             self._train(nets, engine, encoded)

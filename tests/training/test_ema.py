@@ -82,3 +82,11 @@ def test_low_precision_parameters_are_averaged_in_full() -> None:
     for _ in range(10):
         ema.update()
     assert ema.averages[0].item() == pytest.approx(2 - 0.9999**10, rel=1e-5)
+
+
+def test_a_step_that_failed_leaves_the_average_as_it_was() -> None:
+    ema, parameter, _ = averaged(0.9, steps=5)
+    before, count = ema.averages[0].clone(), ema.updates[torch.device("cpu")].clone()
+    parameter.data.fill_(100.0)
+    ema.update(failed=torch.ones(()))
+    assert torch.equal(ema.averages[0], before) and torch.equal(ema.updates[torch.device("cpu")], count)

@@ -27,31 +27,30 @@ class LowRankLinear(torch.autograd.Function):
         down_parameter: nn.Parameter,
         up_parameter: nn.Parameter,
     ) -> Tensor:
-        """(..., in) -> (..., out).
+        """(rows, in) -> (rows, out).
 
         Args:
             down: (rank, in); up: (out, rank), in the arithmetic of x: the parameters or their copies.
             down_parameter, up_parameter: float32, each with its `.grad`.
         """
-        rows = x.flatten(0, -2)
-        hidden = rows @ down.T
-        output = F.linear(rows, weight, bias).addmm_(hidden, up.T, alpha=scale)
-        ctx.save_for_backward(rows, hidden, weight, down, up)
+        hidden = x @ down.T
+        output = F.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
+        ctx.save_for_backward(x, hidden, weight, down, up)
         ctx.scale, ctx.parameters = scale, (down_parameter, up_parameter)
-        return output.view(*x.shape[:-1], -1)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, hidden, weight, down, up = ctx.saved_tensors
-        gradient = gradients[0].flatten(0, -2)
+        gradient = gradients[0]
         toward_hidden = torch.addmm(hidden, gradient, up, beta=0, alpha=ctx.scale)
         down_parameter, up_parameter = ctx.parameters
         _add_product(down_parameter.grad, toward_hidden.T, rows, 1.0)
         _add_product(up_parameter.grad, gradient.T, hidden, ctx.scale)
         toward_x = None
         if ctx.needs_input_grad[0]:
-            toward_x = (gradient @ weight).addmm_(toward_hidden, down).view(*gradients[0].shape[:-1], -1)
+            toward_x = (gradient @ weight).addmm_(toward_hidden, down)
         return toward_x, *(None,) * 7
 
 
@@ -60,7 +59,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
     total = total.view(a.shape[0], b.shape[1])
     if a.dtype == total.dtype:
         total.addmm_(a, b, alpha=scale)
-    elif a.is_cuda:
+    elif a.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):
         torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, alpha=scale, out=total)
     else:
-        total.add_(a @ b, alpha=scale)
+        total.addmm_(a.float(), b.float(), alpha=scale)

@@ -47,6 +47,7 @@ class LoRA(AddedAdapter):
     def fused(self, layer: Any, x: Tensor) -> Tensor | None:
         weight, down = layer.weight, self.copies.get("down", self.down)
         is_alike = type(weight) in (Tensor, nn.Parameter) and x.dtype == weight.dtype == down.dtype
+        is_alike = is_alike and (layer.bias is None or layer.bias.dtype == x.dtype)
         is_whole = self.rank_mask is None and not self.dropout and not self.is_left_out
         has_places = self.down.grad is not None and self.up.grad is not None
         if not (is_alike and is_whole and has_places and x.device == weight.device and torch.is_grad_enabled()):
@@ -60,7 +61,9 @@ class LoRA(AddedAdapter):
     def _fused_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down = self.copies.get("down", self.down).detach().flatten(1)
         up = self.copies.get("up", self.up).detach().flatten(1)
-        return LowRankLinear.apply(x, weight, bias, down, up, self.scale, self.down, self.up)
+        # The view is made out here: what a Function gives as a view may not be written to, and models do.
+        rows = LowRankLinear.apply(x.flatten(0, -2), weight, bias, down, up, self.scale, self.down, self.up)
+        return rows.view(*x.shape[:-1], -1)  # pyright: ignore[reportAttributeAccessIssue]
 
     def difference(self, weight: Tensor | None = None) -> Tensor:
         product = self.scale * (self.up.flatten(1) @ self.down.flatten(1))

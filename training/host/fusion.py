@@ -28,7 +28,9 @@ def fuse_layers(twin: Any) -> str:
         Why there are no fused kernels; empty where there are, or where the model has no layer for them.
     """
     net: Any = twin.diffusion_model
-    net.to(memory_format=torch.channels_last)
+    for parameter in net.parameters():
+        if parameter.dim() == 4 and parameter.device == twin.device:  # what waits in RAM stays as it is
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.GroupNorm) and m.weight is not None]
     gates: list[Any] = [m for m in net.modules() if isinstance(m, GEGLU)]
     if not (norms or gates):

@@ -53,6 +53,18 @@ def test_bf16_is_as_near_to_float32_as_apart(name: str) -> None:
         assert error < 1.5 * usual + 1e-3
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_its_output_may_be_written_to(name: str) -> None:
+    """As Flux does with what its first layers give."""
+    layer, adapter, x = made(name)
+    FlatParameters([adapter], CPU, torch.float32)
+    output = adapter.fused(layer, x)
+    assert output is not None
+    output += 1.0
+    output.sum().backward()
+    assert x.grad is not None and adapter.up.grad.any()
+
+
 def test_gradients_add_up_over_batches() -> None:
     layer, adapter, x = made("linear")
     FlatParameters([adapter], CPU, torch.float32)

@@ -163,7 +163,8 @@ class GraphEngine:
             return graph
         torch.cuda.set_stream(current)  # torch leaves its own in place when a recording cannot be ended
         if uses_cudas_allocator():
-            _KEPT.append(broken)
+            # A Stop goes on its way from here, and would take all that it passes into memory for good.
+            _KEPT.append(broken if _is_cuda_error(broken) else str(broken))
         if not isinstance(broken, Exception) or isinstance(broken, host.Interrupted):
             raise broken
         if isinstance(broken, torch.OutOfMemoryError):  # graphs hold their memory: op by op there may be enough
@@ -180,7 +181,7 @@ class GraphEngine:
         self.is_recording = False
 
 
-_KEPT: list[BaseException] = []
+_KEPT: list[BaseException | str] = []
 """Under cudaMallocAsync, what broke recordings off; with all that its frames hold where it was a CUDA error, since the
 memory cannot be given back then. Torch takes no further recording after one."""
 _BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-malloc avoids that)."
@@ -188,7 +189,7 @@ _BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-ma
 
 def _let_go(error: BaseException) -> None:
     """Frees what an interrupted recording has made while it still lasts: afterwards it would be too late."""
-    if isinstance(error, getattr(torch, "AcceleratorError", ())):  # a CUDA error, in torch 2.8 and later
+    if _is_cuda_error(error):
         return
     chained: BaseException | None = error
     while chained is not None:
@@ -196,6 +197,10 @@ def _let_go(error: BaseException) -> None:
         chained.__traceback__ = None
         chained = chained.__context__
     gc.collect()
+
+
+def _is_cuda_error(error: BaseException) -> bool:
+    return isinstance(error, getattr(torch, "AcceleratorError", ()))  # torch 2.8 and later tells them apart
 
 
 def _trim_graph_memory(device: torch.device) -> None:

@@ -25,7 +25,8 @@ WIDE = {
 
 
 @pytest.fixture(autouse=True)
-def training():
+def training(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # or float32 would be of ten bits
     with host.training_mode():
         yield
 

@@ -53,10 +53,10 @@ def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
     """
     mask = args[0] if args else kwargs.get("mask")
     is_plain = mask is None and not kwargs.get("enable_gqa") and kwargs.get("scale") is None
-    if not (q.is_cuda and q.dtype in HALF and is_plain) or torch.are_deterministic_algorithms_enabled():
+    if not (q.dtype in HALF and is_plain) or torch.are_deterministic_algorithms_enabled():
         return attention_pytorch(q, k, v, heads, *args, **kwargs)
-    if not kwargs.get("skip_reshape"):
-        q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))
+    if not kwargs.get("skip_reshape"):  # some models have split the heads of one of the three already
+        q, k, v = (each.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))
     with sdpa_kernel(QUICKEST_FIRST, set_priority=True):
         output = nn.functional.scaled_dot_product_attention(q, k, v)
     return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)

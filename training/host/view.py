@@ -8,6 +8,7 @@ twin; nothing is ever written to the original, so there is nothing to put back.
 
 import contextlib
 import copy
+import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -336,7 +337,12 @@ class _Checkpointed:
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
         # Nothing here draws from torch's own generators: there are no states to keep.
-        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        try:
+            return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        except BaseException as error:
+            # A pass that breaks off leaves torch's hooks on, for whatever is computed next, as long as its frames live.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 def guard_residuals(twin: nn.Module) -> None:

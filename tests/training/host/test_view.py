@@ -267,6 +267,38 @@ def test_checkpointing_changes_no_gradient(name):
             assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_a_broken_forward_pass_leaves_no_hooks_of_checkpointing_behind():
+    with host.training_mode():
+        probe = Probe(models.sd3().model, checkpointed=True)
+        block = probe.twin.diffusion_model.joint_blocks[1]
+        hook = block.x_block.attn.proj.register_forward_pre_hook(lambda module, args: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as kept, attached(probe.found, probe.adapters):
+            probe.value()
+        hook.remove()
+        x = torch.ones(2, requires_grad=True)
+        x.square().sum().backward()
+        assert kept.value.__traceback__ is not None and torch.equal(x.grad, 2 * torch.ones(2))
+        assert all(gradient.isfinite().all() for gradient in probe.gradients())
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
+def test_half_precision_attention_is_the_hosts(name):
+    make, sigma = FAMILIES[name]
+    small = make()
+    with host.training_mode():
+        x_t = models.random_latents(small.model, 2, seed=1)
+        values = []
+        for dtype in (torch.float32, torch.bfloat16):
+            twin = host.trainable_view(small.model, dtype)
+            is_unet = hasattr(twin.diffusion_model, "input_blocks")
+            told = host.encode_text(small.clip, "a") if is_unet else models.random_conditioning(small.model, 3)
+            groups = host.batch_conds(twin, [told] * 2, x_t)
+            options = host.transformer_options(small.model)
+            values.append(host.predict(twin, options, x_t, torch.full((2,), sigma), groups))
+        exact, rough = values
+        assert (rough - exact).norm() < 0.05 * exact.norm()
+
+
 def test_flux_is_checkpointed_block_by_block():
     with host.training_mode():
         probe = Probe(models.flux().model, checkpointed=True)

@@ -54,6 +54,8 @@ EXPECTED = {  # seconds of a run on an H100, and of a first compilation: for the
 }  # fmt: skip
 EXPECTED_FILES = {"kit": 0, "sd15": 4, "sdxl": 12, "flux": 45}
 EXPECTED_START = 45
+PATIENCE = 15  # seconds in which the server gives its memory back
+LEFT = 2**30  # bytes that it may keep
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Bench:
             "model": job.model.name, "batch": job.batch, "checkpointing": job.checkpointing,
             "compile": COMPILES[job.peer], "steps": steps, "skip": min(WARM_UP, steps // 2), "repeats": job.repeats,
         }  # fmt: skip
+        self._make_way()
         started = time.monotonic()
         answer = self.child.ask(question, self.limit + (EXPECTED[job.model.name][1] if question["compile"] else 0))
         cell.failed = answer.get("failed", "")
@@ -158,6 +161,15 @@ class Bench:
         cell.reserved = cell.gpu = answer.get("reserved")
         cell.notes = {"run_seconds": round(time.monotonic() - started, 1), "adapters": answer.get("adapters")}
         return cell
+
+    def _make_way(self) -> None:
+        """Lets the server give its memory back to the GPU; its models stay in RAM."""
+        self.client.post("/free", {"unload_models": True, "free_memory": False})
+        deadline = time.monotonic() + PATIENCE
+        while has_cuda() and time.monotonic() < deadline:
+            if self.client.get("/system_stats")["devices"][0]["torch_vram_total"] < LEFT:
+                return
+            time.sleep(0.2)
 
     def preparation(self, model: Model, peer: str) -> dict[str, Any]:
         """Seconds from Run to the first step, at first and again."""

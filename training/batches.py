@@ -11,6 +11,7 @@ import torch
 from .config import LoRAConfig
 from .dataset import Dataset, Sample
 from .objective import Family, density_and_shift, draw_noise, draw_sigma, multires_noise
+from .picture_losses import cell_of
 from .randomness import tensor_generator
 
 
@@ -32,6 +33,8 @@ class Batch:
     """(B, 1, h, w) in [0, 1], of each place's loss"""
     perturbation: torch.Tensor | None = None
     """(B, C, ...) what input perturbation adds to the noise"""
+    cells: torch.Tensor | None = None
+    """(B,) int64, where each sample's loss is added up; see `picture_losses`"""
 
 
 class Plan:
@@ -97,6 +100,7 @@ def make_batch(
     config: LoRAConfig,
     step: int,
     micro: int,
+    pictures: list[int] | None = None,
 ) -> Batch:
     """A batch with its noise, each sample's a function of seed, step and slot, on the CPU.
 
@@ -105,6 +109,7 @@ def make_batch(
         weights: of each sample's loss.
         masks: (h, w) of each sample's loss, in [0, 1]; None counts as 1 everywhere.
         conds_for: from the batch's latents to what `predict` takes.
+        pictures: index of each sample's picture, to add its loss up.
     """
     x_0 = torch.stack(latents)
     keys = [(config.seed, step, micro, slot) for slot in range(len(latents))]
@@ -118,7 +123,10 @@ def make_batch(
     if any(each is not None for each in masks):
         whole = torch.ones(x_0.shape[-2:])
         mask = torch.stack([whole if each is None else each for each in masks])[:, None]
-    return Batch(x_0, noise, sigma, torch.tensor(weights), conds_for(x_0), mask, perturbation)
+    cells = None
+    if pictures is not None:
+        cells = torch.tensor([cell_of(family, *each) for each in zip(pictures, sigma.tolist(), strict=True)])
+    return Batch(x_0, noise, sigma, torch.tensor(weights), conds_for(x_0), mask, perturbation, cells)
 
 
 def _noise(shape: tuple[int, ...], config: LoRAConfig, key: tuple[int, ...]) -> torch.Tensor:

@@ -24,6 +24,8 @@ TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 LOWEST_PRODIGY_RATE = 0.1
 PRECISIONS = ("auto", "bf16", "fp32")
 BASE_PRECISIONS = ("as loaded", "fp8")
+ON_DIVERGENCE = ("stop", "step back")
+"""step back: to the last checkpoint, with half the learning rate"""
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 
 
@@ -135,6 +137,20 @@ class LoRAConfig:
     """On a GPU, record a step once and replay it, which gives the same results faster."""
     save_every: int = 0
     """Steps between LoRA files written on the way; 0 = off."""
+    validation_share: float = 0.0
+    """Share of the pictures held out to measure on, at most half; 0 = off."""
+    validation_every: int = 100
+    """Steps between two validations."""
+    validation_patience: int = 0
+    """Validations without a better loss after which training ends; 0 = never."""
+    keep_best: bool = False
+    """The LoRA is that of the best validation, not that of the last step."""
+    on_divergence: str = "stop"
+    """What happens when the loss is no number any more; one of ON_DIVERGENCE."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints, from which a run goes on after any stop; 0 = after every step."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that are kept."""
     sample_every: int = 0
     """Steps between sample pictures; 0 = off."""
     sample_prompts: tuple[str, ...] = ()
@@ -154,6 +170,9 @@ class LoRAConfig:
             *_at_least(self, 1, "scheduler_cycles"),
             *_above(self, 0, "alpha", "learning_rate", "huber_c", "scheduler_power", "logit_std"),
             *_shares(self, "dropout", "rank_dropout", "module_dropout", "ema_decay"),
+            *_at_least(self, 0, "validation_patience", "checkpoint_minutes"),
+            *_at_least(self, 1, "validation_every", "keep_checkpoints"),
+            *_one_of(self, ON_DIVERGENCE, "on_divergence"),
             *_one_of(self, ADAPTERS, "adapter"),
             *_one_of(self, TARGETS, "targets"),
             *_one_of(self, LOSSES, "loss"),
@@ -165,6 +184,13 @@ class LoRAConfig:
             *_one_of(self, BASE_PRECISIONS, "base_precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
+        if not 0 <= self.validation_share <= 0.5:
+            problems.append(f"validation_share is {self.validation_share}; it must be from 0 to 0.5.")
+        elif not self.validation_share and (self.keep_best or self.validation_patience):
+            problems.append(
+                "keep_best or validation_patience is set, but validation_share is 0: nothing is measured. "
+                "Set validation_share to 0.1 or so, or the others to off."
+            )
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:
             problems.append(
                 f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "

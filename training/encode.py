@@ -12,7 +12,7 @@ import torch
 from . import host
 from .buckets import Fit
 from .cache import Cache
-from .dataset import Dataset, Sample, size_conditioning
+from .dataset import Dataset, Picture, Sample, size_conditioning
 from .problems import raise_if_any
 
 MEMORY = 512 * 2**20
@@ -89,6 +89,13 @@ class Encoded:
         for done, view in enumerate(missing):
             on_progress("masks", done, len(missing))
             self._mask(view)
+
+    def prompt(self, text: str) -> Any:
+        """A sample picture's CONDITIONING, encoded now if it was not before."""
+        if text not in self.prompts:
+            with host.sampling_mode():
+                self.prompts[text] = self._text(text, is_prompt=True)
+        return self.prompts[text]
 
     def _text(self, text: str, is_prompt: bool) -> Any:
         return self._shelf.fetch(
@@ -206,14 +213,17 @@ class _Names:
         """A digest of a picture or of its mask."""
         key = (index, is_mask)
         if key not in self._contents:
-            picture = self._dataset.pictures[index]
-            path = (picture.mask_path or picture.path) if is_mask else picture.path
-            pixels = picture.mask_pixels if is_mask else picture.pixels
-            if path is not None:
-                self._contents[key] = self._cache.picture_facts(path).digest
-            elif pixels is not None:
-                self._contents[key] = _pixels_digest(pixels)
+            self._contents[key] = content_digest(self._dataset.pictures[index], is_mask, self._cache)
         return self._contents[key]
+
+
+def content_digest(picture: Picture, is_mask: bool, cache: Cache | None) -> str:
+    """A digest of a picture or of its mask; empty where it has none. The cache knows those of files it has seen."""
+    path = (picture.mask_path or picture.path) if is_mask else picture.path
+    pixels = picture.mask_pixels if is_mask else picture.pixels
+    if path is not None:
+        return cache.picture_facts(path).digest if cache else hashlib.sha256(path.read_bytes()).hexdigest()
+    return "" if pixels is None else _pixels_digest(pixels)
 
 
 class _Shelf:

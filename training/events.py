@@ -1,103 +1,213 @@
-"""What a run tells the page: live, and again to a page that opens later."""
+"""What a run tells the page: live, and again to a page that opens later, even of another server's life."""
 
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import host
+from .controls import ACTIONS, Controls
+from .problems import raise_if_any
+from .run_folder import read_metrics, read_record, runs_below
 
 EVENT = "kiln.run"
 SMOOTHING = 0.95
 """share of the past in the smoothed loss"""
 KEPT_RUNS = 16
-MOST_POINTS = 2000
+MOST_POINTS = 4000
 """points of a history sent to the page"""
+MOST_STORED = 50
+"""runs of earlier servers that are looked at"""
 SHORTEST_PAUSE = 0.1
 """seconds between two messages of a run"""
+LIVE = ("preparing", "training", "paused")
 
-_runs: "OrderedDict[tuple[str, str], RunEvents]" = OrderedDict()
+_runs: "OrderedDict[str, RunEvents]" = OrderedDict()
 
 
 class RunEvents:
-    """The state of one run, and its messages. One a node and prompt; the newest runs are kept for the page."""
+    """The state of one run, and its messages. The newest runs are kept for the page.
 
-    def __init__(self, steps: int, name: str):
+    Args:
+        steps: of the whole run.
+        name: of the LoRA.
+        run: the run's id; empty: one is made of prompt and node.
+        workflow: id of the workflow it is of, as the page knows it.
+        controls: what the page may ask of it.
+        epoch_of: step -> epoch, both from 0.
+        pictures: the loss of each picture, for the page; see `picture_rows` in the trainer.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        name: str,
+        run: str = "",
+        workflow: str = "",
+        controls: Controls | None = None,
+        epoch_of: Callable[[int], int] = lambda step: 0,
+        pictures: Callable[[], list[dict[str, Any]]] = lambda: [],
+    ):
         self.prompt_id, self.node_id = host.where()
-        self.name = name
-        self.steps = steps
-        self.state = "preparing"
+        self.run = run or f"{self.prompt_id}/{self.node_id}"
+        self.workflow, self.name, self.steps = workflow, name, steps
+        self.controls = controls or Controls()
+        self.epoch_of, self.pictures = epoch_of, pictures
+        self.state, self.phase, self.phase_done, self.phase_total = "preparing", "loading", 0, 0
         self.message = ""
         self.losses: list[float] = []
-        self.smoothed: list[float] = []
-        self.learning_rate = 0.0
+        self.rates: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self.marks: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.smoothed = 0.0
+        self.started_at = time.time()
         self._average = 0.0
         self._started = self._last_step = time.monotonic()
         self._step_seconds = 0.0
+        self._timed = 0
         self._last_sent = 0.0
-        self._points_sent = 0
-        _runs[self.prompt_id, self.node_id] = self
+        self._sent = {"points": 0, "validation": 0, "marks": 0, "samples": 0}
+        _runs.pop(self.run, None)
+        _runs[self.run] = self
         while len(_runs) > KEPT_RUNS:
             _runs.popitem(last=False)
 
-    def preparing(self, what: str) -> None:
-        """Says what is being made ready."""
-        self._set("preparing", what)
+    def restore(self, lines: Sequence[Mapping[str, Any]], losses: Sequence[float], elapsed: float) -> None:
+        """Takes over the history of the run that goes on here.
+
+        Args:
+            lines: of metrics.jsonl.
+            losses: of every step.
+            elapsed: seconds that the run took before.
+        """
+        rates = {line["step"]: line.get("learning_rate", 0.0) for line in lines if "loss" in line}
+        for step, loss in enumerate(losses, start=1):
+            self._add(float(loss), float(rates.get(step) or 0.0))
+        self.validation = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+        self.marks = [mark for line in lines if (mark := _mark_of(line))]
+        self.samples = [line["sample"] for line in lines if isinstance(line.get("sample"), dict)]
+        self._started -= elapsed
+        if losses:
+            self.mark(len(losses), "resumed")
+
+    def preparing(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
+        """Says what is being made ready: loading, encoding, sampling, validating or saving."""
+        self.phase, self.phase_done, self.phase_total = phase, done, total
+        self._set("preparing" if not self.losses else "training", message)
 
     def started(self) -> None:
-        """Training begins: the clock for the time left starts here."""
-        self._last_step = time.monotonic()
+        """Training begins or goes on: the clock for the time left starts here."""
+        self.resume_clock()
+        self.phase, self.phase_done, self.phase_total = "training", 0, 0
         self._set("training", "")
+
+    def paused(self) -> None:
+        """The run waits until it is told to go on."""
+        self.phase = "paused"
+        self._set("paused", "")
 
     def step(self, loss: float, learning_rate: float) -> None:
         """One optimizer step is done."""
         now = time.monotonic()
         took = now - self._last_step
         self._last_step = now
-        self._step_seconds = took if len(self.losses) < 2 else 0.9 * self._step_seconds + 0.1 * took
-        self._average = SMOOTHING * self._average + (1.0 - SMOOTHING) * loss
-        self.smoothed.append(self._average / (1.0 - SMOOTHING ** (len(self.losses) + 1)))
-        self.losses.append(loss)  # last: the page may ask from another thread
-        self.learning_rate = learning_rate
+        self._step_seconds = took if self._timed < 2 else 0.9 * self._step_seconds + 0.1 * took
+        self._timed += 1
+        self._add(loss, learning_rate)
         if now - self._last_sent >= SHORTEST_PAUSE or len(self.losses) == self.steps:
             self._send()
+
+    def validated(self, step: int, loss: float) -> None:
+        """The held-out pictures were looked at."""
+        self.validation.append((step, loss))
+
+    def mark(self, step: int, kind: str, text: str = "") -> None:
+        """Something happened at a step: checkpoint, sample, resumed, learning_rate or note."""
+        self.marks.append({"step": step, "kind": kind, "text": text})
+
+    def sampled(self, sample: dict[str, Any]) -> None:
+        """A sample picture is there: step, prompt, prompt_index, filename, subfolder."""
+        self.samples.append(sample)
+        self._send()
 
     def resume_clock(self) -> None:
         """Time spent on samples or files does not count as a step's."""
         self._last_step = time.monotonic()
 
+    def cut(self, step: int) -> None:
+        """Forgets what came after a step: the run has gone back to it."""
+        losses, rates = self.losses[:step], self.rates[:step]
+        self.losses, self.rates, self._average = [], [], 0.0
+        for loss, rate in zip(losses, rates, strict=True):
+            self._add(loss, rate)
+        self.validation = [each for each in self.validation if each[0] <= step]
+        self._sent["points"] = 0
+
     def ended(self, state: str, message: str) -> None:
         """state: finished, interrupted or failed."""
+        self.phase = ""
         self._set(state, message)
+
+    def let_go(self) -> None:
+        """Keeps what the page may still ask, and nothing of the run's models and data."""
+        rows, step = self.pictures(), len(self.losses)
+        epochs = {each: self.epoch_of(each) for each in (max(0, step - 1), self.steps - 1)}
+        self.pictures, self.epoch_of = lambda: rows, lambda step: epochs.get(step, 0)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds, those before a stop included."""
+        return time.monotonic() - self._started
 
     def summary(self) -> dict[str, Any]:
         """The newest figures, as the page takes them."""
         step = len(self.losses)
+        best = min(self.validation, key=lambda each: each[1], default=None)
         return {
-            "prompt_id": self.prompt_id,
-            "node_id": self.node_id,
-            "name": self.name,
-            "state": self.state,
-            "message": self.message,
-            "step": step,
-            "steps": self.steps,
+            "run": self.run, "workflow_id": self.workflow, "prompt_id": self.prompt_id, "node_id": self.node_id,
+            "name": self.name, "state": self.state,
+            "phase": self.phase, "phase_done": self.phase_done, "phase_total": self.phase_total,
+            "message": self.message, "step": step, "steps": self.steps,
+            "epoch": self.epoch_of(max(0, step - 1)) + 1, "epochs": self.epoch_of(self.steps - 1) + 1,
             "loss": _number(self.losses[-1]) if step else None,
-            "smoothed": _number(self.smoothed[-1]) if step else None,
-            "learning_rate": self.learning_rate,
-            "seconds_per_step": self._step_seconds,
-            "seconds_left": self._step_seconds * (self.steps - step),
-            "elapsed": time.monotonic() - self._started,
-        }
+            "smoothed": _number(self.smoothed) if step else None,
+            "learning_rate": self.rates[-1] if step else 0.0,
+            "validation_loss": _number(self.validation[-1][1]) if self.validation else None,
+            "best": {"step": best[0], "validation_loss": _number(best[1])} if best else None,
+            "seconds_per_step": self._step_seconds, "seconds_left": self._step_seconds * (self.steps - step),
+            "elapsed": self.elapsed, "started_at": self.started_at, "memory": host.memory(),
+            "notes": self.notes, "sample_prompts": list(self.controls.sample_prompts),
+            "controls": self._controls(),
+        }  # fmt: skip
 
-    def history(self) -> dict[str, Any]:
-        """The summary with both curves: [step, loss, smoothed] a point, thinned out where there are very many."""
-        stride = max(1, math.ceil(len(self.losses) / MOST_POINTS))
-        newest = len(self.losses) - 1
-        return {**self.summary(), "points": self._points(newest % stride if newest >= 0 else 0, stride)}
+    def history(self, most: int = MOST_POINTS) -> dict[str, Any]:
+        """The summary with all curves, thinned out where they are very long."""
+        return {
+            **self.summary(), "points": thinned(self._points(0), most),
+            "validation": [[step, _number(loss)] for step, loss in self.validation],
+            "marks": list(self.marks), "samples": list(self.samples),
+        }  # fmt: skip
 
-    def _points(self, start: int, stride: int = 1) -> list[list[Any]]:
-        indices = range(start, len(self.losses), stride)
-        return [[index + 1, _number(self.losses[index]), _number(self.smoothed[index])] for index in indices]
+    def _add(self, loss: float, rate: float) -> None:
+        self._average = SMOOTHING * self._average + (1.0 - SMOOTHING) * loss
+        self.smoothed = self._average / (1.0 - SMOOTHING ** (len(self.losses) + 1))
+        self.rates.append(rate)
+        self.losses.append(loss)  # last: the page may ask from another thread
+
+    def _points(self, start: int) -> list[list[Any]]:
+        return [[index + 1, _number(self.losses[index]), self.rates[index]] for index in range(start, len(self.losses))]
+
+    def _controls(self) -> list[str]:
+        if self.state not in ("training", "paused"):
+            return []
+        idle = {"resume"} if self.state == "training" else {"pause"}
+        if not self.controls.sample_prompts:
+            idle.add("sample")
+        return [action for action in ACTIONS if action not in idle]
 
     def _set(self, state: str, message: str) -> None:
         self.state, self.message = state, message
@@ -105,13 +215,127 @@ class RunEvents:
 
     def _send(self) -> None:
         self._last_sent = time.monotonic()
-        host.send(EVENT, {**self.summary(), "points": self._points(self._points_sent)})
-        self._points_sent = len(self.losses)
+        new = {
+            "points": thinned(self._points(self._sent["points"]), MOST_POINTS),
+            "validation": [[step, _number(loss)] for step, loss in self.validation[self._sent["validation"] :]],
+            "marks": self.marks[self._sent["marks"] :], "samples": self.samples[self._sent["samples"] :],
+        }  # fmt: skip
+        self._sent = {
+            "points": len(self.losses), "validation": len(self.validation), "marks": len(self.marks),
+            "samples": len(self.samples),
+        }  # fmt: skip
+        host.send(EVENT, {**self.summary(), **new})
 
 
-def histories() -> list[dict[str, Any]]:
-    """All runs that are kept, oldest first."""
-    return [run.history() for run in list(_runs.values())]
+def histories(root: Path | None = None, workflow: str | None = None) -> list[dict[str, Any]]:
+    """The runs that the page may show, oldest first.
+
+    Args:
+        root: of the run folders; None = only runs of this process.
+        workflow: only those of this workflow, and of each node only the newest; None = all of this process.
+    """
+    live = list(_runs.values())
+    if workflow is None:
+        return [run.history() for run in live]
+    found = {run.run: run.history() for run in live if run.workflow == workflow}
+    newest = {(each["node_id"]): each for each in found.values()}
+    if root is not None:
+        for path in list(runs_below(root))[-MOST_STORED:][::-1]:
+            stored = stored_history(path, root, workflow, set(found))
+            if stored is not None:
+                newest.setdefault(stored["node_id"], stored)
+    return sorted(newest.values(), key=lambda each: each["started_at"])
+
+
+def live_run(run: str) -> "RunEvents | None":
+    """A run of this process, by its id."""
+    return _runs.get(run)
+
+
+def control(run: str, prompt_id: str, node_id: str, action: str, value: Any = None) -> None:
+    """Asks something of a run.
+
+    Raises:
+        InputError: there is no such run, it takes no such wish now, or the wish is malformed.
+    """
+    found = _runs.get(run)
+    if found is None or (found.prompt_id, found.node_id) != (prompt_id, node_id):
+        raise_if_any("The control", ["run: there is no such run here. Reload the page."])
+    assert found is not None
+    if action in ACTIONS and action not in found.summary()["controls"]:
+        raise_if_any("The control", [f"action is {action!r}, which the run does not take while it is {found.state}."])
+    found.controls.ask(action, value)
+
+
+def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> dict[str, Any] | None:
+    """A run of an earlier server from its folder; None where it is of another workflow, known or not readable."""
+    run = path.relative_to(root).as_posix()
+    if run in known:
+        return None
+    try:
+        record = read_record(path)
+    except ValueError:
+        return None
+    texts = ("workflow_id", "prompt_id", "node_id", "name", "message")
+    if record.get("workflow_id") != workflow or not all(isinstance(record.get(key), str) for key in texts):
+        return None
+    lines = read_metrics(path)
+    points = [[line["step"], line["loss"], line.get("learning_rate", 0.0)] for line in lines if _is_loss(line)]
+    validation = [[line["step"], line["validation_loss"]] for line in lines if "validation_loss" in line]
+    best = min(validation, key=lambda each: each[1], default=None)
+    step = points[-1][0] if points else 0
+    state = record.get("state")
+    stopped = "The server ended while it ran. Queue the workflow again: it goes on from its last checkpoint."
+    smoothed = 0.0
+    for number, point in enumerate(points, start=1):
+        smoothed = SMOOTHING * smoothed + (1.0 - SMOOTHING) * point[1]
+        if number == len(points):
+            smoothed /= 1.0 - SMOOTHING**number
+    return {
+        **{key: record[key] for key in texts}, "run": run,
+        "state": state if state in ("finished", "interrupted", "failed") else "interrupted",
+        "message": record["message"] if state in ("finished", "interrupted", "failed") else stopped,
+        "phase": "", "phase_done": 0, "phase_total": 0, "step": step, "steps": _count(record, "steps"),
+        "epoch": _count(record, "epochs"), "epochs": _count(record, "epochs"),
+        "loss": points[-1][1] if points else None, "smoothed": smoothed if points else None,
+        "learning_rate": points[-1][2] if points else 0.0,
+        "validation_loss": validation[-1][1] if validation else None,
+        "best": {"step": best[0], "validation_loss": best[1]} if best else None,
+        "seconds_per_step": _count(record, "elapsed") / max(1, step), "seconds_left": 0.0,
+        "elapsed": _count(record, "elapsed"), "started_at": _count(record, "started_at"), "memory": None,
+        "notes": [note for note in record.get("notes", []) if isinstance(note, str)], "sample_prompts": [],
+        "controls": [], "points": thinned(points, MOST_POINTS), "validation": validation,
+        "marks": [mark for line in lines if (mark := _mark_of(line))],
+        "samples": [line["sample"] for line in lines if isinstance(line.get("sample"), dict)],
+    }  # fmt: skip
+
+
+def thinned(points: list[list[Any]], most: int) -> list[list[Any]]:
+    """At most about so many points: of each stretch the lowest and the highest, and the last of all."""
+    if len(points) <= most:
+        return points
+    stretch = math.ceil(2 * len(points) / most)
+    kept: list[list[Any]] = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        known = [point for point in part if point[1] is not None] or part[:1]
+        low, high = (pick(known, key=lambda point: point[1] or 0.0) for pick in (min, max))
+        kept += sorted([low, high] if low is not high else [low], key=lambda point: point[0])
+    return kept if kept[-1] is points[-1] else [*kept, points[-1]]
+
+
+def _mark_of(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    kind, text = line.get("mark"), line.get("text", "")
+    return {"step": line["step"], "kind": kind, "text": text} if isinstance(kind, str) else None
+
+
+def _is_loss(line: Mapping[str, Any]) -> bool:
+    return isinstance(line.get("loss"), int | float)
+
+
+def _count(record: Mapping[str, Any], key: str) -> float:
+    value = record.get(key)
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _number(value: float) -> float | None:

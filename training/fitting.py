@@ -127,6 +127,7 @@ def parts(batch: Batch, most: int) -> Iterator[Batch]:
             host.rows_of(batch.cond, rows),
             None if batch.mask is None else batch.mask[pick],
             None if batch.perturbation is None else batch.perturbation[pick],
+            None if batch.cells is None else batch.cells[pick],
         )  # fmt: skip
 
 

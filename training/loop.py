@@ -40,32 +40,38 @@ def train(
     steps: int,
     on_step: Callable[[int, float, float], None],
     pauses_at: Callable[[int], bool] = lambda step: False,
-    on_pause: Callable[[int], None] = lambda step: None,
+    on_pause: Callable[[int], bool | None] = lambda step: None,
+    start: int = 0,
+    rate_factor_at: Callable[[int], float] = lambda step: 1.0,
 ) -> None:
     """Trains the parameters of the engine's step.
 
     Args:
         batch_at: the batch of (step, forward pass within the step); its cond may carry a graph. May raise to end.
         on_step: told (steps done, loss, the model's learning rate) of every step, on a GPU some steps later.
-        pauses_at: after how many steps done `on_pause` is called, with all of them done and told. May raise to end.
+        pauses_at: after how many steps done `on_pause` is called, with all of them done and told; asked once a step.
+        on_pause: True ends the run there. May raise to end.
+        start: steps done before, which are not done again.
+        rate_factor_at: what the schedule's learning rate is multiplied by at a step.
 
     Raises:
         Diverged: the loss is not finite; the parameters are those before that step.
     """
     outcomes = Outcomes(engine.step)
     try:
-        for step in range(steps):
-            factor = learning_rate_factor(config, step, steps)
+        for step in range(start, steps):
+            factor = learning_rate_factor(config, step, steps) * rate_factor_at(step)
             set_learning_rates(engine.step.optimizer, factor)
             learning_rate = config.learning_rate * factor * rate_factor(engine.step.optimizer)
             for micro in range(config.gradient_accumulation):
                 engine.accumulate(batch_at(step, micro))
             engine.move()
             outcomes.add(step + 1, learning_rate)
-            for outcome in outcomes.read(wait=pauses_at(step + 1)):
+            pauses = pauses_at(step + 1)
+            for outcome in outcomes.read(wait=pauses):
                 on_step(*outcome)
-            if pauses_at(step + 1):
-                on_pause(step + 1)
+            if pauses and on_pause(step + 1):
+                break
         for outcome in outcomes.read(wait=True):
             on_step(*outcome)
     except BaseException:

@@ -127,6 +127,60 @@ def move(optimizer: Any, failed: torch.Tensor) -> None:
         optimizer.step()
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What the optimizer has gathered, as (tensors by name, plain JSON); rates follow from the step and are left out.
+
+    Raises:
+        TypeError: its state holds something that is neither a tensor nor plain.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {"state": {}, "groups": []}
+
+    def put(name: str, value: Any, rest: dict[str, Any], key: str) -> None:
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif value is None or isinstance(value, bool | int | float | str | list | tuple):
+            rest[key] = value
+        else:
+            raise TypeError(f"the optimizer keeps a {type(value).__name__}, which cannot be saved")
+
+    found = optimizer.state_dict()
+    for index, entries in found["state"].items():
+        rest = plain["state"].setdefault(str(index), {})
+        for key, value in entries.items():
+            put(f"optimizer.state.{index}.{key}", value, rest, key)
+    for index, group in enumerate(found["param_groups"]):
+        plain["groups"].append({})
+        for key, value in group.items():
+            if key not in _NOT_GATHERED:
+                put(f"optimizer.groups.{index}.{key}", value, plain["groups"][-1], key)
+    return tensors, plain
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]
+) -> None:
+    """Puts what `optimizer_state` gave into a fresh optimizer of the same recipe.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: it is of another.
+    """
+    fresh = optimizer.state_dict()
+    if len(plain["groups"]) != len(fresh["param_groups"]):
+        raise ValueError("the checkpoint's optimizer has other groups of parameters")
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["state"].items()}
+    groups = [{**own, **saved} for own, saved in zip(fresh["param_groups"], plain["groups"], strict=True)]
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, kind, index, key = name.split(".", 3)
+            owner = state.setdefault(int(index), {}) if kind == "state" else groups[int(index)]
+            owner[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+_NOT_GATHERED = ("params", "lr", "learning_rate")
+
+
 def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:
     return bool(group["fused"]) and all(parameter.is_cuda for parameter in group["params"])
 

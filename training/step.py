@@ -11,6 +11,7 @@ from .ema import EMA
 from .flat import FlatParameters
 from .objective import Family, Predict, sample_losses
 from .optimizers import is_capturable, move
+from .picture_losses import PictureLosses
 
 
 class Step:
@@ -23,6 +24,7 @@ class Step:
         optimizer: each of its param_groups has its peak "learning_rate".
         flats: whose working copies follow each move.
         ema: follows each move too.
+        picture_losses: takes each sample's loss, where its batch says which picture it is of.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Step:
         optimizer: torch.optim.Optimizer,
         flats: tuple[FlatParameters, ...] = (),
         ema: EMA | None = None,
+        picture_losses: PictureLosses | None = None,
     ):
         self.predict = predict
         self.family = family
@@ -40,6 +43,7 @@ class Step:
         self.optimizer = optimizer
         self.flats = flats
         self.ema = ema
+        self.picture_losses = picture_losses
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         device = self.parameters[0].device
         self.is_capturable = is_capturable(optimizer)
@@ -52,8 +56,11 @@ class Step:
 
     def accumulate(self, batch: Batch) -> None:
         """Adds a batch's loss and gradients to the step's."""
-        loss = batch_loss(self.predict, self.family, batch, self.config) / self.config.gradient_accumulation
+        loss, losses = batch_loss(self.predict, self.family, batch, self.config)
+        loss = loss / self.config.gradient_accumulation
         loss.backward()
+        if self.picture_losses is not None and batch.cells is not None:
+            self.picture_losses.add(batch.cells, losses)
         self.loss += loss.detach().to(self.loss.device)
 
     def forget(self) -> None:
@@ -74,11 +81,11 @@ class Step:
             self.ema.update(self.failed)
 
 
-def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> Tensor:
-    """The mean of the samples' weighted losses: () float32."""
+def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> tuple[Tensor, Tensor]:
+    """(the mean of the samples' weighted losses: (), each sample's loss without its weight: (B,)), float32."""
     losses = sample_losses(
         predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond,
         config.min_snr_gamma, config.debiased_estimation, config.loss, config.huber_c, config.huber_schedule,
         batch.mask, batch.perturbation,
     )  # fmt: skip
-    return (losses * batch.weight).mean()
+    return (losses * batch.weight).mean(), losses

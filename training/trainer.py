@@ -1,66 +1,68 @@
 """A whole run: from the graph's MODEL, CLIP, VAE and data to a LoRA."""
 
+import os
+import platform
+import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from . import host
 from .adapters import KINDS, Adapter
 from .attach import (
     Target,
-    adapters_by_rate,
     as_found,
-    attached,
     check_dropout,
     clear_dropout,
     draw_dropout,
-    find_targets,
-    find_text_targets,
-    has_dropout,
     is_convolution,
-    make_adapters,
     targets_of,
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
+from .checkpoints import Damaged, State, newest_state
 from .config import LoRAConfig
-from .dataset import Dataset
+from .controls import Controls
+from .dataset import Dataset, Sample
 from .determinism import deterministic_kernels
-from .ema import EMA
 from .encode import Encoded, encode_samples, latent_spread, sized
-from .engine import EagerEngine, Engine, GraphEngine, uses_cudas_allocator
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
-from .fitting import FittingEngine, Placement, free_memory, parts, placements
-from .flat import FlatParameters
+from .fitting import Placement, parts
 from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules, rule_for
-from .loop import train
+from .learner import Builder, Learner, Networks
+from .loop import Diverged, train
 from .lora_files import read_adapters
 from .lora_model import LoRAModel
 from .metadata import RunFacts, lora_metadata
-from .objective import Predict, zero_terminal_sigmas
-from .optimizers import check_optimizer, for_use, make_capturable, make_optimizer
+from .objective import zero_terminal_sigmas
+from .optimizers import check_optimizer
+from .origin import Origin, dataset_facts, lora_digest
 from .prefetch import on_device, prefetched
 from .problems import raise_if_any
 from .randomness import tensor_generator
 from .report import data_facts, notes_about, run_report
+from .run_folder import ANEW, Opened, open_run
 from .sampling import euler
-from .step import Step
+from .validation import Validations, hold_out, mean_loss, noised, samples_of
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
     "fewer targets; or lower resolution in Load Dataset."
 )
-CUDAS_ALLOCATOR = (
-    "ComfyUI uses cudaMallocAsync, with which only SD1.5, SD2 and SDXL without patches are recorded: start it with "
-    "--disable-cuda-malloc"
-)
 MOST_NAMED = 5
+MOST_STEPS_BACK = 3
+"""times a run goes back to its last checkpoint when the loss is no number"""
+HEARTBEAT = 0.1
+"""seconds between two looks at a paused run's controls"""
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,19 @@ def train_lora(
     config: LoRAConfig,
     name: str,
     start: Mapping[str, torch.Tensor] | None = None,
+    previous: str = ANEW,
+    workflow: str = "",
 ) -> Trained:
     """Trains a LoRA for MODEL on the dataset. MODEL, CLIP and VAE are only read.
 
     Args:
         name: of the LoRA, used for files written on the way.
         start: a LoRA to train on; its layers, kinds, ranks and alphas stay.
+        previous: what to do about a run of this name that stopped before its end; one of `run_folder.PREVIOUS`.
+        workflow: id of the workflow that the run is of, for the page.
 
     Raises:
-        InputError: MODEL, CLIP, VAE, dataset and config do not go together.
+        InputError: MODEL, CLIP, VAE, dataset and config do not go together, or the run's folder cannot be used.
         Diverged: the loss is no longer a number; what was learned before is saved.
         Interrupted: by the user; what was learned is saved.
     """
@@ -107,23 +113,11 @@ def train_lora(
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
     with host.training_mode(), deterministic_kernels(config.deterministic), open_cache() or nullcontext() as cache:
         run = _Run(model, clip, vae, dataset, config, name, start)
-        with run.kept_on_failure():
+        with run.opened(previous, workflow, cache), run.kept_on_failure():
             host.check_compatible(run.model, run.clip, vae)
             encoded = run.encode(cache)
             host.make_room(run.device)
             return run.train(encoded)
-
-
-@dataclass
-class _Networks:
-    """What is trained on: twins of the graph's models, and the adapters on them."""
-
-    model: Any
-    text_encoder: Any | None
-    """None where the text encoders are not trained"""
-    targets: list[Target]
-    adapters: dict[str, Adapter]
-    """by state-dict key of the base weight"""
 
 
 @dataclass
@@ -142,28 +136,40 @@ class _Run:
     """entries of `start` that stay as they are"""
     samples: list[SamplePicture] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    optimizer: Any = None
-    ema: EMA | None = None
+    learner: Learner | None = None
+    rate_changes: list[tuple[int, float]] = field(default_factory=list)
+    """(step, what the recipe's learning rate is multiplied by from it on)"""
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    """the LoRA of the best validation, where it is to be kept"""
+    is_over: bool = False
+    """whether the run ended before its last step because it was told to"""
 
     def __post_init__(self) -> None:
+        self.given = self.dataset, self.config
         self.names = host.layer_names(self.model, self.clip)
         if self.start is not None:
             self._continue(self.start)
         self.trains_text = self.config.text_encoder_learning_rate > 0
         self.family = host.family(self.model)
-        self._check_recipe()
-        if self.config.zero_terminal_snr:
+        self.device = host.training_device(self.model)
+        if self.config.zero_terminal_snr and self.family.prediction == "v":
             self.family = replace(self.family, sigmas=zero_terminal_sigmas(self.family.sigmas))
+        self.dataset, self.held_out = hold_out(self.dataset, self.config)
+        self.builder = Builder(
+            self.model, self.clip, self.config, self.family, self.names, self.adapters, len(self.dataset.pictures),
+            self._note,
+        )  # fmt: skip
+        self.dtype = self.builder.dtype
+        self._check_recipe()
         self.plan = Plan(self.dataset, self.config)
         if self.config.warmup_steps(self.plan.steps) >= self.plan.steps:
             raise_if_any(
                 "LoRA Config",
                 [f"warmup is {self.config.warmup:g} of {self.plan.steps} steps: it must end before the run does."],
             )
-        self.events = RunEvents(self.plan.steps, self.name)
+        self.controls = Controls(self.config.sample_prompts)
+        self.validations = Validations(patience=self.config.validation_patience)
         self.progress = host.progress_bar(self.plan.steps)
-        self.device = host.training_device(self.model)
-        self.dtype = host.training_dtype(self.model, self.config.precision)
         self.sized = host.wants_size_conditioning(self.model)
         self.started_at = time.time()
         if self.device.type == "cuda":
@@ -188,7 +194,9 @@ class _Run:
             problem = "start holds no layer of this model that can be trained: connect another LoRA."
             raise_if_any("Train LoRA", [problem])
         self.adapters = trained
-        self.config = as_found(self.config, self._targets(self.model.model, self.clip.cond_stage_model), trained)
+        roots = (self.model.model, self.clip.cond_stage_model)
+        targets = [target for root in roots for target in targets_of(root, trained)]
+        self.config = as_found(self.config, targets, trained)
         if trains_text and not self.config.text_encoder_learning_rate:
             self.notes.append("start has no text encoder layers: the text encoders are not trained.")
         self.frozen = {**found.kept, **lora_tensors(still, self.names)}
@@ -211,7 +219,8 @@ class _Run:
                 "only v-prediction models can start from pure noise. Turn it off."
             )
             raise_if_any("LoRA Config", [problem])
-        targets = self._targets(self.model.model, self.clip.cond_stage_model if self.trains_text else None)
+        text_encoder = self.clip.cond_stage_model if self.trains_text else None
+        targets: list[Target] = self.builder.targets_of(self.model.model, text_encoder)
         if self.start is None:
             check_layer_rules(rules, [target.name for target in targets])
         check_dropout(self.adapters.values() or [KINDS[config.adapter]], config)
@@ -219,13 +228,71 @@ class _Run:
         check_optimizer(config, sorted(rates | ({config.text_encoder_learning_rate} if self.trains_text else set())))
         self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
 
-    def _targets(self, model: Any, text_encoder: Any | None) -> list[Target]:
-        """The layers that are trained: those of the LoRA that is continued, or those the recipe chooses."""
-        if self.adapters:
-            roots = [model] if text_encoder is None else [model, text_encoder]
-            return [target for root in roots for target in targets_of(root, self.adapters)]
-        text_targets = [] if text_encoder is None else find_text_targets(text_encoder)
-        return [*find_targets(model, self.config.targets), *text_targets]
+    # ---------------------------------------------------------------- the run's folder, from its beginning to its end
+
+    @contextmanager
+    def opened(self, previous: str, workflow: str, cache: Cache | None) -> Iterator[None]:
+        """Opens the run's folder, and says how the run went when it is over."""
+        dataset, config = self.given
+        models = {
+            "model": host.model_fingerprint(self.model), "clip": host.model_fingerprint(self.clip),
+            "vae": host.model_fingerprint(self.vae), "start": lora_digest(self.start),
+        }  # fmt: skip
+        origin = Origin(config, dataset_facts(dataset, cache), models)
+        root = host.runs_root()
+        self.run: Opened = open_run(root, self.name, origin, previous)
+        self.folder = self.run.folder
+        with closing(self.folder):
+            self.events = RunEvents(
+                self.plan.steps, self.name, self.folder.id, workflow, self.controls, self.plan.epoch_of,
+                self.picture_rows,
+            )  # fmt: skip
+            self.events.notes = self.notes
+            for note in self.run.notes:
+                self._note(note)
+            self.checkpointed_at = time.monotonic()
+            self._restore_history()
+            self.folder.own({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+            self.folder.record(self._record(workflow, origin))
+            try:
+                yield
+            finally:
+                self.events.let_go()
+                self.learner = None
+
+    def _record(self, workflow: str, origin: Origin) -> dict[str, Any]:
+        """What run.json says at the beginning."""
+        return {
+            "run": self.folder.id, "name": self.name, "state": "running", "message": "",
+            "workflow_id": workflow, "prompt_id": self.events.prompt_id, "node_id": self.events.node_id,
+            "steps": self.plan.steps, "epochs": self.plan.epoch_of(self.plan.steps - 1) + 1,
+            "started_at": self.started_at, "elapsed": 0.0, "notes": [], **origin.plain(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }  # fmt: skip
+
+    def _restore_history(self) -> None:
+        """Takes over what a stopped run had told and drawn."""
+        state = self.run.state
+        if state is None:
+            return
+        facts = state.facts
+        losses = state.tensors["losses"].tolist() if self.run.is_same else []
+        lines = self.folder.cut_metrics(state.step) if self.run.is_same else []
+        self.events.restore(lines, losses, float(facts.get("elapsed", 0.0)) if self.run.is_same else 0.0)
+        if not self.run.is_same:
+            return
+        self.rate_changes = [(int(step), float(factor)) for step, factor in facts["rate_changes"]]
+        self.controls.rate_factor = self._rate_factor_at(state.step)
+        self.controls.sample_prompts = tuple(facts["sample_prompts"])
+        self.validations.losses = [(int(step), float(loss)) for step, loss in facts["validations"]]
+        self.best = {
+            name.removeprefix("best:"): tensor for name, tensor in state.tensors.items() if name.startswith("best:")
+        }
+        self.is_over = bool(facts["is_over"])
+        for sample in self.events.samples:
+            pixels = _read_picture(self.folder.samples / Path(str(sample.get("filename"))).name)
+            if pixels is not None:
+                self.samples.append(SamplePicture(int(sample["step"]), str(sample["prompt"]), pixels))
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
@@ -233,31 +300,47 @@ class _Run:
         try:
             yield
         except host.Interrupted:
-            self.events.ended("interrupted", self._keep())
+            self._ended("interrupted", self._keep())
             raise
         except torch.OutOfMemoryError:
-            self.events.ended("failed", f"{OUT_OF_MEMORY} {self._keep()}")
+            self._ended("failed", f"{OUT_OF_MEMORY} {self._keep()}")
             raise
         except Exception as error:
-            self.events.ended("failed", f"{error} {self._keep()}".strip())
+            self._ended("failed", f"{error} {self._keep()}".strip())
             raise
+
+    def _ended(self, state: str, message: str) -> None:
+        self.folder.record(
+            {"state": state, "message": message, "elapsed": self.events.elapsed, "notes": self._all_notes()}
+        )
+        self.events.ended(state, message)
+
+    def _all_notes(self) -> list[str]:
+        return [*self.notes, *self.folder.notes]
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+            host.say("%s", note)
+
+    # ---------------------------------------------------------------- preparing
 
     def encode(self, cache: Cache | None) -> Encoded:
         """Latents and embeddings of all that the run will see."""
 
         def on_progress(what: str, done: int, total: int) -> None:
             host.raise_if_interrupted()
-            self.events.preparing(f"encoding {what} {done + 1} of {total}")
+            self.events.preparing("encoding", done + 1, total, what)
 
-        prompts = ["", *self.config.sample_prompts] if self.config.sample_every else []
-        encoded = encode_samples(
-            self.dataset, self.plan.all_samples(), prompts, self.model, self.clip, self.vae, on_progress, cache,
-            captions=not self.trains_text,
-        )  # fmt: skip
+        prompts = ["", *self.controls.sample_prompts] if self.config.sample_every else []
+        given = self.model, self.clip, self.vae, on_progress, cache, not self.trains_text
+        encoded = encode_samples(self.dataset, self.plan.all_samples(), prompts, *given)
+        if self.held_out is not None:
+            self.held_out_encoded = encode_samples(self.held_out, samples_of(self.held_out), [], *given)
         self.notes += cache.notes if cache is not None else []
         spread = latent_spread(encoded)
         if not 0.4 < spread < 2.5:
-            self.notes.append(
+            self._note(
                 f"The latents' standard deviation is {spread:.2f} where about 1 is usual: "
                 "do MODEL and VAE come from the same checkpoint?"
             )
@@ -265,88 +348,54 @@ class _Run:
 
     def train(self, encoded: Encoded) -> Trained:
         """Puts adapters on twins of the models, trains them, and takes them off."""
-        self.events.preparing("loading the model")
+        self.events.preparing("loading")
         with ExitStack() as attachments:
             if self.device.type == "cuda":  # graphs, kernels and events belong to the current device
                 attachments.enter_context(torch.cuda.device(self.device))
-            nets, engine = self._fitted(encoded, attachments)
-            attachments.callback(engine.release)
-            self._train(nets, engine, encoded)
+            learner = self.builder.fitted(partial(self._try_out, encoded), attachments)
+            attachments.callback(learner.engine.release)
+            self.adapters, self.learner = learner.nets.adapters, learner
+            if self.run.state is not None:
+                self._load(self.run.state)
+            self._train(learner, encoded)
         lora = self._lora()
-        self.events.ended("finished", "")
+        self._checkpoint(is_last=True)
+        self._ended("finished", "")
         return Trained(lora, self.events.losses, self.samples, self._report())
 
-    def _fitted(self, encoded: Encoded, attachments: ExitStack) -> tuple[_Networks, Engine]:
-        """The networks and what executes their steps, placed so that the largest batch fits into the memory.
-
-        Args:
-            attachments: takes what must be undone after the run.
-
-        Raises:
-            torch.OutOfMemoryError: it fits in no way, or the recipe's own does not and no other may be tried.
-        """
-        config = self.config
-        asked = Placement(config.gradient_checkpointing, config.batch_size)
-        if self.device.type != "cuda":
-            return self._placed(asked, attachments)
-        weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
-        fits = not config.fit_memory or weights < host.free_bytes(self.device)
-        tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
-        for placement in tried:
-            with ExitStack() as stack:
-                try:
-                    nets, engine = self._placed(placement, stack)
-                    self._try_out(nets, engine, placement, encoded)
-                except torch.OutOfMemoryError:
-                    if placement == tried[-1]:
-                        raise
-                    nets = engine = None
-                if engine is not None and nets is not None:
-                    attachments.enter_context(stack.pop_all())
-                    if placement != asked:
-                        words = placement.words(config.batch_size)
-                        self._note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
-                    return nets, engine
-            free_memory()
-        raise AssertionError("there is always a last placement")
-
-    def _placed(self, placement: Placement, stack: ExitStack) -> tuple[_Networks, Engine]:
-        nets = self._networks(placement)
-        self.adapters = nets.adapters
-        engine = self._engine(nets, placement)
-        stack.enter_context(attached(nets.targets, nets.adapters))
-        stack.enter_context(host.patches_on_device(self.model))
-        return nets, engine
-
-    def _try_out(self, nets: _Networks, engine: Engine, placement: Placement, encoded: Encoded) -> None:
+    def _try_out(self, encoded: Encoded, learner: Learner, placement: Placement) -> None:
         """The largest forward and backward pass, without a move."""
         step, micro = self.plan.largest()
-        batch = on_device(self._batch(nets, encoded, step, micro), self.device)
+        batch = replace(on_device(self._batch(learner.nets, encoded, step, micro), self.device), cells=None)
         try:
             first = next(parts(batch, placement.pictures))
-            engine.step.accumulate(self._with_live_text(nets, first, step, micro))
+            learner.engine.step.accumulate(self._with_live_text(learner.nets, first, step, micro))
         finally:
-            engine.step.forget()
+            learner.engine.step.forget()
 
-    def _train(self, nets: _Networks, engine: Engine, encoded: Encoded) -> None:
-        config, steps = self.config, self.plan.steps
+    # ---------------------------------------------------------------- training
 
-        def samples_at(step: int) -> bool:
-            return config.sample_every > 0 and (step % config.sample_every == 0 or step == steps)
+    def _train(self, learner: Learner, encoded: Encoded) -> None:
+        """Trains to the end, going back to the last checkpoint where the loss is no number and the recipe says so."""
+        for back in range(MOST_STEPS_BACK + 1):
+            try:
+                if not self.is_over:
+                    self._train_on(learner, encoded, len(self.events.losses) if self.run.is_same else 0)
+                return
+            except Diverged as error:
+                state, _ = newest_state(self.folder.checkpoints)
+                if self.config.on_divergence != "step back" or state is None or back == MOST_STEPS_BACK:
+                    raise
+                self._step_back(state, error)
 
-        def saves_at(step: int) -> bool:
-            return config.save_every > 0 and step % config.save_every == 0 and step < steps
-
-        def on_pause(step: int) -> None:
-            if saves_at(step):
-                self._save(f"step{step:06}")
-            if samples_at(step):
-                self._sample(nets, engine.step.predict, encoded, step)
-
-        order = ((step, micro) for step in range(steps) for micro in range(config.gradient_accumulation))
+    def _train_on(self, learner: Learner, encoded: Encoded, start: int) -> None:
+        config, steps, nets = self.config, self.plan.steps, learner.nets
+        order = ((step, micro) for step in range(start, steps) for micro in range(config.gradient_accumulation))
         with prefetched(partial(self._batch, nets, encoded), order, self.device) as made_at:
-            if config.sample_every:
-                self._sample(nets, engine.step.predict, encoded, 0)
+            if config.sample_every and start == 0:
+                self._sample(learner, encoded, 0)
+            if config.on_divergence == "step back" and start == 0:
+                self._checkpoint()
             self.events.started()
 
             def batch_at(step: int, micro: int) -> Batch:
@@ -355,97 +404,155 @@ class _Run:
                 draw_dropout(nets.adapters, config, step, micro)
                 return self._with_live_text(nets, made_at(step, micro), step, micro)
 
+            def on_step(step: int, loss: float, rate: float) -> None:
+                self.folder.log({"step": step, "loss": loss, "learning_rate": rate})
+                self.events.step(loss, rate)
+
             train(
-                engine, batch_at, config, steps, lambda step, loss, rate: self.events.step(loss, rate),
-                lambda step: samples_at(step) or saves_at(step), on_pause,
+                learner.engine, batch_at, config, steps, on_step, self._pauses_at,
+                partial(self._on_pause, learner, encoded), start, self._rate_factor_at,
             )  # fmt: skip
         self.progress(steps)
 
-    def _engine(self, nets: _Networks, placement: Placement) -> Engine:
-        """The step that is trained, and how it is executed."""
-        config = self.config
-        flats, groups = self._parameter_groups(nets)
-        self.optimizer = make_optimizer(config, groups)
-        can_record = self.device.type == "cuda" and make_capturable(self.optimizer)
-        if config.ema_decay:
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            self.ema = EMA(parameters, config.ema_decay)
-        options = host.transformer_options(self.model)
+    def _pauses_at(self, step: int) -> bool:
+        is_due = time.monotonic() - self.checkpointed_at >= 60.0 * self.config.checkpoint_minutes
+        return (
+            is_due or self.controls.is_waiting or self._samples_at(step) or self._saves_at(step)
+            or self._validates_at(step)
+        )  # fmt: skip
 
-        def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
-            return host.predict(nets.model, options, x_t, sigma, cond)
+    def _samples_at(self, step: int) -> bool:
+        every = self.config.sample_every
+        return every > 0 and (step % every == 0 or step == self.plan.steps)
 
-        step = Step(predict, self.family, config, self.optimizer, tuple(flats), self.ema)
-        if self.device.type != "cuda":
-            return EagerEngine(step)
-        obstacles = [
-            *(["text encoders are trained"] if self.trains_text else []),
-            *(["dropout is drawn anew each step"] if has_dropout(config) else []),
-            *(["weights come from RAM"] if placement.resident < 1.0 else []),
-            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.is_plain_unet(self.model) else []),
-            *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
-        ]
-        if obstacles and config.cuda_graphs:
-            self._note(
-                f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
+    def _saves_at(self, step: int) -> bool:
+        every = self.config.save_every
+        return every > 0 and step % every == 0 and step < self.plan.steps
+
+    def _validates_at(self, step: int) -> bool:
+        every = self.config.validation_every
+        return self.held_out is not None and (step % every == 0 or step == self.plan.steps)
+
+    def _on_pause(self, learner: Learner, encoded: Encoded, step: int) -> bool:
+        """What happens between two steps; True ends the run."""
+        if self._validates_at(step):
+            self._validate(learner, step)
+        if self._saves_at(step):
+            self._save(f"step{step:06}")
+        if self._samples_at(step):
+            self._sample(learner, encoded, step)
+        self._obey(learner, encoded, step)
+        if time.monotonic() - self.checkpointed_at >= 60.0 * self.config.checkpoint_minutes:
+            self._checkpoint()
+        self.is_over = self.is_over or self.validations.is_over
+        if self.validations.is_over:
+            self._note(f"Ended at step {step}: {self.validations.patience} validations brought nothing better.")
+        self.events.started()
+        return self.is_over
+
+    def _obey(self, learner: Learner, encoded: Encoded, step: int) -> None:
+        """Does what the page has asked for, as long as the run is paused."""
+        controls = self.controls
+        while True:
+            host.raise_if_interrupted()
+            if controls.take("learning_rate"):
+                self.rate_changes.append((step, controls.rate_factor))
+                self._mark(step, "learning_rate", f"x {controls.rate_factor:g}")
+            if controls.take("sample_prompts"):
+                self._mark(step, "note", "other sampling prompts")
+            if controls.take("checkpoint"):
+                self._checkpoint()
+                self._save(f"step{step:06}")
+            if controls.take("sample") and controls.sample_prompts:
+                self._sample(learner, encoded, step)
+            if controls.take("finish"):
+                self.is_over = True
+                self._mark(step, "note", "finished by hand")
+                self._note(f"Finished by hand at step {step} of {self.plan.steps}.")
+                return
+            controls.take("pause")
+            controls.take("resume")
+            if not controls.is_paused:
+                return
+            if self.events.state != "paused":
+                self._checkpoint()
+                self.events.paused()
+            time.sleep(HEARTBEAT)
+
+    def _rate_factor_at(self, step: int) -> float:
+        return next((factor for since, factor in reversed(self.rate_changes) if since <= step), 1.0)
+
+    def _step_back(self, state: State, error: Diverged) -> None:
+        self._load(state)
+        self.folder.flush()
+        self.folder.cut_metrics(state.step)
+        self.events.cut(state.step)
+        self.controls.rate_factor = 0.5 * self._rate_factor_at(state.step)
+        self.rate_changes.append((state.step, self.controls.rate_factor))
+        self._mark(state.step, "learning_rate", f"x {self.controls.rate_factor:g}")
+        self._note(f"{error} Went back to step {state.step} with the learning rate x {self.controls.rate_factor:g}.")
+
+    def _mark(self, step: int, kind: str, text: str = "") -> None:
+        self.events.mark(step, kind, text)
+        self.folder.log({"step": step, "mark": kind, "text": text})
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _checkpoint(self, is_last: bool = False) -> Path | None:
+        """All that the run needs to go on from here; None where it cannot be written now."""
+        assert self.learner is not None
+        step = len(self.events.losses)
+        self.events.preparing("saving")
+        tensors, plain = self.learner.state()
+        tensors["losses"] = torch.tensor(self.events.losses, dtype=torch.float64)
+        tensors |= {f"best:{name}": tensor for name, tensor in self.best.items()}
+        facts = {
+            **plain, "elapsed": self.events.elapsed, "rate_changes": self.rate_changes,
+            "sample_prompts": list(self.controls.sample_prompts), "validations": self.validations.losses,
+            "is_over": self.is_over or is_last,
+        }  # fmt: skip
+        path = self.folder.checkpoint(State(step, tensors, facts), self.config.keep_checkpoints)
+        self.checkpointed_at = time.monotonic()
+        if path is not None:
+            self.events.mark(step, "checkpoint")
+        for note in self.folder.notes:
+            self._note(note)
+        return path
+
+    def _load(self, state: State) -> None:
+        """Goes on from a state.
+
+        Raises:
+            InputError: it does not fit this recipe.
+        """
+        assert self.learner is not None
+        try:
+            self.learner.load(state.tensors, state.facts, self.run.is_same)
+        except (Damaged, KeyError) as error:
+            problem = (
+                f"previous_run: the run that stopped at step {state.step} cannot be continued with this recipe "
+                f"({error}). Undo the changes, or choose to start anew."
             )
-        is_eager = obstacles or not config.cuda_graphs
-        engine = EagerEngine(step) if is_eager else GraphEngine(step, self._note)
-        return FittingEngine(engine, placement.pictures, not self.trains_text, self._note)
+            raise_if_any("Train LoRA", [problem])
 
-    def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
-            host.say("%s", note)
+    def _keep(self) -> str:
+        """Keeps what was learned when a run ends early. Gives where, in words."""
+        steps = len(self.events.losses)
+        if steps == 0 or self.learner is None:
+            return "Nothing was learned yet."
+        told = []
+        if self._checkpoint() is not None:
+            told.append(f"Queue the workflow again, and it goes on from step {steps}.")
+        try:
+            path = self._save(f"step{steps:06}-partial")
+            told.append(f"What was learned in {steps} steps is kept in {path}.")
+        except Exception as error:  # whatever stopped the run comes first
+            told.append(f"What was learned in {steps} steps could not be saved as a LoRA: {error}")
+        return " ".join(told)
 
-    def _networks(self, placement: Placement) -> _Networks:
-        """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
-        config = self.config
-        streams = placement.resident < 1.0
-        model = host.trainable_view(self.model, self.dtype, config.base_precision, in_ram=streams)
-        if config.zero_terminal_snr:
-            host.set_sigmas(model, self.family.sigmas)
-        if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
-            self._note(f"Norms and gates go without fused kernels, which is slower: Triton does not work ({obstacle}).")
-        if streams:
-            self._stream(model, placement)
-        elif placement.checkpointing and not host.checkpoint_blocks(model):
-            self._note("gradient_checkpointing has no effect: this model has no list of blocks.")
-        text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None
-        targets = self._targets(model, text_encoder)
-        adapters = self.adapters or make_adapters(targets, config)
-        strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
-        if strangers:
-            problem = f"layer {strangers[0]} is not the model's own (compiled, or replaced?): take that node out."
-            raise_if_any("MODEL", [problem])
-        return _Networks(model, text_encoder, targets, adapters)
+    # ---------------------------------------------------------------- batches
 
-    def _stream(self, model: Any, placement: Placement) -> None:
-        everything = host.weight_bytes(self.model, self.dtype, self.config.base_precision)
-        streamed = host.stream_blocks(model, int(placement.resident * everything))
-        if not streamed.is_pinned:
-            self._note("Weights from RAM come slower than they could: the system gives no pinned memory.")
-
-    def _parameter_groups(self, nets: _Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
-        """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
-        config, rules = self.config, parse_layer_rules(self.config.layer_rules)
-        own = {key: each for key, each in self.adapters.items() if key.startswith(DIFFUSION_MODEL)}
-        text = {key: each for key, each in self.adapters.items() if key not in own}
-        flats, groups = [], []
-        # Where the layers compute, not where their weights wait.
-        text_device = next(nets.text_encoder.parameters()).device if nets.text_encoder is not None else self.device
-        for part, learning_rate, device, dtype in (
-            (own, config.learning_rate, self.device, self.dtype),
-            (text, config.text_encoder_learning_rate, text_device, torch.float32),
-        ):
-            for rate, members in adapters_by_rate(part, learning_rate, rules).items():
-                flat = FlatParameters(members, device, dtype)
-                flats.append(flat)
-                parameters = [flat.values] if config.optimizer == "adamw" else flat.parameters
-                groups.append({"params": parameters, "learning_rate": rate})
-        return flats, groups
-
-    def _batch(self, nets: _Networks, encoded: Encoded, step: int, micro: int) -> Batch:
+    def _batch(self, nets: Networks, encoded: Encoded, step: int, micro: int) -> Batch:
         """A batch on the CPU; without its condition where the text encoders are trained."""
         samples = self.plan.samples_at(step, micro)
 
@@ -459,10 +566,10 @@ class _Run:
             [encoded.latent(sample) for sample in samples],
             [self.dataset.loss_weight(sample) for sample in samples],
             [encoded.mask(sample) for sample in samples],
-            conds_for, self.family, self.config, step, micro,
+            conds_for, self.family, self.config, step, micro, [sample.picture for sample in samples],
         )  # fmt: skip
 
-    def _with_live_text(self, nets: _Networks, batch: Batch, step: int, micro: int) -> Batch:
+    def _with_live_text(self, nets: Networks, batch: Batch, step: int, micro: int) -> Batch:
         """The batch with a condition that carries the text encoders' graph, where they are trained."""
         if nets.text_encoder is None:
             return batch
@@ -474,17 +581,37 @@ class _Run:
         cond = host.batch_conds(nets.model, conditionings, batch.x_0, host.TRAINING_GUIDANCE)
         return replace(batch, cond=cond)
 
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """The adapters as they are used, not as they are trained: averaged, without dropout."""
-        with ExitStack() as stack:
-            stack.enter_context(for_use(self.optimizer))
-            if self.ema is not None:
-                stack.enter_context(self.ema.applied())
-            yield
+    # ---------------------------------------------------------------- looking at what was learned
 
-    def _sample(self, nets: _Networks, predict: Predict, encoded: Encoded, step: int) -> None:
+    def _validate(self, learner: Learner, step: int) -> None:
+        """Measures the held-out pictures; the run's randomness is not touched."""
+        assert self.held_out is not None
+        self.events.preparing("validating")
+        clear_dropout(learner.nets.adapters)
+        batches = []
+        with learner.in_use(), torch.no_grad():
+            for number, sample in enumerate(samples_of(self.held_out)):
+                batch = noised(self.held_out_encoded.latent(sample), self.family, self.config.seed, number)
+                told = [self._held_out_conditioning(learner.nets, sample)] * len(batch.x_0)
+                cond = host.batch_conds(learner.nets.model, told, batch.x_0, host.TRAINING_GUIDANCE)
+                batches.append(on_device(replace(batch, cond=cond), self.device))
+                host.raise_if_interrupted()
+            loss = mean_loss(learner.predict, self.family, batches)
+        if self.validations.add(step, loss) and self.config.keep_best:
+            self.best = self._tensors()
+        self.events.validated(step, loss)
+        self.folder.log({"step": step, "validation_loss": loss})
+
+    def _held_out_conditioning(self, nets: Networks, sample: Sample) -> Any:
+        assert self.held_out is not None
+        if nets.text_encoder is None:
+            return self.held_out_encoded.conditioning(self.held_out, sample, self.sized)
+        live = host.encode_text_with(self.clip, nets.text_encoder, sample.caption)
+        return sized(live, self.held_out, sample, self.sized)
+
+    def _sample(self, learner: Learner, encoded: Encoded, step: int) -> None:
         """One picture a prompt, with the adapters as they are; the run's randomness is not touched."""
+        nets = learner.nets
         clear_dropout(nets.adapters)
         config, side = self.config, self.dataset.settings.resolution
         shape = (1, *host.latent_shape(self.model, self.vae, side, side))
@@ -492,29 +619,73 @@ class _Run:
 
         def prompt_cond(prompt: str) -> Any:
             if nets.text_encoder is None:
-                return encoded.prompts[prompt]
+                return encoded.prompt(prompt)
             return host.encode_text_with(self.clip, nets.text_encoder, prompt, is_prompt=True)
 
-        for number, prompt in enumerate(config.sample_prompts):
-            self.events.preparing(f"drawing sample {number + 1} of {len(config.sample_prompts)}")
+        prompts = self.controls.sample_prompts
+        for number, prompt in enumerate(prompts):
+            self.events.preparing("sampling", number + 1, len(prompts))
             noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
             sigmas = host.sampler_sigmas(nets.model, config.sample_steps)
             # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
             told, cfg = (config.sample_guidance, 1.0) if distilled else (None, config.sample_guidance)
-            with host.sampling_mode(), self._in_use():
+            with host.sampling_mode(), learner.in_use():
                 cond = host.batch_conds(nets.model, [prompt_cond(prompt)], noise, told)
                 uncond = host.batch_conds(nets.model, [prompt_cond("")], noise, told)
                 start = host.start_noise(nets.model, sigmas[0], noise)
-                latent = euler(predict, start, sigmas, cond, uncond, cfg)
+                latent = euler(learner.predict, start, sigmas, cond, uncond, cfg)
                 pixels = host.decode_latents(self.vae, host.from_model_space(self.model, latent))
             self.samples.append(SamplePicture(step, prompt, pixels[0]))
-        self.events.resume_clock()
+            self._keep_sample(self.samples[-1], number)
+        if prompts:
+            self._mark(step, "sample")
         self.events.started()
 
+    def _keep_sample(self, sample: SamplePicture, number: int) -> None:
+        path = self.folder.samples / f"step{sample.step:06}-{number}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _to_image(sample.pixels).save(path)
+        except OSError as error:
+            self._note(f"Sample pictures could not be written ({error}): free some space on the disk of {path.parent}.")
+            return
+        filename, subfolder = host.output_place(path)
+        told = {
+            "step": sample.step, "prompt": sample.prompt, "prompt_index": number, "filename": filename,
+            "subfolder": subfolder,
+        }  # fmt: skip
+        self.folder.log({"step": sample.step, "sample": told})
+        self.events.sampled(told)
+
+    def picture_rows(self) -> list[dict[str, Any]]:
+        """Each picture with its loss against the average at the same noise levels, the worst first."""
+        if self.learner is None:
+            return []
+        rows = [
+            {
+                "name": picture.name,
+                "caption": self.dataset.caption(index),
+                "loss": loss,
+                "count": count,
+                "thumbnail": host.thumbnail_address(picture.path),
+            }  # fmt: skip
+            for index, (picture, (loss, count)) in enumerate(
+                zip(self.dataset.pictures, self.learner.picture_losses.relative(), strict=True)
+            )
+        ]
+        return sorted(rows, key=lambda row: -(row["loss"] or 0.0))
+
+    # ---------------------------------------------------------------- the LoRA
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The LoRA's as it is now."""
+        assert self.learner is not None
+        with self.learner.in_use():
+            return lora_tensors(self.adapters, self.names)
+
     def _lora(self) -> LoRAModel:
-        """The LoRA as it is now."""
-        with self._in_use():
-            tensors = lora_tensors(self.adapters, self.names)
+        """The LoRA as it is now, or as it was at its best where that is to be kept."""
+        tensors = self.best or self._tensors()
         version, architecture = host.base_version(self.model)
         step = len(self.events.losses)
         facts = RunFacts(
@@ -534,16 +705,6 @@ class _Run:
         self.events.resume_clock()
         return str(path)
 
-    def _keep(self) -> str:
-        steps = len(self.events.losses)
-        if steps == 0:
-            return "Nothing was learned yet."
-        try:
-            path = self._save(f"step{steps:06}-partial")
-        except Exception as error:  # whatever stopped the run comes first
-            return f"What was learned in {steps} steps could not be kept: {error}"
-        return f"What was learned in {steps} steps is kept in {path}."
-
     def _report(self) -> str:
         base = (
             f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
@@ -554,3 +715,17 @@ class _Run:
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,
             base, self.device, self.notes,
         )  # fmt: skip
+
+
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    """(H, W, 3) in [0, 1] as a picture."""
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def _read_picture(path: Path) -> torch.Tensor | None:
+    """A sample picture of before: (H, W, 3) in [0, 1]; None where it is gone."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
+    except OSError:
+        return None

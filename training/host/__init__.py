@@ -34,6 +34,7 @@ from .loras import LayerNames, base_version, layer_names, with_lora
 from .page import (
     Interrupted,
     blocked,
+    memory,
     progress_bar,
     raise_if_interrupted,
     say,
@@ -49,8 +50,11 @@ from .places import (
     data_roots,
     may_write,
     model_folders,
+    output_place,
     register_model_folder,
     resolve_folder,
+    runs_root,
+    thumbnail_address,
 )
 from .recipes import read_recipe, recipe_files, recipe_path
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
@@ -102,10 +106,12 @@ __all__ = [
     "lora_files",
     "lora_folder",
     "lora_path",
+    "memory",
     "make_room",
     "may_write",
     "model_fingerprint",
     "model_folders",
+    "output_place",
     "patches_on_device",
     "predict",
     "progress_bar",
@@ -116,6 +122,7 @@ __all__ = [
     "register_model_folder",
     "resolve_folder",
     "rows_of",
+    "runs_root",
     "sampler_names",
     "sampler_sigmas",
     "sampling_mode",
@@ -128,6 +135,7 @@ __all__ = [
     "stream_blocks",
     "start_noise",
     "takes_guidance",
+    "thumbnail_address",
     "to_model_space",
     "trainable_text_encoder",
     "trainable_view",

@@ -6,6 +6,8 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import psutil
+import torch
 from aiohttp import web
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
@@ -25,6 +27,16 @@ def send(event: str, data: dict[str, Any]) -> None:
     instance = getattr(PromptServer, "instance", None)
     if instance is not None:
         instance.send_sync(event, data)
+
+
+def memory() -> dict[str, Any]:
+    """What this process holds of the training device's memory, in bytes: {"used", "total", "device"}."""
+    device = comfy.model_management.get_torch_device()
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return {"used": torch.cuda.memory_reserved(device), "total": facts.total_memory, "device": facts.name}
+    used = psutil.Process().memory_info().rss
+    return {"used": used, "total": psutil.virtual_memory().total, "device": device.type.upper()}
 
 
 def show_text(text: str) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from urllib.parse import urlencode
 
 import folder_paths
 
@@ -51,6 +52,25 @@ def may_write(path: Path) -> bool:
     """
     inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder_paths.get_input_directory()))
     return inside or os.environ.get(WRITE_VARIABLE, "").strip() == "1"
+
+
+def runs_root() -> Path:
+    """Where runs lie: lora_kiln in the host's output folder."""
+    return Path(folder_paths.get_output_directory()) / "lora_kiln"
+
+
+def output_place(path: Path) -> tuple[str, str]:
+    """(file name, folder below the output folder) of an output file, as the host's /view takes them."""
+    return path.name, path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+
+
+def thumbnail_address(path: Path | None) -> str | None:
+    """Where the server shows a small form of a picture of the input folder; None for others."""
+    root = data_roots()[0]
+    if path is None or not Path(os.path.abspath(path)).is_relative_to(root):
+        return None
+    place = Path(os.path.abspath(path)).relative_to(root)
+    return "/kiln/thumbnail?" + urlencode({"folder": place.parent.as_posix(), "name": place.name})
 
 
 def cache_folder() -> Path:

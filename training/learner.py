@@ -1,0 +1,269 @@
+"""What learns: twins of the graph's models with adapters on, their optimizer, and what executes their steps."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import host
+from .adapters import Adapter
+from .attach import Target, adapters_by_rate, attached, find_targets, find_text_targets, has_dropout, make_adapters
+from .attach import targets_of as targets_named
+from .checkpoints import Damaged, numbered, put_into
+from .config import LoRAConfig
+from .ema import EMA
+from .engine import EagerEngine, Engine, GraphEngine, uses_cudas_allocator
+from .fitting import FittingEngine, Placement, free_memory, placements
+from .flat import FlatParameters
+from .layer_rules import DIFFUSION_MODEL, parse_layer_rules
+from .objective import Family, Predict
+from .optimizers import for_use, load_optimizer_state, make_capturable, make_optimizer, optimizer_state
+from .picture_losses import PictureLosses
+from .problems import raise_if_any
+from .step import Step
+
+CUDAS_ALLOCATOR = (
+    "ComfyUI uses cudaMallocAsync, with which only SD1.5, SD2 and SDXL without patches are recorded: start it with "
+    "--disable-cuda-malloc"
+)
+MOMENTS = 2
+"""tensors as long as the parameters that an optimizer gathers at its first step"""
+
+
+@dataclass
+class Networks:
+    """What is trained on: twins of the graph's models, and the adapters on them."""
+
+    model: Any
+    text_encoder: Any | None
+    """None where the text encoders are not trained"""
+    targets: list[Target]
+    adapters: dict[str, Adapter]
+    """by state-dict key of the base weight"""
+
+
+@dataclass
+class Learner:
+    """All that changes while a run goes on, and what changes it."""
+
+    nets: Networks
+    flats: list[FlatParameters]
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    picture_losses: PictureLosses
+    engine: Engine
+
+    @property
+    def predict(self) -> Predict:
+        """The model with its adapters on."""
+        return self.engine.step.predict
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The adapters as they are used, not as they are trained: averaged."""
+        with ExitStack() as stack:
+            stack.enter_context(for_use(self.optimizer))
+            if self.ema is not None:
+                stack.enter_context(self.ema.applied())
+            yield
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """(tensors, plain JSON) that `load` takes."""
+        tensors, plain = optimizer_state(self.optimizer)
+        tensors |= numbered("values", (flat.values for flat in self.flats))
+        tensors |= numbered("pictures", (self.picture_losses.sums, self.picture_losses.counts))
+        if self.ema is not None:
+            tensors |= numbered("ema", [*self.ema.averages, *self.ema.updates.values()])
+        return tensors, {"optimizer": plain}
+
+    def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any], same_pictures: bool) -> None:
+        """Goes back to a state.
+
+        Raises:
+            Damaged: it is of another recipe or model.
+        """
+        put_into((flat.values for flat in self.flats), "values", tensors)
+        if same_pictures:
+            put_into((self.picture_losses.sums, self.picture_losses.counts), "pictures", tensors)
+        if self.ema is not None:
+            put_into([*self.ema.averages, *self.ema.updates.values()], "ema", tensors)
+        try:
+            load_optimizer_state(self.optimizer, tensors, plain["optimizer"])
+        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise Damaged(f"the checkpoint's optimizer does not fit this recipe: {error}") from error
+        for flat in self.flats:
+            flat.refresh()
+        self.engine.step.forget()
+        self.engine.step.failed.zero_()
+        self.engine.release()
+
+
+class Builder:
+    """Makes learners, placed so that they fit into the memory.
+
+    Args:
+        model, clip: the graph's; they are only read.
+        config: with text_encoder_learning_rate 0 where the text encoders are not trained.
+        names: what a layer is called in a LoRA file, by state-dict key of its weight.
+        adapters: those of a LoRA that is continued; empty: fresh ones.
+        pictures: how many there are.
+        note: told what goes slower than it could, and why.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        clip: Any,
+        config: LoRAConfig,
+        family: Family,
+        names: Mapping[str, Any],
+        adapters: dict[str, Adapter],
+        pictures: int,
+        note: Callable[[str], None],
+    ):
+        self.model, self.clip, self.config, self.family = model, clip, config, family
+        self.names, self.adapters, self.pictures, self.note = names, adapters, pictures, note
+        self.trains_text = config.text_encoder_learning_rate > 0
+        self.device = host.training_device(model)
+        self.dtype = host.training_dtype(model, config.precision)
+
+    def fitted(self, try_out: Callable[[Learner, Placement], None], attachments: ExitStack) -> Learner:
+        """A learner, placed so that the largest batch fits into the memory.
+
+        Args:
+            try_out: the largest forward and backward pass.
+            attachments: takes what must be undone after the run.
+
+        Raises:
+            torch.OutOfMemoryError: it fits in no way, or the recipe's own does not and no other may be tried.
+        """
+        config = self.config
+        asked = Placement(config.gradient_checkpointing, config.batch_size)
+        if self.device.type != "cuda":
+            return self._placed(asked, attachments)
+        weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
+        fits = not config.fit_memory or weights < host.free_bytes(self.device)
+        tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
+        for placement in tried:
+            with ExitStack() as stack:
+                try:
+                    learner = self._placed(placement, stack)
+                    moments = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
+                    try_out(learner, placement)
+                except torch.OutOfMemoryError:
+                    if placement == tried[-1]:
+                        raise
+                    learner = moments = None
+                if learner is not None:
+                    del moments
+                    attachments.enter_context(stack.pop_all())
+                    if placement != asked:
+                        words = placement.words(config.batch_size)
+                        self.note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
+                    return learner
+            free_memory()
+        raise AssertionError("there is always a last placement")
+
+    def targets_of(self, model: Any, text_encoder: Any | None) -> list[Target]:
+        """The layers that are trained: those of the LoRA that is continued, or those the recipe chooses."""
+        if self.adapters:
+            roots = [model] if text_encoder is None else [model, text_encoder]
+            return [target for root in roots for target in targets_named(root, self.adapters)]
+        text_targets = [] if text_encoder is None else find_text_targets(text_encoder)
+        return [*find_targets(model, self.config.targets), *text_targets]
+
+    def _placed(self, placement: Placement, stack: ExitStack) -> Learner:
+        nets = self._networks(placement)
+        self.adapters = nets.adapters
+        learner = self._learner(nets, placement)
+        stack.enter_context(attached(nets.targets, nets.adapters))
+        stack.enter_context(host.patches_on_device(self.model))
+        return learner
+
+    def _networks(self, placement: Placement) -> Networks:
+        """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
+        config = self.config
+        streams = placement.resident < 1.0
+        model = host.trainable_view(self.model, self.dtype, config.base_precision, in_ram=streams)
+        if config.zero_terminal_snr:
+            host.set_sigmas(model, self.family.sigmas)
+        if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
+            self.note(f"Norms and gates go without fused kernels, which is slower: Triton does not work ({obstacle}).")
+        if streams:
+            self._stream(model, placement)
+        elif placement.checkpointing and not host.checkpoint_blocks(model):
+            self.note("gradient_checkpointing has no effect: this model has no list of blocks.")
+        text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None
+        targets = self.targets_of(model, text_encoder)
+        adapters = self.adapters or make_adapters(targets, config)
+        strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
+        if strangers:
+            problem = f"layer {strangers[0]} is not the model's own (compiled, or replaced?): take that node out."
+            raise_if_any("MODEL", [problem])
+        return Networks(model, text_encoder, targets, adapters)
+
+    def _stream(self, model: Any, placement: Placement) -> None:
+        everything = host.weight_bytes(self.model, self.dtype, self.config.base_precision)
+        streamed = host.stream_blocks(model, int(placement.resident * everything))
+        if not streamed.is_pinned:
+            self.note("Weights from RAM come slower than they could: the system gives no pinned memory.")
+
+    def _learner(self, nets: Networks, placement: Placement) -> Learner:
+        """The step that is trained, and how it is executed."""
+        config = self.config
+        flats, groups = self._parameter_groups(nets)
+        optimizer = make_optimizer(config, groups)
+        can_record = self.device.type == "cuda" and make_capturable(optimizer)
+        ema = None
+        if config.ema_decay:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            ema = EMA(parameters, config.ema_decay)
+        options = host.transformer_options(self.model)
+
+        def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
+            return host.predict(nets.model, options, x_t, sigma, cond)
+
+        picture_losses = PictureLosses(self.pictures, self.device)
+        step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses)
+        engine = self._engine(step, placement, can_record)
+        return Learner(nets, flats, optimizer, ema, picture_losses, engine)
+
+    def _engine(self, step: Step, placement: Placement, can_record: bool) -> Engine:
+        config = self.config
+        if self.device.type != "cuda":
+            return EagerEngine(step)
+        obstacles = [
+            *(["text encoders are trained"] if self.trains_text else []),
+            *(["dropout is drawn anew each step"] if has_dropout(config) else []),
+            *(["weights come from RAM"] if placement.resident < 1.0 else []),
+            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.is_plain_unet(self.model) else []),
+            *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
+        ]
+        if obstacles and config.cuda_graphs:
+            self.note(
+                f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
+            )
+        is_eager = obstacles or not config.cuda_graphs
+        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
+        return FittingEngine(engine, placement.pictures, not self.trains_text, self.note)
+
+    def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
+        """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
+        config, rules = self.config, parse_layer_rules(self.config.layer_rules)
+        own = {key: each for key, each in nets.adapters.items() if key.startswith(DIFFUSION_MODEL)}
+        text = {key: each for key, each in nets.adapters.items() if key not in own}
+        flats, groups = [], []
+        # Where the layers compute, not where their weights wait.
+        text_device = next(nets.text_encoder.parameters()).device if nets.text_encoder is not None else self.device
+        for part, learning_rate, device, dtype in (
+            (own, config.learning_rate, self.device, self.dtype),
+            (text, config.text_encoder_learning_rate, text_device, torch.float32),
+        ):
+            for rate, members in adapters_by_rate(part, learning_rate, rules).items():
+                flat = FlatParameters(members, device, dtype)
+                flats.append(flat)
+                parameters = [flat.values] if config.optimizer == "adamw" else flat.parameters
+                groups.append({"params": parameters, "learning_rate": rate})
+        return flats, groups

@@ -14,6 +14,7 @@ from .lora_config import LoRAConfigNode, filled_in
 from .loss_options import LossOptions
 from .merge_loras import MergeLoRAs
 from .optimizer_options import OptimizerOptions
+from .run_options import RunOptions
 from .save_lora import SaveLoRA
 from .train_lora import TrainLoRA
 
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     AdapterOptions,
     LossOptions,
     OptimizerOptions,
+    RunOptions,
     ImportRecipe,
     TrainLoRA,
     LoadLoRA,

@@ -11,12 +11,14 @@ from ..training.config import LoRAConfig
 from ..training.dataset import Dataset
 from ..training.export import AS_TRAINED, check_name, in_precision
 from ..training.problems import InputError
+from ..training.run_folder import CONTINUE, PREVIOUS
 from ..training.sheets import strength_grid
 from ..training.trainer import SamplePicture, train_lora
 from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
 
 MOST_COLUMNS = 12
 """of the samples sheet, which would otherwise grow with the run"""
+LONGEST_ID = 200
 
 
 class TrainLoRA(io.ComfyNode):
@@ -47,7 +49,15 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="A LoRA to go on from (kohya: network_weights; ComfyUI's trainer: existing_lora), from "
                     "Load LoRA File or Train LoRA. Its layers, ranks and kind stay.",
                 ),
+                io.Combo.Input(
+                    "previous_run", options=list(PREVIOUS), default=CONTINUE, optional=True, advanced=True,
+                    tooltip="What to do about a run of this name that was stopped: go on from its last checkpoint if "
+                    "recipe, data and models are the same, which gives the same LoRA as if it had never stopped; take "
+                    "over what it had learned even if they changed; start anew; or stop and say what changed. Nothing "
+                    "is ever overwritten.",
+                ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="For Save LoRA and Apply LoRA Preview."),
                 io.Model.Output(display_name="model", tooltip="The MODEL with the LoRA on, at strength 1."),
@@ -77,8 +87,11 @@ class TrainLoRA(io.ComfyNode):
         config: LoRAConfig,
         name: str,
         start: Mapping[str, torch.Tensor] | None = None,
+        previous_run: str = CONTINUE,
     ) -> io.NodeOutput:
-        trained = train_lora(model, clip, vae, dataset, config, check_name(name, "name", "Train LoRA"), start)
+        name = check_name(name, "name", "Train LoRA")
+        workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden is not None else None)
+        trained = train_lora(model, clip, vae, dataset, config, name, start, previous_run, workflow)
         # As its file will be: what is drawn here is what the saved LoRA draws.
         model_with, clip_with = host.with_lora(model, clip, in_precision(trained.lora, AS_TRAINED), 1.0)
         samples = samples_sheet(trained.samples) if trained.samples else None
@@ -91,6 +104,13 @@ class TrainLoRA(io.ComfyNode):
             trained.report,
             ui=None if samples is None else ui.PreviewImage(samples, cls=cls),
         )
+
+
+def workflow_id(extra_pnginfo: Any) -> str:
+    """The id that the page gave the workflow; empty where there is none, as in API form."""
+    workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    return found if isinstance(found, str) and len(found) <= LONGEST_ID else ""
 
 
 def samples_sheet(samples: list[SamplePicture]) -> torch.Tensor:

@@ -134,6 +134,11 @@ class RunEvents:
         self.samples.append(sample)
         self._send()
 
+    def drop_samples(self, step: int) -> None:
+        """Forgets the sample pictures of a step: they are drawn again."""
+        self.samples = [each for each in self.samples if each["step"] != step]
+        self._sent["samples"] = min(self._sent["samples"], len(self.samples))
+
     def resume_clock(self) -> None:
         """Time spent on samples or files does not count as a step's."""
         self._last_step = time.monotonic()

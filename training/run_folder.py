@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from . import checkpoints
 from .checkpoints import State
@@ -93,6 +96,28 @@ class RunFolder:
             return None
         checkpoints.prune(self.checkpoints, max(1, keep))
         return path[0]
+
+    def keep_picture(self, name: str, pixels: torch.Tensor) -> Path | None:
+        """Writes a sample picture (H, W, 3) in [0, 1] as PNG; None where it could not be written."""
+        image = Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+        path = self.samples / name
+        written: list[Path] = []
+
+        def write() -> None:
+            self.samples.mkdir(exist_ok=True)
+            image.save(path)
+            written.append(path)
+
+        self._try("a sample picture", write, once=False)
+        return path if written else None
+
+    def picture(self, name: str) -> torch.Tensor | None:
+        """A sample picture of before: (H, W, 3) in [0, 1]; None where it is gone."""
+        try:
+            with Image.open(self.samples / Path(name).name) as image:
+                return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
         """Forgets lines of later steps, and what a crash has torn; gives those that stay."""

@@ -1,10 +1,45 @@
-"""A plain sampler for the pictures a run shows on the way."""
+"""The pictures that a run shows on the way."""
 
 from typing import Any
 
 import torch
 
+from . import host
+from .config import LoRAConfig
 from .objective import Predict
+from .randomness import tensor_generator
+
+
+class Sampler:
+    """Draws pictures with a model as it is in training.
+
+    Args:
+        model, vae: the graph's.
+        side: of the pictures, in pixels.
+        device: where the model computes.
+    """
+
+    def __init__(self, model: Any, vae: Any, config: LoRAConfig, side: int, device: torch.device):
+        self.model, self.vae, self.config, self.side, self.device = model, vae, config, side, device
+
+    def draw(self, twin: Any, predict: Predict, told: Any, untold: Any, number: int) -> torch.Tensor:
+        """A picture: (H, W, 3) in [0, 1]. Its noise is a function of the seed and its number.
+
+        Args:
+            twin: of MODEL, that `predict` computes with.
+            told, untold: CONDITIONING of the prompt and of the empty one.
+        """
+        config = self.config
+        shape = (1, *host.latent_shape(self.model, self.vae, self.side, self.side))
+        noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
+        sigmas = host.sampler_sigmas(twin, config.sample_steps)
+        # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
+        distilled = host.takes_guidance(self.model)
+        guidance, cfg = (config.sample_guidance, 1.0) if distilled else (None, config.sample_guidance)
+        cond, uncond = (host.batch_conds(twin, [each], noise, guidance) for each in (told, untold))
+        start = host.start_noise(twin, sigmas[0], noise)
+        latent = euler(predict, start, sigmas, cond, uncond, cfg)
+        return host.decode_latents(self.vae, host.from_model_space(self.model, latent))[0]
 
 
 def euler(

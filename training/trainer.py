@@ -1,5 +1,6 @@
 """A whole run: from the graph's MODEL, CLIP, VAE and data to a LoRA."""
 
+import math
 import os
 import platform
 import socket
@@ -11,25 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from . import host
 from .adapters import KINDS, Adapter
 from .attach import (
     Target,
-    as_found,
     check_dropout,
     clear_dropout,
     draw_dropout,
     is_convolution,
-    targets_of,
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
 from .checkpoints import Damaged, State, newest_state
 from .config import LoRAConfig
+from .continuing import continued
 from .controls import Controls
 from .dataset import Dataset, Sample
 from .determinism import deterministic_kernels
@@ -37,10 +35,9 @@ from .encode import Encoded, encode_samples, latent_spread, sized
 from .events import RunEvents
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
 from .fitting import Placement, parts
-from .layer_rules import DIFFUSION_MODEL, check_layer_rules, parse_layer_rules, rule_for
+from .layer_rules import check_layer_rules, parse_layer_rules, rule_for
 from .learner import Builder, Learner, Networks
 from .loop import Diverged, train
-from .lora_files import read_adapters
 from .lora_model import LoRAModel
 from .metadata import RunFacts, lora_metadata
 from .objective import zero_terminal_sigmas
@@ -48,17 +45,15 @@ from .optimizers import check_optimizer
 from .origin import Origin, dataset_facts, lora_digest
 from .prefetch import on_device, prefetched
 from .problems import raise_if_any
-from .randomness import tensor_generator
 from .report import data_facts, notes_about, run_report
 from .run_folder import ANEW, Opened, open_run
-from .sampling import euler
+from .sampling import Sampler
 from .validation import Validations, hold_out, mean_loss, noised, samples_of
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
     "fewer targets; or lower resolution in Load Dataset."
 )
-MOST_NAMED = 5
 MOST_STEPS_BACK = 3
 """times a run goes back to its last checkpoint when the loss is no number"""
 HEARTBEAT = 0.1
@@ -141,6 +136,8 @@ class _Run:
     """(step, what the recipe's learning rate is multiplied by from it on)"""
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     """the LoRA of the best validation, where it is to be kept"""
+    looked_at: int = 0
+    """the last step at whose end all was done that was due there"""
     is_over: bool = False
     """whether the run ended before its last step because it was told to"""
 
@@ -171,6 +168,7 @@ class _Run:
         self.validations = Validations(patience=self.config.validation_patience)
         self.progress = host.progress_bar(self.plan.steps)
         self.sized = host.wants_size_conditioning(self.model)
+        self.sampler = Sampler(self.model, self.vae, self.config, self.dataset.settings.resolution, self.device)
         self.started_at = time.time()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -180,35 +178,11 @@ class _Run:
 
     def _continue(self, start: Mapping[str, torch.Tensor]) -> None:
         """Takes over the adapters of a LoRA; what of it is not trained goes into MODEL and CLIP for the run."""
-        found = read_adapters(start, self.names)
-        adapters, trains_text = found.adapters, self.config.text_encoder_learning_rate > 0
-        rules = parse_layer_rules(self.config.layer_rules)
-        trained = {
-            key: adapter
-            for key, adapter in adapters.items()
-            if (trains_text or key.startswith(DIFFUSION_MODEL))
-            and rule_for(rules, key.removesuffix(".weight")).rank != 0
-        }
-        still = {key: adapters[key] for key in adapters if key not in trained}
-        if not trained:
-            problem = "start holds no layer of this model that can be trained: connect another LoRA."
-            raise_if_any("Train LoRA", [problem])
-        self.adapters = trained
-        roots = (self.model.model, self.clip.cond_stage_model)
-        targets = [target for root in roots for target in targets_of(root, trained)]
-        self.config = as_found(self.config, targets, trained)
-        if trains_text and not self.config.text_encoder_learning_rate:
-            self.notes.append("start has no text encoder layers: the text encoders are not trained.")
-        self.frozen = {**found.kept, **lora_tensors(still, self.names)}
+        found = continued(start, self.names, self.config, self.model.model, self.clip.cond_stage_model)
+        self.adapters, self.frozen, self.config = found.adapters, found.frozen, found.config
+        self.notes += found.notes
         if self.frozen:
             self.model, self.clip = host.with_lora(self.model, self.clip, self.frozen, 1.0)
-            self.notes.append(f"{len(self.frozen)} entries of the LoRA that was continued stay as they are.")
-        if found.unknown:
-            self.notes.append(f"Not this model's, left out: {', '.join(found.unknown[:MOST_NAMED])}")
-        self.notes.append(
-            "Continued from a LoRA: adapter, rank, alpha and targets are those of its layers. Of layer_rules, rank=0 "
-            "leaves a layer as it is, and lr holds."
-        )
 
     def _check_recipe(self) -> None:
         """Refuses, before anything is encoded, what could not be trained; notes what has no effect."""
@@ -288,9 +262,9 @@ class _Run:
         self.best = {
             name.removeprefix("best:"): tensor for name, tensor in state.tensors.items() if name.startswith("best:")
         }
-        self.is_over = bool(facts["is_over"])
+        self.is_over, self.looked_at = bool(facts["is_over"]), int(facts["looked_at"])
         for sample in self.events.samples:
-            pixels = _read_picture(self.folder.samples / Path(str(sample.get("filename"))).name)
+            pixels = self.folder.picture(str(sample.get("filename")))
             if pixels is not None:
                 self.samples.append(SamplePicture(int(sample["step"]), str(sample["prompt"]), pixels))
 
@@ -369,7 +343,7 @@ class _Run:
         batch = replace(on_device(self._batch(learner.nets, encoded, step, micro), self.device), cells=None)
         try:
             first = next(parts(batch, placement.pictures))
-            learner.engine.step.accumulate(self._with_live_text(learner.nets, first, step, micro))
+            learner.engine.step.accumulate(self._with_live_text(learner.nets, encoded, first, step, micro))
         finally:
             learner.engine.step.forget()
 
@@ -397,12 +371,14 @@ class _Run:
             if config.on_divergence == "step back" and start == 0:
                 self._checkpoint()
             self.events.started()
+            if self.looked_at < start and self._is_due_at(start) and self._on_pause(learner, encoded, start):
+                return
 
             def batch_at(step: int, micro: int) -> Batch:
                 host.raise_if_interrupted()
                 self.progress(len(self.events.losses))
                 draw_dropout(nets.adapters, config, step, micro)
-                return self._with_live_text(nets, made_at(step, micro), step, micro)
+                return self._with_live_text(nets, encoded, made_at(step, micro), step, micro)
 
             def on_step(step: int, loss: float, rate: float) -> None:
                 self.folder.log({"step": step, "loss": loss, "learning_rate": rate})
@@ -415,11 +391,11 @@ class _Run:
         self.progress(steps)
 
     def _pauses_at(self, step: int) -> bool:
-        is_due = time.monotonic() - self.checkpointed_at >= 60.0 * self.config.checkpoint_minutes
-        return (
-            is_due or self.controls.is_waiting or self._samples_at(step) or self._saves_at(step)
-            or self._validates_at(step)
-        )  # fmt: skip
+        is_late = time.monotonic() - self.checkpointed_at >= 60.0 * self.config.checkpoint_minutes
+        return is_late or self.controls.is_waiting or self._is_due_at(step)
+
+    def _is_due_at(self, step: int) -> bool:
+        return self._samples_at(step) or self._saves_at(step) or self._validates_at(step)
 
     def _samples_at(self, step: int) -> bool:
         every = self.config.sample_every
@@ -436,11 +412,12 @@ class _Run:
     def _on_pause(self, learner: Learner, encoded: Encoded, step: int) -> bool:
         """What happens between two steps; True ends the run."""
         if self._validates_at(step):
-            self._validate(learner, step)
+            self._validate(learner, self.held_out_encoded, step)
         if self._saves_at(step):
             self._save(f"step{step:06}")
         if self._samples_at(step):
             self._sample(learner, encoded, step)
+        self.looked_at = step
         self._obey(learner, encoded, step)
         if time.monotonic() - self.checkpointed_at >= 60.0 * self.config.checkpoint_minutes:
             self._checkpoint()
@@ -509,7 +486,7 @@ class _Run:
         facts = {
             **plain, "elapsed": self.events.elapsed, "rate_changes": self.rate_changes,
             "sample_prompts": list(self.controls.sample_prompts), "validations": self.validations.losses,
-            "is_over": self.is_over or is_last,
+            "is_over": self.is_over or is_last, "looked_at": self.looked_at,
         }  # fmt: skip
         path = self.folder.checkpoint(State(step, tensors, facts), self.config.keep_checkpoints)
         self.checkpointed_at = time.monotonic()
@@ -569,21 +546,18 @@ class _Run:
             conds_for, self.family, self.config, step, micro, [sample.picture for sample in samples],
         )  # fmt: skip
 
-    def _with_live_text(self, nets: Networks, batch: Batch, step: int, micro: int) -> Batch:
+    def _with_live_text(self, nets: Networks, encoded: Encoded, batch: Batch, step: int, micro: int) -> Batch:
         """The batch with a condition that carries the text encoders' graph, where they are trained."""
         if nets.text_encoder is None:
             return batch
         samples = self.plan.samples_at(step, micro)
-        live = [host.encode_text_with(self.clip, nets.text_encoder, sample.caption) for sample in samples]
-        conditionings = [
-            sized(each, self.dataset, sample, self.sized) for each, sample in zip(live, samples, strict=True)
-        ]
+        conditionings = [self._conditioning(nets, encoded, self.dataset, sample) for sample in samples]
         cond = host.batch_conds(nets.model, conditionings, batch.x_0, host.TRAINING_GUIDANCE)
         return replace(batch, cond=cond)
 
     # ---------------------------------------------------------------- looking at what was learned
 
-    def _validate(self, learner: Learner, step: int) -> None:
+    def _validate(self, learner: Learner, encoded: Encoded, step: int) -> None:
         """Measures the held-out pictures; the run's randomness is not touched."""
         assert self.held_out is not None
         self.events.preparing("validating")
@@ -591,71 +565,60 @@ class _Run:
         batches = []
         with learner.in_use(), torch.no_grad():
             for number, sample in enumerate(samples_of(self.held_out)):
-                batch = noised(self.held_out_encoded.latent(sample), self.family, self.config.seed, number)
-                told = [self._held_out_conditioning(learner.nets, sample)] * len(batch.x_0)
-                cond = host.batch_conds(learner.nets.model, told, batch.x_0, host.TRAINING_GUIDANCE)
-                batches.append(on_device(replace(batch, cond=cond), self.device))
                 host.raise_if_interrupted()
+                batch = noised(encoded.latent(sample), self.family, self.config.seed, number)
+                told = self._conditioning(learner.nets, encoded, self.held_out, sample)
+                cond = host.batch_conds(learner.nets.model, [told] * len(batch.x_0), batch.x_0, host.TRAINING_GUIDANCE)
+                batches.append(on_device(replace(batch, cond=cond), self.device))
             loss = mean_loss(learner.predict, self.family, batches)
+        self.validations.losses = [each for each in self.validations.losses if each[0] != step]
         if self.validations.add(step, loss) and self.config.keep_best:
             self.best = self._tensors()
         self.events.validated(step, loss)
-        self.folder.log({"step": step, "validation_loss": loss})
+        if math.isfinite(loss):
+            self.folder.log({"step": step, "validation_loss": loss})
 
-    def _held_out_conditioning(self, nets: Networks, sample: Sample) -> Any:
-        assert self.held_out is not None
+    def _conditioning(self, nets: Networks, encoded: Encoded, dataset: Dataset, sample: Sample) -> Any:
+        """What a sample tells the model; with the text encoders' graph where they are trained."""
         if nets.text_encoder is None:
-            return self.held_out_encoded.conditioning(self.held_out, sample, self.sized)
-        live = host.encode_text_with(self.clip, nets.text_encoder, sample.caption)
-        return sized(live, self.held_out, sample, self.sized)
+            return encoded.conditioning(dataset, sample, self.sized)
+        return sized(host.encode_text_with(self.clip, nets.text_encoder, sample.caption), dataset, sample, self.sized)
 
     def _sample(self, learner: Learner, encoded: Encoded, step: int) -> None:
         """One picture a prompt, with the adapters as they are; the run's randomness is not touched."""
-        nets = learner.nets
-        clear_dropout(nets.adapters)
-        config, side = self.config, self.dataset.settings.resolution
-        shape = (1, *host.latent_shape(self.model, self.vae, side, side))
-        distilled = host.takes_guidance(self.model)
-
-        def prompt_cond(prompt: str) -> Any:
-            if nets.text_encoder is None:
-                return encoded.prompt(prompt)
-            return host.encode_text_with(self.clip, nets.text_encoder, prompt, is_prompt=True)
-
+        clear_dropout(learner.nets.adapters)
         prompts = self.controls.sample_prompts
+        self.samples = [each for each in self.samples if each.step != step]  # of a stop in the middle of them
+        self.events.drop_samples(step)
         for number, prompt in enumerate(prompts):
             self.events.preparing("sampling", number + 1, len(prompts))
-            noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
-            sigmas = host.sampler_sigmas(nets.model, config.sample_steps)
-            # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
-            told, cfg = (config.sample_guidance, 1.0) if distilled else (None, config.sample_guidance)
             with host.sampling_mode(), learner.in_use():
-                cond = host.batch_conds(nets.model, [prompt_cond(prompt)], noise, told)
-                uncond = host.batch_conds(nets.model, [prompt_cond("")], noise, told)
-                start = host.start_noise(nets.model, sigmas[0], noise)
-                latent = euler(learner.predict, start, sigmas, cond, uncond, cfg)
-                pixels = host.decode_latents(self.vae, host.from_model_space(self.model, latent))
-            self.samples.append(SamplePicture(step, prompt, pixels[0]))
+                told = self._prompt_conditioning(learner.nets, encoded, prompt)
+                untold = self._prompt_conditioning(learner.nets, encoded, "")
+                pixels = self.sampler.draw(learner.nets.model, learner.predict, told, untold, number)
+            self.samples.append(SamplePicture(step, prompt, pixels))
             self._keep_sample(self.samples[-1], number)
         if prompts:
             self._mark(step, "sample")
         self.events.started()
 
+    def _prompt_conditioning(self, nets: Networks, encoded: Encoded, prompt: str) -> Any:
+        if nets.text_encoder is None:
+            return encoded.prompt(prompt)
+        return host.encode_text_with(self.clip, nets.text_encoder, prompt, is_prompt=True)
+
     def _keep_sample(self, sample: SamplePicture, number: int) -> None:
-        path = self.folder.samples / f"step{sample.step:06}-{number}.png"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            _to_image(sample.pixels).save(path)
-        except OSError as error:
-            self._note(f"Sample pictures could not be written ({error}): free some space on the disk of {path.parent}.")
-            return
-        filename, subfolder = host.output_place(path)
-        told = {
-            "step": sample.step, "prompt": sample.prompt, "prompt_index": number, "filename": filename,
-            "subfolder": subfolder,
-        }  # fmt: skip
-        self.folder.log({"step": sample.step, "sample": told})
-        self.events.sampled(told)
+        path = self.folder.keep_picture(f"step{sample.step:06}-{number}.png", sample.pixels)
+        for note in self.folder.notes:
+            self._note(note)
+        if path is not None:
+            filename, subfolder = host.output_place(path)
+            told = {
+                "step": sample.step, "prompt": sample.prompt, "prompt_index": number, "filename": filename,
+                "subfolder": subfolder,
+            }  # fmt: skip
+            self.folder.log({"step": sample.step, "sample": told})
+            self.events.sampled(told)
 
     def picture_rows(self) -> list[dict[str, Any]]:
         """Each picture with its loss against the average at the same noise levels, the worst first."""
@@ -715,17 +678,3 @@ class _Run:
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,
             base, self.device, self.notes,
         )  # fmt: skip
-
-
-def _to_image(pixels: torch.Tensor) -> Image.Image:
-    """(H, W, 3) in [0, 1] as a picture."""
-    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
-
-
-def _read_picture(path: Path) -> torch.Tensor | None:
-    """A sample picture of before: (H, W, 3) in [0, 1]; None where it is gone."""
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
-    except OSError:
-        return None

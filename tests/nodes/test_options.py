@@ -7,10 +7,11 @@ from lora_kiln.nodes.adapter_options import AdapterOptions
 from lora_kiln.nodes.lora_config import LoRAConfigNode
 from lora_kiln.nodes.loss_options import LossOptions
 from lora_kiln.nodes.optimizer_options import OptimizerOptions
+from lora_kiln.nodes.run_options import RunOptions
 from lora_kiln.training.config import LoRAConfig, preset_values
 from lora_kiln.training.problems import InputError
 
-OPTIONS = [AdapterOptions, LossOptions, OptimizerOptions]
+OPTIONS = [AdapterOptions, LossOptions, OptimizerOptions, RunOptions]
 START = LoRAConfig(rank=7, learning_rate=3e-4)
 IMPORTED = LoRAConfig(
     rank=7, conv_rank=3, conv_alpha=2.0, rslora=True, lokr_factor=8, layer_rules="*attn2* lr=0.5", dropout=0.1,
@@ -19,6 +20,8 @@ IMPORTED = LoRAConfig(
     zero_terminal_snr=True, min_timestep=100, max_timestep=900, timestep_sampling="shift", logit_mean=0.5,
     logit_std=0.8, timestep_shift=3.0, optimizer_args="eps=1e-7", scheduler_cycles=2, scheduler_power=1.5,
     ema_decay=0.99, deterministic=True, cuda_graphs=False, fit_memory=False,
+    validation_share=0.1, validation_every=7, validation_patience=3, keep_best=True, on_divergence="step back",
+    checkpoint_minutes=1.0, keep_checkpoints=4,
 )  # fmt: skip
 """A recipe with none of the Options at its default."""
 

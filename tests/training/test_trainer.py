@@ -7,19 +7,14 @@ import pytest
 import torch
 from lora_kiln.training import events, host
 from lora_kiln.training.config import ADAPTERS, OPTIMIZERS, LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.dataset import Dataset
 from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
 from lora_kiln.training.trainer import train_lora
 from safetensors.torch import load_file
 
 import models
-
-SIDE = 64
-STEPS = 4
-SETTINGS = DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32)
-CONFIG = LoRAConfig(rank=4, alpha=2.0, learning_rate=1e-2, steps=STEPS, batch_size=2, seed=3, precision="fp32")
-SHAPES = ((64, 64), (64, 64), (96, 48), (48, 96))  # width, height
+from training_runs import CONFIG, SIDE, dataset, interrupt_at
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +24,6 @@ def lora_folder(folders, monkeypatch):
     path = folders / "loras"
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
     return path
-
-
-def dataset(settings: DatasetSettings = SETTINGS) -> Dataset:
-    generator = torch.Generator().manual_seed(5)
-    pictures = [
-        Picture(f"{n}", w, h, f"picture number {n}", pixels=torch.rand(h, w, 3, generator=generator))
-        for n, (w, h) in enumerate(SHAPES)
-    ]
-    return Dataset(tuple(pictures), settings)
 
 
 def run(small: models.Small, config: LoRAConfig = CONFIG, data: Dataset | None = None):
@@ -52,18 +38,6 @@ def assert_untouched(small: models.Small, before: dict[str, torch.Tensor]) -> No
     assert not any(parameter.requires_grad for parameter in small.model.model.diffusion_model.parameters())
     assert comfy.model_management.in_training is False
     assert small.model.patches == {}
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Presses the host's own stop button when a step is done."""
-    done = events.RunEvents.step
-
-    def pressing(self, *args):
-        done(self, *args)
-        if len(self.losses) == step:
-            comfy.model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(events.RunEvents, "step", pressing)
 
 
 @pytest.mark.parametrize("make", [models.sd15, models.sdxl])

@@ -187,18 +187,27 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> Opened:
     """
     if previous not in PREVIOUS:
         raise_if_any("Train LoRA", [f"previous_run is {previous!r}; choose one of: {', '.join(PREVIOUS)}."])
-    stopped = _stopped_run(root / name) if previous != ANEW else None
-    if stopped is None:
+    found = _newest_run(root / name) if previous != ANEW else None
+    if found is None:
         return Opened(_new(root, name))
-    state, damage = checkpoints.newest_state(stopped / "checkpoints")
-    old = stopped.relative_to(root).as_posix()
+    record = read_record(found)
+    state, damage = checkpoints.newest_state(found / "checkpoints")
+    old = found.relative_to(root).as_posix()
     if state is None:
         notes = [f"The run {old} stopped before its first checkpoint: this one starts anew."] if not damage else damage
         return Opened(_new(root, name), notes=notes)
-    changed = differences(read_record(stopped), origin.plain())
+    changed = differences(record, origin.plain())
     if not changed:
-        notes = [f"Goes on from step {state.step} of the run {old}.", *damage]
-        return Opened(RunFolder(stopped, root), state, True, notes)
+        is_finished = record.get("state") == "finished"
+        told = (
+            f"The run {old} was the same: its LoRA is taken."
+            if is_finished
+            else (f"Goes on from step {state.step} of the run {old}.")
+        )
+        notes = [told, *damage]
+        return Opened(RunFolder(found, root), state, True, notes)
+    if record.get("state") == "finished":
+        return Opened(_new(root, name))
     listed = "; ".join(changed)
     if previous == REFUSE:
         problem = (
@@ -253,11 +262,12 @@ def runs_below(root: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: path.name)
 
 
-def _stopped_run(folder: Path) -> Path | None:
-    """The newest run of a name, if it has not finished."""
+def _newest_run(folder: Path) -> Path | None:
+    """The newest run of a name whose record can be read."""
     for path in reversed(list(_runs(folder))):
         try:
-            return None if read_record(path).get("state") == "finished" else path
+            read_record(path)
+            return path
         except ValueError:
             continue
     return None

@@ -97,6 +97,21 @@ def read_folder(
     return FolderContents(tuple(pictures), (*files.metadata_problems, *problems), own_settings.names)
 
 
+def current_captions(folder: Path) -> dict[str, str | None]:
+    """The captions of a folder's pictures as their files say now, by the pictures' names; None = it cannot be read.
+
+    Pictures are not opened: unusable ones are among them.
+    """
+    files, captions = _Files(folder), {}
+    for path in files.pictures:
+        try:
+            caption = files.caption(path)
+        except (CaptionFileError, OSError):
+            caption = None
+        captions[path.relative_to(folder).as_posix()] = caption
+    return captions
+
+
 def folder_repeats(folder: Path, root: Path) -> int:
     """The repeats that a folder's name asks for: 10 for `10_name`; the nearest such folder up to root counts."""
     for place in _up_to(folder, root):

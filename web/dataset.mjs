@@ -8,7 +8,7 @@ import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, sendUpload 
 
 const NODE = "KilnLoadDataset";
 const NONE = "none";
-const HEIGHT = 260;
+const HEIGHT = 320;
 const EMPTY = [];
 const PAUSE_MILLISECONDS = 250;
 const ASKED = ["folder", "resolution", "extra_resolutions", "bucket_step", "shortest_side", "longest_side", "masked_loss"];

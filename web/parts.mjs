@@ -25,7 +25,7 @@ const STYLE = `
 .kiln-upload progress { width: 100%; accent-color: #f2a65a; }
 .kiln-status, .kiln-meta, .kiln-faint { color: var(--descrip-text, #999); }
 .kiln-notice { color: var(--error-text, #ff6b6b); white-space: pre-line; overflow-wrap: anywhere; max-height: 8em; overflow: auto; }
-.kiln-hint { grid-column: 1 / -1; align-self: center; text-align: center; color: var(--descrip-text, #999); padding: 24px 12px; }
+.kiln-hint { grid-column: 1 / -1; text-align: center; color: var(--descrip-text, #999); padding: 28px 12px; }
 .kiln-sheet { flex: 1 1 0; min-height: 110px; overflow: auto; display: grid; align-content: start; gap: 8px;
   grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); padding: 6px; border-radius: 6px;
   background: var(--comfy-input-bg, #222); outline: none; scrollbar-width: thin; }

@@ -175,7 +175,7 @@ def test_a_dropped_folder_becomes_a_dataset_and_is_chosen(page, server: Server, 
         open_node(page, server, "none")
         drop(page, [outside], ".kiln-sheet")
         page.wait_for_selector(".kiln-upload:not([hidden])")
-        assert "2 pictures, 1 captions, 1 other files left out" in page.inner_text(".kiln-upload")
+        assert "2 pictures, 1 caption, 1 other file left out" in page.inner_text(".kiln-upload")
         page.click(".kiln-upload button[type=submit]")
         page.wait_for_selector(SHEET)
         assert page.evaluate(FOLDER) == [expected, True]
@@ -302,6 +302,16 @@ def test_edits_stay_while_another_folder_is_shown(page, server: Server, cats: Pa
     page.click(".kiln-dataset >> text=Save captions")
     page.locator(".kiln-dataset .kiln-dot").wait_for(state="hidden")
     assert saved(cats)[0] == "mine"
+
+
+def test_a_page_with_unsaved_edits_asks_before_it_goes(page, server: Server, cats: Path):
+    open_editor(page, server, cats)
+    page.locator(FIELDS).nth(0).click()
+    page.keyboard.type("mine")
+    with page.expect_event("dialog") as dialog:
+        page.close(run_before_unload=True)
+    assert dialog.value.type == "beforeunload"
+    dialog.value.dismiss()
 
 
 @pytest.mark.parametrize("whose", ["mine", "theirs"])

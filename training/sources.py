@@ -77,7 +77,7 @@ def read_folder(
         mask = files.masks.get(path.with_suffix(""))
         try:
             facts = examine(path)
-            if settings.of_folder(own).masked_loss and mask is not None:
+            if mask is not None and settings.of_folder(own).masked_loss:
                 _check_mask(path, facts, mask, examine(mask))
             caption = files.caption(path)
         except (PictureError, CaptionFileError) as error:

@@ -1,6 +1,6 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
-import { summary } from "./captions.mjs";
+import { plural, summary } from "./captions.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
 import { button, card, element, lazyGrid, listOfProblems, saveBar, useStyle } from "./parts.mjs";
@@ -59,7 +59,13 @@ class DatasetView {
     ]);
     this.upload = element("form", { className: "kiln-upload", hidden: true });
     this.sheet = element("div", { className: "kiln-sheet", tabIndex: 0 });
-    this.sheet.dataset.captureWheel = "true"; // the wheel scrolls here, it does not zoom the canvas
+    this.sheet.dataset.captureWheel = "true";
+    // In Vue nodes the wheel scrolls what has the focus, and zooms the canvas over all else.
+    this.sheet.addEventListener("pointerenter", () => {
+      const isTyping = document.activeElement?.matches("input, textarea, select, [contenteditable]");
+      if (!isTyping && this.root.closest("[data-node-id]")) this.sheet.focus({ preventScroll: true });
+    });
+    this.sheet.addEventListener("pointerleave", () => this.sheet.blur());
     this.grid = lazyGrid(this.sheet);
     this.problems = listOfProblems();
     this.save = saveBar(() => this.folder, this.api, () => this.open());
@@ -231,7 +237,11 @@ class DatasetView {
     if (!plan.pictures) return this.say("There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif).");
     this.say("");
     const name = element("input", { value: plan.name, maxLength: 100, required: true, ariaLabel: "name of the new folder" });
-    const counts = [`${plan.pictures} pictures`, plan.captions && `${plan.captions} captions`, plan.left && `${plan.left} other files left out`];
+    const counts = [
+      plural(plan.pictures, "picture"),
+      plan.captions && plural(plan.captions, "caption"),
+      plan.left && `${plural(plan.left, "other file")} left out`,
+    ];
     const cancel = button("Cancel", "", () => this.closeUpload());
     const add = element("button", { type: "submit", textContent: "Add", className: "kiln-button kiln-main" });
     this.upload.replaceChildren(

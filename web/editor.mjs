@@ -4,6 +4,7 @@ import { chosen, plural } from "./captions.mjs";
 import { button, card, element, lazyGrid, saveBar } from "./parts.mjs";
 
 const MOST_TAGS = 500; // shown; the rest is found by search
+const PAUSE_MILLISECONDS = 250; // in typing, before the tags are counted
 const SHOWN = [
   ["all", "all pictures"],
   ["uncaptioned", "without caption"],
@@ -91,6 +92,7 @@ class Editor {
 
   close() {
     this.captions.endTyping();
+    clearTimeout(this.timer);
     this.unwatch();
     this.grid.stop();
     this.dialog.remove();
@@ -112,6 +114,7 @@ class Editor {
   step(direction) {
     const [name] = this.captions[direction]();
     this.folder.changed();
+    this.paintTags();
     const changed = [...this.scroller.querySelectorAll(".kiln-card")].find((each) => each.dataset.name === name);
     changed?.scrollIntoView({ block: "nearest" });
   }
@@ -120,6 +123,7 @@ class Editor {
     change();
     this.captions.endTyping();
     this.folder.changed();
+    this.paintTags();
   }
 
   /** Shows the pictures that are asked for. */
@@ -130,6 +134,7 @@ class Editor {
     this.grid.show(list, (picture) => this.field(picture));
     if (!list.length) this.scroller.prepend(element("div", { className: "kiln-hint", textContent: "No picture of this kind." }));
     this.paint();
+    this.paintTags();
   }
 
   paint() {
@@ -140,10 +145,12 @@ class Editor {
     this.redo.disabled = !this.captions.canRedo;
     this.save.paint();
     for (const update of this.fields.values()) update();
-    this.paintTags();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.paintTags(), PAUSE_MILLISECONDS);
   }
 
   paintTags() {
+    clearTimeout(this.timer);
     const tags = this.captions.tags;
     const rows = tags.slice(0, MOST_TAGS).map(([tag, count]) => {
       const choose = element("button", { type: "button", textContent: tag, title: `${tag}\nShows the pictures that have it` });

@@ -34,9 +34,11 @@ const STYLE = `
 .kiln-sheet .kiln-card { cursor: pointer; border-radius: 5px; }
 .kiln-sheet .kiln-card:hover .kiln-frame, .kiln-sheet .kiln-card:focus-visible .kiln-frame { outline: 1px solid #f2a65a; }
 .kiln-card:focus-visible { outline: none; }
-.kiln-frame { height: 104px; display: flex; align-items: center; justify-content: center; border-radius: 4px;
+.kiln-sheet { --kiln-side: 104px; }
+.kiln-cards { --kiln-side: 200px; }
+.kiln-frame { height: var(--kiln-side); display: flex; align-items: center; justify-content: center; border-radius: 4px;
   background: color-mix(in srgb, var(--fg-color, #fff) 7%, transparent); overflow: hidden; }
-.kiln-picture { position: relative; overflow: hidden; max-width: 100%; max-height: 100%; }
+.kiln-picture { position: relative; overflow: hidden; }
 .kiln-picture img { display: block; width: 100%; height: 100%; object-fit: fill; }
 .kiln-cut { position: absolute; box-shadow: 0 0 0 9999px rgb(0 0 0 / 0.55); outline: 1px solid #f2a65a; outline-offset: -1px; }
 .kiln-text { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; overflow-wrap: anywhere; }
@@ -63,7 +65,6 @@ const STYLE = `
 .kiln-cards { flex: 1; overflow: auto; display: grid; align-content: start; gap: 16px 14px; padding: 14px; outline: none;
   grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
 .kiln-cards .kiln-card { contain-intrinsic-size: auto 330px; }
-.kiln-cards .kiln-frame { height: 200px; }
 .kiln-cards textarea { width: 100%; resize: vertical; min-height: 74px; line-height: 1.4; }
 .kiln-name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .kiln-tags { width: 240px; flex: none; overflow: auto; padding: 12px; border-left: 1px solid var(--border-color, #4e4e4e); }
@@ -72,6 +73,7 @@ const STYLE = `
 .kiln-tag button { font: inherit; color: inherit; background: none; border: 0; padding: 3px 5px; cursor: pointer; border-radius: 4px; }
 .kiln-tag button:hover, .kiln-tag button:focus-visible { background: var(--comfy-input-bg, #222); outline: none; }
 .kiln-tag button:first-child { flex: 1; min-width: 0; text-align: left; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.kiln-tag.kiln-on button:hover, .kiln-tag.kiln-on button:focus-visible { background: rgb(255 255 255 / 0.35); }
 .kiln-tag.kiln-on { background: #f2a65a; color: #1b1b1b; }
 @media (max-width: 760px) {
   .kiln-body { flex-direction: column-reverse; }
@@ -109,16 +111,19 @@ export function card(api, folder, picture, side, body) {
   const cut = element("div", { className: "kiln-cut" });
   Object.assign(cut.style, { left, top, width, height });
   const shown = element("div", { className: "kiln-picture" }, [image, cut]);
-  shown.style.aspectRatio = `${picture.width} / ${picture.height}`;
-  shown.style[picture.width >= picture.height ? "width" : "height"] = "100%";
+  const ratio = picture.width / picture.height;
+  shown.style.aspectRatio = String(ratio);
+  shown.style.width = `min(100%, calc(var(--kiln-side) * ${ratio}))`;
   const frame = element("div", { className: "kiln-frame" }, [shown]);
   frame.title = `${picture.name}\n${picture.width} x ${picture.height} pixels, trained at ${picture.bucket.join(" x ")}; what is dark is cut off.`;
   const meta = element("div", { className: "kiln-meta" });
   const root = element("div", { className: "kiln-card" }, [frame, body, meta]);
   root.dataset.name = picture.name;
+  let wasUnsaved = null;
   const update = () => {
     const isUnsaved = folder.captions.isEdited(picture.name);
-    root.classList.toggle("kiln-edited", isUnsaved);
+    if (isUnsaved === wasUnsaved) return;
+    wasUnsaved = isUnsaved;
     meta.replaceChildren(
       element("span", { textContent: picture.bucket.join(" × ") }),
       ...(picture.repeats > 1 ? [element("span", { textContent: `${picture.repeats} times` })] : []),

@@ -213,7 +213,7 @@ def _read(folder: Path, settings: DatasetSettings) -> tuple[FolderContents, dict
 
 
 def _settings(query: dict[str, str]) -> DatasetSettings:
-    sides = {name: _whole(query[name], name, limits) for name, limits in SIDES.items() if name in query}
+    sides: dict[str, Any] = {name: _whole(query[name], name, limits) for name, limits in SIDES.items() if name in query}
     extra = query.get("extra_resolutions", "")
     if len(extra) > 100:
         raise InputError(SUBJECT, ["extra_resolutions is longer than 100 characters: name fewer."])

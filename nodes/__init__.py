@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..training import events, host
+from ..training import dataset_page, events, host, uploads
 from ..training.captioner import FOLDER
 from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
@@ -42,6 +42,10 @@ class KilnExtension(ComfyExtension):
         host.register_model_folder(FOLDER)
         host.serve_json("/kiln/runs", events.histories)
         host.serve_json("/kiln/presets", filled_in)
+        host.serve_get("/kiln/dataset", dataset_page.look, at_once=2)
+        host.serve_get("/kiln/thumbnail", dataset_page.thumbnail, at_once=2)
+        host.serve_post("/kiln/dataset/captions", dataset_page.save)
+        host.serve_upload("/kiln/dataset/upload", uploads.RULES, uploads.add)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

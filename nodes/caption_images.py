@@ -14,8 +14,8 @@ from ..training.captioner import (
     caption_images,
     find_model,
     local_models,
-    write_sidecar,
 )
+from ..training.captions import write_sidecar
 from ..training.dataset import Dataset, caption_lines
 from ..training.pictures import to_image
 from ..training.problems import InputError, raise_if_any

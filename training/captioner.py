@@ -114,22 +114,6 @@ def caption_images(
     return captions
 
 
-def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
-    """Writes the caption beside the picture, as .txt; never over text that is there unless asked.
-
-    Returns:
-        Whether it was written.
-    """
-    existing = [path for ending in (".txt", ".caption") if (path := picture.with_suffix(ending)).exists()]
-    if not overwrite and any(path.read_bytes().strip() for path in existing):
-        return False
-    target = existing[0] if existing else picture.with_suffix(".txt")
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(caption + "\n", encoding="utf-8")
-    os.replace(partial, target)
-    return True
-
-
 def _load(source: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

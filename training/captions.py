@@ -1,6 +1,7 @@
 """Captions: where they come from, and what a caption becomes when a sample is drawn."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -60,6 +61,29 @@ def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
 def sidecar(picture: Path) -> Path | None:
     """The caption file beside a picture, if there is one."""
     return next((path for ending in SIDECARS if (path := picture.with_suffix(ending)).is_file()), None)
+
+
+def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
+    """Writes the caption beside the picture: into the sidecar that is there, else .txt.
+
+    Never over text that is there unless asked. The file is whole at any moment.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    existing = [path for ending in SIDECARS if (path := picture.with_suffix(ending)).exists()]
+    if not overwrite and any(path.read_bytes().strip() for path in existing):
+        return False
+    target = existing[0] if existing else picture.with_suffix(SIDECARS[0])
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8", newline="\n") as file:  # "x" follows no link
+        file.write(caption + "\n")
+    os.replace(partial, target)
+    return True
 
 
 def with_trigger(caption: str, trigger: str) -> str:

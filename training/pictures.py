@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 from .buckets import Fit
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
+"""what may lie in such a file, by Pillow's names: some of its others start programs or fetch what they name"""
 SMALLEST_SIDE = 16
 """pixels; less holds nothing to learn"""
 LARGEST_AREA = 170_000_000
@@ -97,6 +99,20 @@ def load_picture(path: Path, fit: Fit) -> torch.Tensor:
     return fit_pixels(_to_rgb(upright), fit)
 
 
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """The whole picture, upright, as RGB of at most so many pixels a side.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    picture_size(path)
+    with _opened(path) as image:
+        image.draft("RGB", (side, side))
+        upright = _to_rgb(ImageOps.exif_transpose(_decode(image, path)))
+    upright.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return upright
+
+
 def load_mask(path: Path, fit: Fit) -> torch.Tensor:
     """A mask file in its picture's bucket, white = 1: (H, W) float32 in [0, 1]; its own transparency is black."""
     with _opened(path) as image:
@@ -151,7 +167,8 @@ def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            Image.init()
+            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path.name} has too many pixels to decode: scale it down.") from error
     except (OSError, ValueError, SyntaxError) as error:

@@ -1,6 +1,7 @@
 """Errors a person can act on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -16,6 +17,20 @@ class InputError(ValueError):
         self.problems = tuple(problems)
         lines = "\n".join(f"- {problem}" for problem in self.problems)
         super().__init__(f"{subject} cannot be used:\n{lines}")
+
+
+class Refusal(ValueError):
+    """What the page asks for cannot be done as things stand; the message says why.
+
+    Args:
+        status: HTTP's number for it, 4xx.
+        details: more for the page, as JSON takes it.
+    """
+
+    def __init__(self, status: int, message: str, **details: Any):
+        self.status = status
+        self.details = details
+        super().__init__(message)
 
 
 def raise_if_any(subject: str, problems: Sequence[str]) -> None:

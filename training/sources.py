@@ -77,7 +77,7 @@ def read_folder(
         mask = files.masks.get(path.with_suffix(""))
         try:
             facts = examine(path)
-            if settings.of_folder(own).masked_loss and mask is not None:
+            if mask is not None and settings.of_folder(own).masked_loss:
                 _check_mask(path, facts, mask, examine(mask))
             caption = files.caption(path)
         except (PictureError, CaptionFileError) as error:
@@ -95,6 +95,21 @@ def read_folder(
             )
         )  # fmt: skip
     return FolderContents(tuple(pictures), (*files.metadata_problems, *problems), own_settings.names)
+
+
+def current_captions(folder: Path) -> dict[str, str | None]:
+    """The captions of a folder's pictures as their files say now, by the pictures' names; None = it cannot be read.
+
+    Pictures are not opened: unusable ones are among them.
+    """
+    files, captions = _Files(folder), {}
+    for path in files.pictures:
+        try:
+            caption = files.caption(path)
+        except (CaptionFileError, OSError):
+            caption = None
+        captions[path.relative_to(folder).as_posix()] = caption
+    return captions
 
 
 def folder_repeats(folder: Path, root: Path) -> int:

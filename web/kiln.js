@@ -2,6 +2,7 @@
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { drawChart } from "./chart.mjs";
+import { addDatasetView } from "./dataset.mjs";
 import { mergeRun, statusLines } from "./status.mjs";
 
 const TRAIN = "KilnTrainLoRA";
@@ -104,6 +105,7 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]); // narrower, long names of files and models are cut
     if (node.comfyClass === TRAIN) addRunView(node);
     if (node.comfyClass === CONFIG) fillInPresets(node);
+    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
   },
   afterConfigureGraph() {
     for (const paint of views.values()) paint();

@@ -15,7 +15,6 @@ from lora_kiln.training.captioner import (
     caption_images,
     find_model,
     local_models,
-    write_sidecar,
 )
 from lora_kiln.training.problems import InputError
 from PIL import Image
@@ -275,29 +274,3 @@ def test_pickled_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_caption_is_put_together(settings: dict, expected: str) -> None:
     assert CaptionSettings(**settings).compose("a cat") == expected
     assert CaptionSettings(**settings).compose("a cat", is_regularisation=True) == "a cat"
-
-
-def test_a_caption_is_written_beside_its_picture(tmp_path: Path) -> None:
-    assert write_sidecar(tmp_path / "a.png", "a café", overwrite=False)
-    assert (tmp_path / "a.txt").read_text("utf-8") == "a café\n"
-
-
-@pytest.mark.parametrize("ending", [".txt", ".caption"])
-def test_a_persons_text_is_never_written_over(tmp_path: Path, ending: str) -> None:
-    (tmp_path / f"a{ending}").write_text("mine")
-    assert not write_sidecar(tmp_path / "a.png", "theirs", overwrite=False)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"a{ending}", "mine")]
-
-
-@pytest.mark.parametrize("ending", [".txt", ".caption"])
-def test_text_is_written_over_where_that_is_asked(tmp_path: Path, ending: str) -> None:
-    (tmp_path / f"a{ending}").write_text("mine")
-    assert write_sidecar(tmp_path / "a.png", "theirs", overwrite=True)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"a{ending}", "theirs\n")]
-
-
-@pytest.mark.parametrize("blank", ["", "\n", "  \n"])
-def test_a_blank_file_holds_nobodys_text(tmp_path: Path, blank: str) -> None:
-    (tmp_path / "a.txt").write_text(blank)
-    assert write_sidecar(tmp_path / "a.png", "new", overwrite=False)
-    assert (tmp_path / "a.txt").read_text() == "new\n"

@@ -12,6 +12,7 @@ from lora_kiln.training.captions import (
     shuffle_tags,
     sidecar,
     with_trigger,
+    write_sidecar,
 )
 
 TAGS = "zwx, red, round, small, on grass, at night"
@@ -134,3 +135,40 @@ def test_the_key_decides_which_tags_are_left_out() -> None:
 )
 def test_a_caption_of_several_lines_becomes_one(caption: str, line: str) -> None:
     assert one_line(caption) == line
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_a_caption_is_written_beside_its_picture(tmp_path: Path) -> None:
+    assert write_sidecar(tmp_path / "a.png", "a café", overwrite=False)
+    assert (tmp_path / "a.txt").read_text("utf-8") == "a café\n"
+
+
+@pytest.mark.parametrize("ending", [".txt", ".caption"])
+def test_a_persons_text_is_never_written_over(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a{ending}").write_text("mine")
+    assert not write_sidecar(tmp_path / "a.png", "theirs", overwrite=False)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"a{ending}", "mine")]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".caption"])
+def test_text_is_written_over_where_that_is_asked(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a{ending}").write_text("mine")
+    assert write_sidecar(tmp_path / "a.png", "theirs", overwrite=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"a{ending}", "theirs\n")]
+
+
+@pytest.mark.parametrize("blank", ["", "\n", "  \n"])
+def test_a_blank_file_holds_nobodys_text(tmp_path: Path, blank: str) -> None:
+    (tmp_path / "a.txt").write_text(blank)
+    assert write_sidecar(tmp_path / "a.png", "new", overwrite=False)
+    assert (tmp_path / "a.txt").read_text() == "new\n"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("of someone else")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "other")
+    (tmp_path / ".a.txt.partial").symlink_to(tmp_path / "other")
+    assert write_sidecar(tmp_path / "a.png", "new", overwrite=True)
+    assert (tmp_path / "a.txt").read_text() == "new\n" and (tmp_path / "other").read_text() == "of someone else"

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import folder_paths
+from comfy.cli_args import args
 
 from ..problems import raise_if_any
 
@@ -45,12 +46,28 @@ def resolve_folder(name: str, field: str) -> Path:
     return path
 
 
+def input_folder() -> Path:
+    """The host's input folder."""
+    return data_roots()[0]
+
+
+def largest_upload() -> int:
+    """Bytes of a file that the host takes from the page."""
+    return round(args.max_upload_size * 1024 * 1024)
+
+
+def leaves_roots(path: Path) -> bool:
+    """Whether a path leads out of the allowed roots once its links are followed."""
+    real = Path(os.path.realpath(path))
+    return not any(real.is_relative_to(os.path.realpath(root)) for root in data_roots())
+
+
 def may_write(path: Path) -> bool:
     """Whether a workflow may write a file: inside the host's input folder, elsewhere only if LORA_KILN_WRITE is 1.
 
-    Workflows come from strangers; LORA_KILN_ROOTS alone lets them read.
+    Workflows come from strangers; LORA_KILN_ROOTS alone lets them read. Links are followed.
     """
-    inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder_paths.get_input_directory()))
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder_paths.get_input_directory()))
     return inside or os.environ.get(WRITE_VARIABLE, "").strip() == "1"
 
 

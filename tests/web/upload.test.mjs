@@ -1,0 +1,33 @@
+// What of dropped files becomes a dataset.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { planUpload } from "../../web/upload.mjs";
+
+const plan = (...paths) => planUpload(paths.map((path) => ({ path, file: path })));
+const paths = (planned) => planned.files.map((each) => each.path);
+
+test("a folder gives its name, and what lies in it keeps its place", () => {
+  const planned = plan("cats/a.png", "cats/a.txt", "cats/10_x/b.JPG");
+  assert.equal(planned.name, "cats");
+  assert.deepEqual(paths(planned), ["a.png", "a.txt", "10_x/b.JPG"]);
+  assert.deepEqual([planned.pictures, planned.captions, planned.left], [2, 1, 0]);
+});
+
+test("pictures without a folder, or of several, get a name to be changed", () => {
+  assert.equal(plan("a.png", "b.png").name, "my_pictures");
+  const planned = plan("cats/a.png", "dogs/a.png", "b.png");
+  assert.equal(planned.name, "my_pictures");
+  assert.deepEqual(paths(planned), ["cats/a.png", "dogs/a.png", "b.png"]);
+});
+
+test("what is no picture and no caption is left, hidden files without a word", () => {
+  const planned = plan("cats/a.png", "cats/.DS_Store", "cats/notes.pdf", "cats/.git/x.png", "cats/b.caption");
+  assert.deepEqual(paths(planned), ["a.png", "b.caption"]);
+  assert.equal(planned.left, 1);
+});
+
+test("nothing is nothing", () => {
+  assert.deepEqual([plan().pictures, plan("a.txt").pictures, plan("a.txt").captions], [0, 0, 1]);
+});

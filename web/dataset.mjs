@@ -1,0 +1,306 @@
+// The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
+
+import { plural, summary } from "./captions.mjs";
+import { openEditor } from "./editor.mjs";
+import { folderOf, unsavedElsewhere } from "./folders.mjs";
+import { button, card, element, lazyGrid, listOfProblems, saveBar, useStyle } from "./parts.mjs";
+import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, sendUpload } from "./upload.mjs";
+
+const NODE = "KilnLoadDataset";
+const NONE = "none";
+const HEIGHT = 320;
+const EMPTY = [];
+const PAUSE_MILLISECONDS = 250;
+const ASKED = ["folder", "resolution", "extra_resolutions", "bucket_step", "shortest_side", "longest_side", "masked_loss"];
+const FOLDER_WIDGETS = ["folder", "regularisation_folder"];
+
+/** Puts the dataset's view on a Load Dataset node. api: the host's. */
+export function addDatasetView(node, api) {
+  useStyle();
+  const view = new DatasetView(node, api);
+  const widget = node.addDOMWidget("kiln_dataset", "KILN_DATASET", view.root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => HEIGHT,
+  });
+  widget.serialize = false;
+  view.start();
+}
+
+class DatasetView {
+  constructor(node, api) {
+    this.node = node;
+    this.api = api;
+    this.folder = null; // a Folder; null while none is chosen
+    this.found = null; // what the server says of it: {pictures, problems}
+    this.turn = 0; // of the newest look at the folder
+    this.build();
+  }
+
+  build() {
+    this.status = element("div", { className: "kiln-status" });
+    this.notice = element("div", { className: "kiln-notice", hidden: true });
+    this.edit = button("Edit captions…", "Shows all pictures large, with their captions to edit", () => this.open());
+    const files = element("input", { type: "file", multiple: true, accept: ACCEPT, hidden: true });
+    const folder = element("input", { type: "file", webkitdirectory: true, hidden: true });
+    for (const input of [files, folder]) {
+      input.addEventListener("change", () => {
+        this.offer(chosenFiles(input));
+        input.value = "";
+      });
+    }
+    const bar = element("div", { className: "kiln-bar" }, [
+      this.edit,
+      button("Add pictures…", "Copies pictures, and their .txt or .caption files, into a new folder", () => files.click()),
+      button("Add folder…", "Copies a folder of pictures and captions into a new folder", () => folder.click()),
+      button("⟳", "Looks at the folder again", () => this.refresh()),
+      files,
+      folder,
+    ]);
+    this.upload = element("form", { className: "kiln-upload", hidden: true });
+    this.sheet = element("div", { className: "kiln-sheet", tabIndex: 0 });
+    this.sheet.dataset.captureWheel = "true";
+    // In Vue nodes the wheel scrolls what has the focus, and zooms the canvas over all else.
+    this.sheet.addEventListener("pointerenter", () => {
+      const isTyping = document.activeElement?.matches("input, textarea, select, [contenteditable]");
+      if (!isTyping && this.root.closest("[data-node-id]")) this.sheet.focus({ preventScroll: true });
+    });
+    this.sheet.addEventListener("pointerleave", () => this.sheet.blur());
+    this.grid = lazyGrid(this.sheet);
+    this.problems = listOfProblems();
+    this.save = saveBar(() => this.folder, this.api, () => this.open());
+    this.root = element("div", { className: "kiln-dataset" }, [
+      bar, this.upload, this.notice, this.status, this.save.root, this.sheet, this.problems.root,
+    ]);
+    this.root.style.minHeight = `${HEIGHT}px`;
+    for (const kind of ["pointerdown", "wheel", "contextmenu"]) {
+      this.root.addEventListener(kind, (event) => event.stopPropagation()); // the canvas would drag or zoom
+    }
+  }
+
+  /** Follows the node: its settings, its workflow, files dropped on it. */
+  start() {
+    const { node, root } = this;
+    for (const widget of node.widgets.filter((each) => ASKED.includes(each.name))) {
+      after(widget, "callback", () => this.refreshSoon());
+    }
+    after(node, "onConfigure", () => this.refreshSoon());
+    after(node, "onRemoved", () => this.stop());
+    node.onDragOver = (event) => bringsFiles(event);
+    node.onDragDrop = (event) => bringsFiles(event) && this.take(event.dataTransfer);
+    root.addEventListener("dragover", (event) => {
+      if (!bringsFiles(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      root.classList.add("kiln-drop");
+    });
+    root.addEventListener("dragleave", () => root.classList.remove("kiln-drop"));
+    root.addEventListener("drop", (event) => {
+      root.classList.remove("kiln-drop");
+      if (!bringsFiles(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.take(event.dataTransfer);
+    });
+    this.onRan = () => this.refreshSoon(); // Caption Images may have written
+    this.api.addEventListener("execution_success", this.onRan);
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    this.refreshSoon();
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.turn++;
+    this.leave();
+    this.api.removeEventListener("execution_success", this.onRan);
+    this.grid.stop();
+  }
+
+  value(name) {
+    return this.node.widgets.find((widget) => widget.name === name)?.value;
+  }
+
+  refreshSoon() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.refresh(), PAUSE_MILLISECONDS);
+  }
+
+  /** Looks at the chosen folder with the node's settings. */
+  async refresh() {
+    const turn = ++this.turn;
+    const name = this.value("folder");
+    this.say("");
+    if (!name || name === NONE) {
+      this.leave();
+      return this.paint();
+    }
+    if (this.folder?.name !== name) {
+      this.leave();
+      this.folder = folderOf(name);
+      this.unwatch = this.folder.watch(() => this.paintSoon());
+      this.paint();
+    }
+    const query = Object.fromEntries(ASKED.map((each) => [each, this.value(each)]).filter(([, value]) => value !== undefined));
+    try {
+      const found = await this.folder.look(this.api, query, (done, total) => {
+        if (turn !== this.turn) return false;
+        if (done < total) this.status.textContent = `Looking at picture ${done} of ${total} …`;
+        return true;
+      });
+      if (turn === this.turn) this.found = found;
+    } catch (error) {
+      if (turn === this.turn) this.say(error.message);
+    }
+    if (turn === this.turn) this.paint();
+  }
+
+  leave() {
+    this.unwatch?.();
+    this.unwatch = null;
+    this.folder = null;
+    this.found = null;
+  }
+
+  say(text) {
+    this.notice.textContent = text;
+    this.notice.hidden = !text;
+  }
+
+  paintSoon() {
+    this.painting ??= requestAnimationFrame(() => {
+      this.painting = null;
+      this.paint();
+    });
+  }
+
+  paint() {
+    const { folder, found } = this;
+    const pictures = found?.pictures ?? EMPTY;
+    this.edit.disabled = !pictures.length;
+    this.root.dataset.pictures = String(pictures.length);
+    this.save.paint();
+    this.problems.show(found?.problems ?? []);
+    const elsewhere = unsavedElsewhere(folder).map(([name, count]) => `${count} unsaved in ${name}`);
+    const parts = found ? summary(pictures, folder.captions) : [];
+    this.status.textContent = [...parts, ...elsewhere].join(" · ");
+    if (this.shown !== pictures) {
+      this.shown = pictures;
+      this.cards = new Map();
+      this.grid.show(pictures, (picture) => this.card(picture));
+      if (!pictures.length) this.sheet.prepend(element("div", { className: "kiln-hint", textContent: this.hint() }));
+    }
+    for (const update of this.cards?.values() ?? []) update();
+  }
+
+  hint() {
+    if (!this.folder) return "Drop pictures or a folder of them here, with captions as .txt files if you have them.";
+    return this.found ? "No usable picture in this folder." : "";
+  }
+
+  card(picture) {
+    const { folder } = this;
+    const text = element("div", { className: "kiln-text" });
+    const made = card(this.api, folder, picture, 192, text);
+    made.root.tabIndex = 0;
+    made.root.setAttribute("role", "button");
+    made.root.addEventListener("click", () => this.open(picture.name));
+    made.root.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") this.open(picture.name);
+    });
+    const update = () => {
+      const caption = folder.captions.text(picture.name).trim();
+      text.textContent = caption || "no caption";
+      text.classList.toggle("kiln-faint", !caption);
+      made.update();
+    };
+    this.cards.set(picture.name, update);
+    update();
+    return made.root;
+  }
+
+  open(name = null) {
+    if (this.found?.pictures.length) openEditor(this.folder, this.found.pictures, this.api, name);
+  }
+
+  /** Files of a drop. True: they are ours. */
+  take(dataTransfer) {
+    droppedFiles(dataTransfer).then(
+      (files) => this.offer(files),
+      (error) => this.say(`The files cannot be read: ${error.message}`),
+    );
+    return true;
+  }
+
+  /** Asks for a folder's name, then sends. */
+  offer(files) {
+    const plan = planUpload(files);
+    if (!plan.pictures) return this.say("There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif).");
+    this.say("");
+    const name = element("input", { value: plan.name, maxLength: 100, required: true, ariaLabel: "name of the new folder" });
+    const counts = [
+      plural(plan.pictures, "picture"),
+      plan.captions && plural(plan.captions, "caption"),
+      plan.left && `${plural(plan.left, "other file")} left out`,
+    ];
+    const cancel = button("Cancel", "", () => this.closeUpload());
+    const add = element("button", { type: "submit", textContent: "Add", className: "kiln-button kiln-main" });
+    this.upload.replaceChildren(
+      element("div", { textContent: `${counts.filter(Boolean).join(", ")} into a new folder in ComfyUI's input folder:` }),
+      element("div", { className: "kiln-bar" }, [name, add, cancel]),
+    );
+    this.upload.hidden = false;
+    this.upload.onsubmit = (event) => {
+      event.preventDefault();
+      this.send(name.value, plan.files);
+    };
+    name.select();
+  }
+
+  async send(name, files) {
+    const progress = element("progress", { max: 1, value: 0 });
+    const text = element("span", { textContent: "Sending …" });
+    this.upload.replaceChildren(text, progress);
+    try {
+      const answer = await sendUpload(this.api.apiURL("/kiln/dataset/upload"), name, files, (share) => {
+        progress.value = share;
+        if (share >= 1) text.textContent = "Looking at the files …";
+      });
+      this.closeUpload();
+      this.choose(answer.folder);
+      await this.refresh();
+      if (answer.refused.length) this.say(`Not added:\n${answer.refused.join("\n")}`);
+    } catch (error) {
+      this.closeUpload();
+      this.say(error.message);
+    }
+  }
+
+  closeUpload() {
+    this.upload.hidden = true;
+    this.upload.replaceChildren();
+  }
+
+  /** Lists a new folder on every Load Dataset node, and selects it on this one. */
+  choose(name) {
+    const nodes = [this.node, ...(this.node.graph?.nodes ?? this.node.graph?._nodes ?? [])].filter((each) => each.comfyClass === NODE);
+    for (const node of new Set(nodes)) {
+      for (const widget of node.widgets.filter((each) => FOLDER_WIDGETS.includes(each.name))) {
+        widget.options.values = [...new Set([...widget.options.values, name])];
+      }
+    }
+    const widget = this.node.widgets.find((each) => each.name === "folder");
+    widget.value = name;
+    widget.callback?.(name);
+    this.node.setDirtyCanvas(true, true);
+  }
+}
+
+/** Calls a function after a method of an object, which may have none of that name. */
+function after(object, method, then) {
+  const before = object[method];
+  object[method] = function () {
+    const result = before?.apply(this, arguments);
+    then();
+    return result;
+  };
+}

@@ -1,0 +1,189 @@
+// The caption editor: all pictures of a folder over the whole page, search and replace, tags.
+
+import { chosen, plural } from "./captions.mjs";
+import { button, card, element, lazyGrid, saveBar } from "./parts.mjs";
+
+const MOST_TAGS = 500; // shown; the rest is found by search
+const PAUSE_MILLISECONDS = 250; // in typing, before the tags are counted
+const SHOWN = [
+  ["all", "all pictures"],
+  ["uncaptioned", "without caption"],
+  ["unsaved", "unsaved"],
+  ["small", "too small"],
+  ["same", "same content"],
+];
+
+/** Opens it on a folder's pictures; name: the picture to begin with, or null. */
+export function openEditor(folder, pictures, api, name = null) {
+  document.querySelector(".kiln-editor")?.close();
+  new Editor(folder, pictures, api).open(name);
+}
+
+class Editor {
+  constructor(folder, pictures, api) {
+    Object.assign(this, { folder, pictures, api });
+    this.tag = ""; // the pictures with it are shown
+    this.fields = new Map(); // name -> update
+    this.build();
+  }
+
+  get captions() {
+    return this.folder.captions;
+  }
+
+  build() {
+    this.undo = button("Undo", "Ctrl+Z", () => this.step("undo"));
+    this.redo = button("Redo", "Ctrl+Shift+Z", () => this.step("redo"));
+    this.save = saveBar(() => this.folder, this.api);
+    this.show = element("select", { ariaLabel: "pictures to show" }, SHOWN.map(([value, text]) => element("option", { value, textContent: text })));
+    this.find = element("input", { type: "text", placeholder: "find", ariaLabel: "find" });
+    this.by = element("input", { type: "text", placeholder: "replace by", ariaLabel: "replace by" });
+    this.matchCase = element("input", { type: "checkbox" });
+    this.found = element("span", { className: "kiln-faint kiln-found" });
+    this.replace = button("Replace all", "In all captions of the folder", () => this.edit(() => this.captions.replace(this.find.value, this.by.value, this.matchCase.checked)));
+    for (const input of [this.show, this.find, this.matchCase]) input.addEventListener("input", () => this.list());
+    this.scroller = element("div", { className: "kiln-cards", tabIndex: -1 });
+    this.grid = lazyGrid(this.scroller);
+    this.tags = element("div", { className: "kiln-tags" });
+    this.dialog = element("dialog", { className: "kiln-editor" }, [
+      element("div", { className: "kiln-head" }, [
+        element("h2", { textContent: `Captions of ${this.folder.name}` }),
+        this.undo,
+        this.redo,
+        this.save.root,
+        element("div", { className: "kiln-space" }),
+        button("Close", "Esc. Unsaved edits stay on the page until you save them.", () => this.dialog.close()),
+      ]),
+      element("div", { className: "kiln-head" }, [
+        this.show,
+        element("div", { className: "kiln-bar" }, [
+          this.find,
+          this.by,
+          element("label", {}, [this.matchCase, " match case"]),
+          this.replace,
+          this.found,
+        ]),
+      ]),
+      element("div", { className: "kiln-body" }, [this.scroller, this.tags]),
+    ]);
+    this.dialog.addEventListener("keydown", (event) => this.onKey(event));
+    this.dialog.addEventListener("close", () => this.close());
+    for (const kind of ["keyup", "paste", "copy", "cut", "wheel", "drop", "dragover"]) {
+      this.dialog.addEventListener(kind, (event) => event.stopPropagation()); // the canvas listens on the page
+    }
+    // A click beside the fields leaves the cursor in its field: without one, keys would go to the canvas.
+    this.dialog.addEventListener("mousedown", (event) => {
+      if (!event.target.closest("input, textarea, select, label")) event.preventDefault();
+    });
+  }
+
+  open(name) {
+    document.body.append(this.dialog);
+    this.unwatch = this.folder.watch(() => this.paint());
+    this.dialog.showModal();
+    this.list();
+    this.find.focus();
+    if (name === null) return;
+    this.grid.reveal((picture) => picture.name === name);
+    const field = [...this.scroller.querySelectorAll(".kiln-card")].find((each) => each.dataset.name === name)?.querySelector("textarea");
+    field?.closest(".kiln-card").scrollIntoView({ block: "center" });
+    field?.focus({ preventScroll: true });
+  }
+
+  close() {
+    this.captions.endTyping();
+    clearTimeout(this.timer);
+    this.unwatch();
+    this.grid.stop();
+    this.dialog.remove();
+    this.folder.changed();
+  }
+
+  onKey(event) {
+    event.stopPropagation();
+    if (!(event.ctrlKey || event.metaKey)) return;
+    const key = event.key.toLowerCase();
+    if (key === "s") this.folder.save(this.api);
+    else if (key === "z") this.step(event.shiftKey ? "redo" : "undo");
+    else if (key === "y") this.step("redo");
+    else return;
+    event.preventDefault();
+  }
+
+  /** Undo or redo; brings what it changes into sight. */
+  step(direction) {
+    const [name] = this.captions[direction]();
+    this.folder.changed();
+    this.paintTags();
+    const changed = [...this.scroller.querySelectorAll(".kiln-card")].find((each) => each.dataset.name === name);
+    changed?.scrollIntoView({ block: "nearest" });
+  }
+
+  edit(change) {
+    change();
+    this.captions.endTyping();
+    this.folder.changed();
+    this.paintTags();
+  }
+
+  /** Shows the pictures that are asked for. */
+  list() {
+    const choice = { show: this.show.value, find: this.find.value, matchCase: this.matchCase.checked, tag: this.tag };
+    const list = chosen(this.pictures, this.captions, choice);
+    this.fields.clear();
+    this.grid.show(list, (picture) => this.field(picture));
+    if (!list.length) this.scroller.prepend(element("div", { className: "kiln-hint", textContent: "No picture of this kind." }));
+    this.paint();
+    this.paintTags();
+  }
+
+  paint() {
+    const { places, captions } = this.captions.count(this.find.value, this.matchCase.checked);
+    this.found.textContent = this.find.value ? `${plural(places, "place")} in ${plural(captions, "caption")}` : "";
+    this.replace.disabled = !places;
+    this.undo.disabled = !this.captions.canUndo;
+    this.redo.disabled = !this.captions.canRedo;
+    this.save.paint();
+    for (const update of this.fields.values()) update();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.paintTags(), PAUSE_MILLISECONDS);
+  }
+
+  paintTags() {
+    clearTimeout(this.timer);
+    const tags = this.captions.tags;
+    const rows = tags.slice(0, MOST_TAGS).map(([tag, count]) => {
+      const choose = element("button", { type: "button", textContent: tag, title: `${tag}\nShows the pictures that have it` });
+      choose.addEventListener("click", () => {
+        this.tag = this.tag === tag ? "" : tag;
+        this.list();
+      });
+      const remove = element("button", { type: "button", textContent: "✕", title: `Removes it from ${plural(count, "caption")}`, ariaLabel: `remove ${tag}` });
+      remove.addEventListener("click", () => this.edit(() => this.captions.removeTag(tag)));
+      const row = element("div", { className: "kiln-tag" }, [choose, element("span", { textContent: String(count) }), remove]);
+      row.classList.toggle("kiln-on", tag === this.tag);
+      return row;
+    });
+    if (this.tag && !tags.some(([tag]) => tag === this.tag)) this.tag = "";
+    this.tags.replaceChildren(element("h3", { textContent: plural(tags.length, "tag") }), ...rows);
+  }
+
+  field(picture) {
+    const { name } = picture;
+    const text = element("textarea", { rows: 4, spellcheck: true, ariaLabel: `caption of ${name}`, placeholder: "no caption" });
+    text.addEventListener("input", () => {
+      this.captions.change({ [name]: text.value }, name);
+      this.folder.changed();
+    });
+    text.addEventListener("blur", () => this.captions.endTyping());
+    const title = element("div", { className: "kiln-name", textContent: name, title: picture.source ? `${name}\ncaption from ${picture.source}` : name });
+    const made = card(this.api, this.folder, picture, 400, element("div", {}, [title, text]));
+    const update = () => {
+      if (text.value !== this.captions.text(name)) text.value = this.captions.text(name);
+      made.update();
+    };
+    this.fields.set(name, update);
+    update();
+    return made.root;
+  }
+}

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..training import dataset_page, events, host, uploads
+from ..training import dataset_page, host, run_page, uploads
 from ..training.captioner import FOLDER
 from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
@@ -40,7 +40,10 @@ class KilnExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_model_folder(FOLDER)
-        host.serve_json("/kiln/runs", events.histories)
+        host.serve_get("/kiln/runs", run_page.runs)
+        host.serve_get("/kiln/run", run_page.run)
+        host.serve_get("/kiln/run/pictures", run_page.pictures)
+        host.serve_post("/kiln/run/control", run_page.control)
         host.serve_json("/kiln/presets", filled_in)
         host.serve_get("/kiln/dataset", dataset_page.look, at_once=2)
         host.serve_get("/kiln/thumbnail", dataset_page.thumbnail, at_once=2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import host
 from .controls import ACTIONS, Controls
-from .problems import raise_if_any
+from .problems import Refusal
 from .run_folder import read_metrics, read_record, runs_below
 
 EVENT = "kiln.run"
@@ -157,6 +157,17 @@ class RunEvents:
         self.phase = ""
         self._set(state, message)
 
+    def ask(self, action: str, value: Any = None) -> None:
+        """Passes a wish of the page on to the run.
+
+        Raises:
+            Refusal: the run does not take it now.
+            InputError: it is malformed.
+        """
+        if action in ACTIONS and action not in self._controls():
+            raise Refusal(409, f"The run is {self.state} now and does not take {action!r}.")
+        self.controls.ask(action, value)
+
     def let_go(self) -> None:
         """Keeps what the page may still ask, and nothing of the run's models and data."""
         rows, step = self.pictures(), len(self.losses)
@@ -255,21 +266,6 @@ def histories(root: Path | None = None, workflow: str | None = None) -> list[dic
 def live_run(run: str) -> "RunEvents | None":
     """A run of this process, by its id."""
     return _runs.get(run)
-
-
-def control(run: str, prompt_id: str, node_id: str, action: str, value: Any = None) -> None:
-    """Asks something of a run.
-
-    Raises:
-        InputError: there is no such run, it takes no such wish now, or the wish is malformed.
-    """
-    found = _runs.get(run)
-    if found is None or (found.prompt_id, found.node_id) != (prompt_id, node_id):
-        raise_if_any("The control", ["run: there is no such run here. Reload the page."])
-    assert found is not None
-    if action in ACTIONS and action not in found.summary()["controls"]:
-        raise_if_any("The control", [f"action is {action!r}, which the run does not take while it is {found.state}."])
-    found.controls.ask(action, value)
 
 
 def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> dict[str, Any] | None:

@@ -43,13 +43,14 @@ export function lastShownStep(step, steps) {
 /**
  * Where everything lies, in CSS pixels.
  * data: {series, smooth (one value a point), validation (a series), marks, best, step, steps}
- * options: {log, rate: whether to show the learning rate, range: [from, to] in steps or null}
+ * options: {log, rate: whether to show the learning rate, range: [from, to] in steps or null, top: pixels left free}
  * The y axis holds the smoothed and the validation curve whole and most raw losses; higher ones touch its edge.
  */
 export function layout(data, width, height, options = {}) {
   const { series, smooth, validation, marks = [], best = null } = data;
   const right = options.rate ? PAD.rightAxis : PAD.right;
-  const box = { x: PAD.left, y: PAD.top, width: width - PAD.left - right, height: height - PAD.top - PAD.bottom };
+  const top = Math.max(PAD.top, options.top ?? 0);
+  const box = { x: PAD.left, y: top, width: width - PAD.left - right, height: height - top - PAD.bottom };
   const [from, to] = options.range ?? [0, lastShownStep(Math.max(data.step ?? 0, series.lastStep), data.steps ?? 0)];
   const xOf = (step) => box.x + (box.width * (step - from)) / Math.max(1e-9, to - from);
   const plan = { box, from, to, raw: [], smooth: [], validation: [], rate: [], marks: [], best: null, xOf };
@@ -155,7 +156,7 @@ export function drawChart(canvas, data, options, style, { pointer = null, select
   drawAxes(pen, plan, width, ink);
   pen.save();
   pen.beginPath();
-  pen.rect(box.x, box.y - 2, box.width + 1, box.height + 4);
+  pen.rect(box.x, 0, box.width + 1, box.y + box.height + 2);
   pen.clip();
   for (const mark of plan.marks) if (mark.kind !== "checkpoint" && mark.kind !== "sample") drawEvent(pen, mark, box, ink.faint);
   pen.lineJoin = "round";
@@ -190,7 +191,7 @@ function drawAxes(pen, { box, xTicks, yTicks, rateTicks }, width, ink) {
   pen.textBaseline = "top";
   for (const tick of xTicks) {
     const text = pen.measureText(tick.label).width;
-    pen.fillText(tick.label, Math.min(tick.at - text / 2, width - text - 2), box.y + box.height + 11);
+    pen.fillText(tick.label, Math.min(tick.at - text / 2, width - text - 2), box.y + box.height + 13);
   }
 }
 
@@ -222,11 +223,12 @@ function dot(pen, [x, y], radius, color) {
   pen.fill();
 }
 
-/** Checkpoints are triangles, samples are dots, both under the step axis' line. */
+/** Samples are dots on the step axis, checkpoints are triangles under it. */
 function drawMark(pen, { kind, at }, box) {
-  const y = box.y + box.height + 5;
-  if (kind === "sample") return dot(pen, [at, y], 2.5, COLORS.sample);
+  const axis = box.y + box.height;
+  if (kind === "sample") return dot(pen, [at, axis], 2.5, COLORS.sample);
   if (kind !== "checkpoint") return;
+  const y = axis + 7;
   pen.fillStyle = COLORS.checkpoint;
   pen.beginPath();
   pen.moveTo(at, y - 4);

@@ -7,6 +7,8 @@ import { lossText, rateText } from "./status.mjs";
 const SETTINGS = "LoRAKiln.chart";
 const DEFAULTS = { smoothing: 0.95, log: false, rate: false };
 const SMALLEST_DRAG = 5; // pixels; less is a click
+const LEGEND_GAP = 8; // pixels between the legend and the curves
+const MOST_TOP = 38;
 const MARK_REACH = 4; // pixels from the crosshair within which a mark is named
 const NOTHING = { series: new Series(), validation: new Series(), marks: [], samples: [] };
 
@@ -38,14 +40,16 @@ export class ChartPanel {
   #selection = null;
   #range = null;
   #plan = null;
+  #top = 0;
   #figures = {};
   #resized;
 
   constructor() {
-    this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": "Loss by step" });
+    this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": "Loss by step. The arrow keys move the crosshair." });
     this.legend = element("div", { className: "kiln-legend" });
     this.tools = this.#makeTools();
-    this.root = element("div", { className: "kiln-chart" }, this.legend, this.canvas);
+    this.hint = element("div", { className: "kiln-chart-hint" }, "The loss appears here while training runs.");
+    this.root = element("div", { className: "kiln-chart" }, this.canvas, this.legend, this.hint);
     this.repaint = onceAFrame(() => this.#paint());
     this.#listen();
     this.#resized = new ResizeObserver(this.repaint);
@@ -76,8 +80,10 @@ export class ChartPanel {
       tell();
     };
     tell();
+    this.all = button("all", "Show all steps again (double-click on the chart); drag over the chart to look closer", () => this.#zoom(null));
     return element("div", { className: "kiln-tools" },
-      element("label", {}, "smooth", slider, shown),
+      this.all,
+      element("label", {}, slider, shown),
       this.#toggle("log", "Logarithmic scale of the loss"),
       this.#toggle("rate", "Show the learning rate, with its axis at the right", "LR"),
     );
@@ -100,7 +106,6 @@ export class ChartPanel {
 
   #listen() {
     const { canvas } = this;
-    canvas.title = "Drag over steps to look closer; double-click shows all. Arrow keys move the crosshair.";
     canvas.onpointermove = (event) => {
       this.#pointer = this.#stepUnder(event);
       if (this.#selection) this.#selection[1] = this.#pointer;
@@ -116,24 +121,27 @@ export class ChartPanel {
       this.#selection = [this.#stepUnder(event), this.#stepUnder(event)];
     };
     canvas.onpointerup = () => {
-      const [from, to] = [Math.min(...(this.#selection ?? [0])), Math.max(...(this.#selection ?? [0]))];
+      if (!this.#selection) return;
+      const [from, to] = [Math.min(...this.#selection), Math.max(...this.#selection)];
       this.#selection = null;
-      if (this.#plan && this.#plan.xOf(to) - this.#plan.xOf(from) >= SMALLEST_DRAG && to - from >= 1) this.#range = [from, to];
-      this.repaint();
+      const isDrag = this.#plan.xOf(to) - this.#plan.xOf(from) >= SMALLEST_DRAG && to - from >= 1;
+      this.#zoom(isDrag ? [from, to] : this.#range);
     };
     canvas.onpointercancel = () => {
       this.#selection = null;
       this.repaint();
     };
-    canvas.ondblclick = () => {
-      this.#range = null;
-      this.repaint();
-    };
+    canvas.ondblclick = () => this.#zoom(null);
     canvas.onkeydown = (event) => this.#moveByKey(event);
     canvas.onblur = () => {
       this.#pointer = null;
       this.repaint();
     };
+  }
+
+  #zoom(range) {
+    this.#range = range;
+    this.repaint();
   }
 
   #stepUnder(event) {
@@ -156,14 +164,17 @@ export class ChartPanel {
 
   #paint() {
     const run = this.#run;
+    this.hint.hidden = run.series.length > 0;
     const smooth = this.#smoothing.of(run.series, this.#settings.smoothing);
-    const options = { log: this.#settings.log, rate: this.#settings.rate, range: this.#range };
+    this.all.hidden = !this.#range;
     const pointed = this.#pointer !== null && readout(run, smooth, this.#pointer, this.#reach());
+    this.#tell(pointed || readout(run, smooth, Infinity), Boolean(pointed));
+    if (!pointed) this.#top = Math.min(MOST_TOP, this.legend.offsetHeight + LEGEND_GAP); // under the crosshair it must not jump
+    const options = { log: this.#settings.log, rate: this.#settings.rate, range: this.#range, top: this.#top };
     this.#plan = drawChart(this.canvas, { ...run, smooth }, options, getComputedStyle(this.canvas), {
       pointer: pointed ? pointed.step : null,
       selection: this.#selection,
     });
-    this.#tell(pointed || readout(run, smooth, Infinity), Boolean(pointed));
   }
 
   #reach() {
@@ -173,14 +184,14 @@ export class ChartPanel {
   /** The legend is the readout: the newest figures, or those under the crosshair. */
   #tell(figures, isPointed) {
     this.#figure("step", "", figures && isPointed ? `step ${figures.step}` : "");
-    this.#figure("loss", COLORS.loss, figures ? `loss ${lossText(figures.loss)}` : "", "faint");
+    this.#figure("loss", COLORS.loss, figures ? `loss ${lossText(figures.loss)}` : "", "kiln-faint");
     this.#figure("smoothed", COLORS.loss, figures ? `smoothed ${lossText(figures.smoothed)}` : "");
     const hasValidation = figures && Number.isFinite(figures.validation);
     this.#figure("validation", COLORS.validation, hasValidation ? `validation ${lossText(figures.validation)}` : "");
-    this.#figure("rate", COLORS.rate, figures && Number.isFinite(figures.rate) ? `LR ${rateText(figures.rate)}` : "");
+    this.#figure("rate", COLORS.rate, (isPointed || this.#settings.rate) && Number.isFinite(figures?.rate) ? `LR ${rateText(figures.rate)}` : "");
     const best = this.#run.best;
     const hasBest = figures && !isPointed && Number.isFinite(best?.validation_loss);
-    this.#figure("best", COLORS.validation, hasBest ? `best at step ${best.step}` : "", "ring");
+    this.#figure("best", COLORS.validation, hasBest ? `best at step ${best.step}` : "", "kiln-ring");
     this.#figure("marks", "", isPointed ? figures.marks.join(", ") : "");
   }
 

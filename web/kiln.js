@@ -7,7 +7,7 @@ import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
 const WIDTH = 400;
-const TRAIN_HEIGHT = 560;
+const TRAIN_HEIGHT = 600;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
 const store = new RunStore();

@@ -14,7 +14,7 @@ export function openOverlay(rowsOf, key) {
   const close = button("Close", "Close (Escape)", () => dialog.close());
   const previous = button("‹", "Before (left arrow)", () => move(0, -1), "kiln-arrow");
   const next = button("›", "After (right arrow)", () => move(0, 1), "kiln-arrow");
-  const dialog = element("dialog", { className: "kiln-overlay", "aria-label": "Picture" },
+  const dialog = element("dialog", { className: "kiln-overlay", "aria-label": "Picture", tabIndex: -1 },
     element("div", { className: "kiln-overlay-stage" }, previous, picture, next),
     element("div", { className: "kiln-overlay-caption" }, title, detail, close),
   );
@@ -68,5 +68,6 @@ export function openOverlay(rowsOf, key) {
   document.body.append(dialog);
   show();
   dialog.showModal();
+  dialog.focus(); // not a button: a ring around it would look like a choice
   return dialog;
 }

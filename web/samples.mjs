@@ -37,13 +37,10 @@ export class SamplesPanel {
     const row = this.#rows.get(key) ?? this.#addRow(key, prompt);
     const added = samples.filter((sample) => !row.shown.has(keyOf(sample)));
     if (!added.length) return;
-    const { strip } = row;
-    const isAtEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 20;
     for (const sample of added) {
       row.shown.add(keyOf(sample));
-      strip.append(this.#thumbnail(sample, prompt));
+      row.strip.prepend(this.#thumbnail(sample, prompt)); // the strip runs from right to left: it stays at the newest
     }
-    if (isAtEnd) strip.scrollLeft = strip.scrollWidth; // who looks at an older one stays there
   }
 
   #addRow(key, prompt) {

@@ -14,9 +14,9 @@ export function ticks(low, high, count) {
   const rough = span / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const out = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) out.push(value);
-  return out;
+  const first = Math.ceil(low / step) * step;
+  const last = Math.floor((high - first) / step + 1e-9);
+  return Array.from({ length: Math.max(0, last + 1) || 0 }, (_, index) => first + index * step);
 }
 
 /** Round numbers for a logarithmic axis: powers of ten, with their doubles and fives while there is room. */
@@ -73,7 +73,7 @@ export function layout(data, width, height, options = {}) {
     .filter(Number.isInteger)
     .map((step) => ({ at: xOf(step), label: String(step) }));
   const yCount = Math.max(1, Math.min(5, box.height / 28));
-  const yValues = options.log ? logTicks(axis.low, axis.high, yCount) : ticks(axis.low, axis.high, yCount);
+  const yValues = axis.isLog ? logTicks(axis.low, axis.high, yCount) : ticks(axis.low, axis.high, yCount);
   plan.yTicks = yValues.map((value) => ({ at: yOf(value), label: label(value) }));
   const isShown = ({ step }) => step >= from && step <= to;
   plan.marks = marks.filter(isShown).map((mark) => ({ ...mark, at: xOf(mark.step) }));
@@ -89,7 +89,7 @@ export function layout(data, width, height, options = {}) {
   return plan;
 }
 
-/** {low, high, share(value)} of the loss axis; null where there is nothing to show. */
+/** {low, high, isLog, share(value)} of the loss axis; null where there is nothing to show. */
 function yAxis({ series, smooth, validation, best }, log, shown) {
   const range = shown(series.steps);
   const extents = [
@@ -104,12 +104,12 @@ function yAxis({ series, smooth, validation, best }, log, shown) {
     if (low <= 0) low = high / 1e4;
     [low, high] = [low / 1.1, high * 1.1];
     const scale = Math.log(high / low);
-    return { low, high, share: (value) => (value > 0 ? Math.log(value / low) / scale : 0) };
+    return { low, high, isLog: true, share: (value) => (value > 0 ? Math.log(value / low) / scale : 0) };
   }
   const margin = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
   high += margin;
   low = low >= 0 && low < (high - low) * 0.5 ? 0 : low - margin;
-  return { low, high, share: (value) => (value - low) / (high - low) };
+  return { low, high, isLog: false, share: (value) => (value - low) / (high - low) };
 }
 
 function extent(values, from, to) {

@@ -5,6 +5,7 @@ export class Series {
   steps = [];
   loss = [];
   rate = [];
+  cuts = 0; // how often it was cut: what was reckoned from it before does not hold
 
   constructor(points = []) {
     this.append(points);
@@ -31,6 +32,7 @@ export class Series {
   /** Forgets what comes after a step: a run that goes on from an earlier checkpoint takes it again. */
   cutAfter(step) {
     const kept = firstAfter(this.steps, step);
+    this.cuts += 1;
     for (const column of [this.steps, this.loss, this.rate]) column.length = kept;
   }
 
@@ -65,6 +67,7 @@ export function nearest(steps, step) {
 export class Smoothing {
   #series = null;
   #weight = 0;
+  #cuts = 0;
   #average = 0;
   #total = 0; // how much of the average is made of losses
   #lastStep = 0;
@@ -72,8 +75,8 @@ export class Smoothing {
 
   /** weight: the share of the past, 0 (none) to 1. Gives one value a point. */
   of(series, weight) {
-    const goesOn = series === this.#series && weight === this.#weight && this.#values.length <= series.length;
-    if (!goesOn || this.#lastStep !== (series.steps[this.#values.length - 1] ?? 0)) this.#restart(series, weight);
+    const goesOn = series === this.#series && weight === this.#weight && series.cuts === this.#cuts;
+    if (!goesOn) this.#restart(series, weight);
     for (let index = this.#values.length; index < series.length; index++) this.#values.push(this.#next(index));
     return this.#values;
   }
@@ -81,6 +84,7 @@ export class Smoothing {
   #restart(series, weight) {
     this.#series = series;
     this.#weight = weight;
+    this.#cuts = series.cuts;
     this.#average = this.#total = this.#lastStep = 0;
     this.#values = [];
   }

@@ -7,18 +7,19 @@ training for it.
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from conftest import browser_page
 from host import Server
 from kit.demo import WORKFLOW
 from test_page import open_page
 
 TRAIN = "KilnTrainLoRA"
-RUN = "anna/20261124-201500"
 STEPS = 3000
 POINTS = [[step, 0.1 + 1 / (10 + step), 1e-4] for step in range(1, STEPS + 1)]
 ALL_CONTROLS = ["pause", "finish", "checkpoint", "sample", "learning_rate", "sample_prompts"]
@@ -39,10 +40,15 @@ GRAPH = workflow()
 NODE = train_id(GRAPH)
 
 
+def run_id(number: int = 1) -> str:
+    """Of a run of the workflow that is open: a page keeps the runs it has seen, and the tests share one."""
+    return f"anna/{GRAPH['id']}-{number}"
+
+
 def message(**changes: Any) -> dict[str, Any]:
     """A message in the middle of a run."""
     usual = {
-        **{"run": RUN, "workflow_id": GRAPH["id"], "prompt_id": "p", "node_id": NODE, "name": "anna"},
+        **{"run": run_id(), "workflow_id": GRAPH["id"], "prompt_id": "p", "node_id": NODE, "name": "anna"},
         **{"state": "training", "phase": "training", "phase_done": 0, "phase_total": 0, "message": ""},
         **{"step": 0, "steps": STEPS, "epoch": 2, "epochs": 10, "loss": 0.1, "smoothed": 0.1, "learning_rate": 1e-4},
         **{"validation_loss": None, "best": None, "seconds_per_step": 0.5, "seconds_left": 75, "elapsed": 3661},
@@ -85,11 +91,28 @@ def look_at_node(page, width: int = 420, height: int = 700) -> None:
     page.wait_for_function("document.querySelector('.kiln-run')?.getBoundingClientRect().left > 200")
 
 
+@pytest.fixture(scope="module")
+def shared_page(server: Server):
+    """One page for all tests of this file: to start one takes longer than most of them."""
+    with browser_page() as page:
+        open_page(page, server)
+        yield page
+
+
 @pytest.fixture
-def view(page, server: Server):
-    """The view of the demo's Train LoRA node, without a run."""
-    open_page(page, server)
-    page.evaluate("localStorage.removeItem('LoRAKiln.chart')")
+def page(shared_page):
+    shared_page.unroute_all()
+    shared_page.route("**/kiln/runs*", lambda route: route.fulfill(json=[]))  # no runs but those of the test
+    shared_page.mouse.move(0, 0)
+    shared_page.keyboard.press("Escape")  # what a test before this one has left open
+    shared_page.evaluate("localStorage.removeItem('LoRAKiln.chart')")
+    return shared_page
+
+
+@pytest.fixture
+def view(page):
+    """The view of the demo's Train LoRA node in a workflow of its own, without a run."""
+    GRAPH["id"] = str(uuid.uuid4())
     open_graph(page, GRAPH)
     return page.locator(".kiln-run")
 
@@ -177,7 +200,6 @@ def test_the_chart_is_used_by_keyboard_and_its_settings_last(page, server: Serve
     open_graph(page, GRAPH)
     assert view.get_by_role("button", name="log").get_attribute("aria-pressed") == "true"
     assert view.locator(".kiln-slider").input_value() == "0"
-    page.evaluate("localStorage.removeItem('LoRAKiln.chart')")
 
 
 def test_dragging_over_the_chart_looks_closer_and_a_double_click_shows_all(page, view):
@@ -200,7 +222,10 @@ def test_text_of_a_run_is_text_and_never_html(page, view):
     pictures = [{"name": TRICK, "caption": TRICK, "loss": 1.0, "count": 1, "thumbnail": None}]
     page.route("**/kiln/run/pictures*", lambda route: route.fulfill(json={"pictures": pictures}))
     told = {"message": TRICK, "notes": [TRICK], "name": TRICK, "memory": {"used": 1, "total": 0, "device": TRICK}}
-    send(page, half_way(run=TRICK, samples=[sample], marks=marks, sample_prompts=[TRICK], phase=TRICK, **told))
+    send(
+        page,
+        half_way(run=f"{TRICK}{run_id()}", samples=[sample], marks=marks, sample_prompts=[TRICK], phase=TRICK, **told),
+    )
     assert TRICK in view.locator(".kiln-message").inner_text()
     for name in ("samples", "pictures", "adjust", "loss"):
         tab(view, name)
@@ -251,6 +276,14 @@ def test_samples_stand_in_rows_and_open_large_with_keys_through_time(page, view,
     assert page.evaluate("window.app.graph.nodes.length") == len(GRAPH["nodes"])
 
 
+def test_samples_of_steps_that_are_taken_again_are_forgotten(page, view, sample_files):
+    send(page, message(step=300, points=POINTS[:300], samples=sample_files))
+    tab(view, "samples")
+    assert view.locator(".kiln-thumbnail").count() == 6
+    send(page, message(step=250, points=[]))
+    assert view.locator(".kiln-thumbnail").all_inner_texts() == ["200", "100", "200", "100"]
+
+
 def test_pictures_are_a_sheet_sorted_by_loss_and_asked_for_rarely(page, view, sample_files):
     path = f"/view?filename={sample_files[0]['filename'].replace(' ', '%20').replace('#', '%23')}"
     thumbnail = f"{path}&subfolder={SUBFOLDER.replace(' ', '%20').replace('&', '%26')}&type=output"
@@ -268,13 +301,13 @@ def test_pictures_are_a_sheet_sorted_by_loss_and_asked_for_rarely(page, view, sa
     tab(view, "pictures")
     page.wait_for_selector(".kiln-card")
     assert view.locator(".kiln-card").all_inner_texts() == ["a.png\n2.00×", "b.png\n0.50×"]
-    assert asked[0].endswith("run=anna%2F20261124-201500")
+    assert asked[0].endswith(f"run=anna%2F{GRAPH['id']}-1")
     for step in range(1501, 1511):
         send(page, message(step=step, points=[POINTS[step - 1]]))
     send(page, message(step=1510, state="finished", controls=[]))
     page.wait_for_function("document.querySelector('.kiln-run').dataset.state === 'finished'")
-    with page.expect_request("**/kiln/run/pictures*"):
-        send(page, message(step=1511, state="finished", run="anna/2", started_at=2.0))
+    with page.expect_response("**/kiln/run/pictures*"):
+        send(page, message(step=1511, state="finished", run=run_id(2), started_at=2.0))
     assert len(asked) == 3  # on opening, after the end, and of the next run
 
     view.locator(".kiln-card").first.click()
@@ -314,7 +347,7 @@ def test_a_control_tells_the_server_which_run_and_what(page, view):
     for name, action in (("Pause", "pause"), ("Finish", "finish"), ("Checkpoint", "checkpoint"), ("Sample", "sample")):
         with page.expect_response("**/kiln/run/control"):
             view.locator(".kiln-controls").get_by_role("button", name=name).press("Enter")
-        assert sent[-1] == {"run": RUN, "prompt_id": "p", "node_id": NODE, "action": action}
+        assert sent[-1] == {"run": run_id(), "prompt_id": "p", "node_id": NODE, "action": action}
 
     tab(view, "adjust")
     with page.expect_response("**/kiln/run/control"):
@@ -358,14 +391,14 @@ def test_two_nodes_and_two_workflows_show_their_own_runs(page, view):
     both = {**GRAPH, "nodes": [*GRAPH["nodes"], second]}
     open_graph(page, both)
     send(page, half_way(message="of the first"))
-    send(page, half_way(run="anna/2", node_id="77", message="of the second", state="paused"))
+    send(page, half_way(run=run_id(2), node_id="77", message="of the second", state="paused"))
     states = "() => [...document.querySelectorAll('.kiln-run')].map(one => one.dataset.state).toSorted()"
     page.wait_for_function(f"({states})().join() === 'paused,training'")
 
-    other = {**GRAPH, "id": "00000000-1111-4222-8333-444444444444"}
+    other = {**GRAPH, "id": str(uuid.uuid4())}
     open_graph(page, other)
     page.wait_for_function(f"({states})().join() === 'idle'")
-    send(page, half_way(run="anna/3", workflow_id=other["id"], state="failed", message="of the other"))
+    send(page, half_way(run=run_id(3), workflow_id=other["id"], state="failed", message="of the other"))
     page.wait_for_function(f"({states})().join() === 'failed'")
     open_graph(page, both)
     page.wait_for_function(f"({states})().join() === 'paused,training'")
@@ -390,9 +423,9 @@ def test_the_same_id_in_the_graph_and_in_a_subgraph_are_two_nodes(page, view):
     )
     ids = page.evaluate("window.ids")
     assert ids["inner"] == ids["outer"]
-    send(page, half_way(run="anna/2", node_id=f"{ids['holder']}:{ids['inner']}", state="paused"))
+    send(page, half_way(run=run_id(2), node_id=f"{ids['holder']}:{ids['inner']}", state="paused"))
     assert page.evaluate("window.nodesOf()") == ["idle", "paused"]
-    send(page, half_way(run="anna/3", node_id=str(ids["outer"]), state="failed"))
+    send(page, half_way(run=run_id(3), node_id=str(ids["outer"]), state="failed"))
     assert page.evaluate("window.nodesOf()") == ["failed", "paused"]
 
 
@@ -407,23 +440,6 @@ def test_a_page_that_opens_in_the_middle_asks_for_what_it_missed(page, view):
     histories[0] = message(step=STEPS, points=POINTS, state="finished", elapsed=9999)
     page.evaluate("window.app.api.dispatchCustomEvent('reconnected')")
     page.wait_for_function("document.querySelector('.kiln-run').dataset.state === 'finished'")
-
-
-def test_a_server_of_before_run_ids_is_understood(page, view):
-    old = {key: half_way()[key] for key in ("prompt_id", "node_id", "name", "state", "message", "step", "steps")}
-    figures = {
-        "loss": 0.1,
-        "smoothed": 0.1,
-        "learning_rate": 3e-4,
-        "seconds_per_step": 0.5,
-        "seconds_left": 9,
-        "elapsed": 1,
-    }
-    points = [[step, loss, loss] for step, loss, _ in POINTS[: STEPS // 2]]
-    send(page, {**old, **figures, **times, "points": points})
-    assert view.locator(".kiln-chip").inner_text() == "Training"
-    assert not view.locator(".kiln-controls").is_visible()
-    page.wait_for_function("document.querySelector('[data-figure=loss]')?.textContent.startsWith('loss 0.1')")
 
 
 # ---------------------------------------------------------------- where it stands
@@ -490,3 +506,14 @@ def test_a_hundred_thousand_points_are_taken_and_drawn(page, view):
       return spike;
     }"""
     page.wait_for_function(f"({inked})() > 0")  # the one spike goes up through the empty part of the chart
+
+
+def test_a_server_of_before_run_ids_is_understood(page, view):
+    """Last in this file: its run is of no workflow, and so of every one that opens in the page."""
+    old = {key: half_way()[key] for key in ("prompt_id", "node_id", "name", "state", "message", "step", "steps")}
+    figures = {"loss": 0.1, "smoothed": 0.1, "learning_rate": 3e-4, "seconds_per_step": 0.5, "elapsed": 1}
+    points = [[step, loss, loss] for step, loss, _ in POINTS[: STEPS // 2]]
+    send(page, {**old, **figures, "points": points})
+    assert view.locator(".kiln-chip").inner_text() == "Training"
+    assert not view.locator(".kiln-controls").is_visible()
+    page.wait_for_function("document.querySelector('[data-figure=loss]')?.textContent.startsWith('loss 0.1')")

@@ -94,16 +94,20 @@ function passOnToCanvas(root) {
   }
 }
 
-function showRuns() {
+/** Shows every node its run; with `changed`, only where that run or another than before is to be seen. */
+function showRuns(changed) {
   const workflow = workflowId(rootGraph());
-  for (const [node, view] of views) view.show(store.runOf(workflow, nodePaths(rootGraph(), node)));
+  for (const [node, view] of views) {
+    const run = store.runOf(workflow, nodePaths(rootGraph(), node));
+    if (!changed || run === changed || run !== view.run) view.show(run);
+  }
 }
 
 function receive(message) {
   heardAt = Date.now();
-  const { isMissing } = store.receive(message);
+  const { run, isMissing } = store.receive(message);
   if (isMissing) fetchRuns();
-  showRuns();
+  showRuns(run);
 }
 
 let fetching = null;

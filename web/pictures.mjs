@@ -50,6 +50,7 @@ export class PicturesPanel {
   /** Called while the panel is visible. */
   async show(run) {
     if (!run) this.#tell([], "The loss of each training picture appears here during a run.");
+    if (document.hidden || !this.root.getClientRects().length) return;
     const now = Date.now();
     if (!isDue(run, this.#asked, now)) return;
     const asked = { key: run.key, at: now, step: run.step, wasActive: isActive(run) };

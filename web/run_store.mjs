@@ -128,8 +128,9 @@ function pointsOf(message) {
 
 /** Whether the run as known from live messages is ahead of a history that was asked for earlier. */
 function isLater(known, history) {
-  const began = (run) => run.started_at ?? 0;
-  return began(known) === began(history) && (known.elapsed ?? 0) > (history.elapsed ?? 0);
+  if ((known.started_at ?? 0) !== (history.started_at ?? 0)) return false;
+  const ahead = (known.elapsed ?? 0) - (history.elapsed ?? 0);
+  return ahead > 0 || (ahead === 0 && (known.step ?? 0) > (history.step ?? 0));
 }
 
 function union(known, added, keyOf) {

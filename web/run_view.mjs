@@ -17,7 +17,7 @@ const TABS = [
 ];
 
 export class RunView {
-  #run;
+  run;
   #tab = "loss";
 
   /**
@@ -59,7 +59,7 @@ export class RunView {
   }
 
   show(run) {
-    this.#run = run;
+    this.run = run;
     this.root.dataset.state = run?.state ?? "idle";
     this.root.dataset.step = String(run?.step ?? 0);
     this.root.dataset.phase = run?.phase ?? "";
@@ -84,29 +84,31 @@ export class RunView {
 
   #open(name) {
     this.#tab = name;
-    if (name === "adjust") this.panels.adjust.open(this.#run);
+    if (name === "adjust") this.panels.adjust.open(this.run);
     this.#showTabs();
     this.#showPanels();
+    const panel = this.panels[name].root;
+    if (panel.dataset.captureWheel) panel.focus({ preventScroll: true }); // the wheel scrolls what has the focus
   }
 
   #showTabs() {
-    if (this.#tab === "adjust" && !isAdjustable(this.#run)) this.#tab = "loss";
+    if (this.#tab === "adjust" && !isAdjustable(this.run)) this.#tab = "loss";
     this.root.dataset.tab = this.#tab;
     for (const tab of this.tabs) {
       const name = tab.dataset.tab;
       tab.setAttribute("aria-pressed", name === this.#tab);
-      if (name === "adjust") tab.hidden = !isAdjustable(this.#run);
-      if (name === "samples") setText(tab, this.#run?.samples.length ? `Samples ${this.#run.samples.length}` : "Samples");
+      if (name === "adjust") tab.hidden = !isAdjustable(this.run);
+      if (name === "samples") setText(tab, this.run?.samples.length ? `Samples ${this.run.samples.length}` : "Samples");
     }
   }
 
   #showPanels() {
-    const hasSamples = Boolean(this.#run?.samples.length);
+    const hasSamples = Boolean(this.run?.samples.length);
     this.root.classList.toggle("kiln-has-samples", hasSamples);
     for (const [name, panel] of Object.entries(this.panels)) {
       const isOpen = name === this.#tab;
       panel.root.classList.toggle("kiln-open", isOpen);
-      if (isOpen || name === "samples") panel.show(this.#run);
+      if (isOpen || name === "samples") panel.show(this.run);
     }
   }
 }

@@ -11,6 +11,7 @@ const keyOf = (sample) => `${sample.subfolder}/${sample.filename}`;
 export class SamplesPanel {
   #rows = new Map(); // a prompt's key -> {strip, shown: keys of its pictures}
   #run;
+  #count = 0;
   #urlOf;
 
   /** urlOf: the page's URL of a path of the server's API. */
@@ -21,8 +22,10 @@ export class SamplesPanel {
   }
 
   show(run) {
-    if (run?.key !== this.#run?.key || (run?.samples.length ?? 0) < (this.#run?.samples.length ?? 0)) this.#clear();
+    const count = run?.samples.length ?? 0;
+    if (run?.key !== this.#run?.key || count < this.#count) this.#clear();
     this.#run = run;
+    this.#count = count;
     const rows = samplesByPrompt(run?.samples ?? []);
     this.empty.hidden = rows.length > 0;
     for (const row of rows) this.#showRow(row);

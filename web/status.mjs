@@ -14,6 +14,7 @@ const PHASES = {
   sampling: "Sampling",
   validating: "Validating",
   saving: "Saving",
+  paused: "Paused",
 };
 const ENDED = new Set(["finished", "interrupted", "failed"]);
 

@@ -31,6 +31,7 @@ for (const [more, text] of [
   [{ phase: "validating" }, "Validating"],
   [{ phase: "saving" }, "Saving"],
   [{ state: "paused", phase: "paused" }, "Paused"],
+  [{ phase: "paused" }, "Paused"],
   [{ state: "finished", phase: "saving" }, "Finished"],
   [{ state: "interrupted" }, "Stopped"],
   [{ state: "failed" }, "Failed"],

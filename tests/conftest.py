@@ -7,6 +7,7 @@ must never be on sys.path, where its nodes/ would hide the host's nodes.py.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,9 +139,9 @@ def server(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-@pytest.fixture
-def page(server: Server):
-    """A fresh page of a real Chromium. Go to `server.url` and wait for `window.app`.
+@contextlib.contextmanager
+def browser_page() -> Iterator[Any]:
+    """A fresh page of a real Chromium, closed afterwards.
 
     Playwright keeps an event loop running in this thread: a test with a page cannot call asyncio.run.
     """
@@ -155,3 +157,10 @@ def page(server: Server):
         yield context.new_page()
         context.close()
         chromium.close()
+
+
+@pytest.fixture
+def page(server: Server) -> Iterator[Any]:
+    """A fresh page of a real Chromium. Go to `server.url` and wait for `window.app`."""
+    with browser_page() as page:
+        yield page

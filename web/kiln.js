@@ -1,77 +1,142 @@
-// Wiring between the page and the nodes. What is drawn is in chart.mjs; what is said is in status.mjs.
+// Wiring between the page and the nodes: which node shows which run, and the server's answers. No drawing here.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
-import { drawChart } from "./chart.mjs";
 import { addDatasetView } from "./dataset.mjs";
-import { mergeRun, statusLines } from "./status.mjs";
+import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
+import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 
 const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
-const HEIGHT = 170;
 const WIDTH = 400;
-const POLL_MILLISECONDS = 5000;
+const TRAIN_HEIGHT = 600;
+const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
-const runs = new Map(); // node id -> the newest run of that node
-const views = new Map(); // node id -> its view
-
+const store = new RunStore();
+const views = new Map(); // node -> its RunView
+let heardAt = 0;
 let presets = {};
 
+// ---------------------------------------------------------------- the live view of Train LoRA
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+const server = {
+  urlOf: (path) => api.apiURL(path),
+
+  async send(run, action, value) {
+    const { run: id = "", prompt_id, node_id } = run;
+    const answer = await post("/kiln/run/control", { run: id, prompt_id, node_id, action, value });
+    if (!answer.ok) toast("error", await errorText(answer));
+    else if (value !== undefined) toast("success", "The run goes on with it.");
+    return answer.ok;
+  },
+
+  async fetchPictures(run) {
+    const answer = await api.fetchApi(`/kiln/run/pictures?${new URLSearchParams({ run: run.run ?? "" })}`);
+    if (!answer.ok) throw new Error(await errorText(answer));
+    return (await answer.json()).pictures ?? [];
+  },
+};
+
+async function post(path, body) {
+  const headers = { "Content-Type": "application/json" };
+  try {
+    return await api.fetchApi(path, { method: "POST", headers, body: JSON.stringify(body) });
+  } catch (error) {
+    return Response.json({ error: `The server does not answer: ${error.message}` }, { status: 503 });
+  }
+}
+
+async function errorText(answer) {
+  const text = await answer.text();
+  try {
+    return JSON.parse(text).error ?? text;
+  } catch {
+    return text.slice(0, 300) || answer.statusText;
+  }
+}
+
+function toast(severity, detail) {
+  app.extensionManager.toast.add({ severity, summary: "Train LoRA", detail, life: severity === "error" ? 10_000 : 3000 });
+}
+
 function addRunView(node) {
-  const root = document.createElement("div");
-  root.className = "kiln-run";
-  root.style.cssText = `display:flex;flex-direction:column;gap:4px;min-height:${HEIGHT}px;width:100%;box-sizing:border-box;`;
-  const canvas = document.createElement("canvas");
-  canvas.style.cssText = "flex:1;min-height:0;width:100%;border-radius:6px;";
-  const text = document.createElement("div");
-  text.style.cssText =
-    "font:12px/1.45 Inter,system-ui,sans-serif;color:var(--input-text);white-space:pre-line;overflow-wrap:anywhere;";
-  root.append(canvas, text);
-  const widget = node.addDOMWidget("kiln_run", "KILN_RUN", root, {
+  const view = new RunView(server);
+  const widget = node.addDOMWidget("kiln_run", "KILN_RUN", view.root, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => HEIGHT,
+    getMinHeight: () => MIN_HEIGHT,
   });
   widget.serialize = false;
-
-  const paint = () => {
-    const run = runs.get(String(node.id)); // inside a subgraph the server says "12:5", the page "5"
-    const lines = statusLines(run);
-    text.textContent = lines.join("\n");
-    root.dataset.state = run?.state ?? "idle";
-    root.dataset.step = String(run?.step ?? 0);
-    drawChart(canvas, run?.points ?? [], run?.steps ?? 0, getComputedStyle(root));
-  };
-  const resized = new ResizeObserver(paint);
-  resized.observe(canvas);
-  views.set(node, paint);
+  passOnToCanvas(view.root);
+  views.set(node, view);
   const onRemoved = node.onRemoved;
   node.onRemoved = function () {
-    resized.disconnect();
+    view.remove();
     views.delete(node);
     onRemoved?.apply(this, arguments);
   };
-  node.setSize([node.size[0], Math.max(node.size[1], 420)]);
-  paint();
+  node.setSize([node.size[0], Math.max(node.size[1], TRAIN_HEIGHT)]);
 }
 
-function nodeId(run) {
-  return String(run.node_id).split(":").at(-1);
+/** The wheel and the middle button over the view move the graph, unless a list in it has the focus. */
+function passOnToCanvas(root) {
+  root.addEventListener("wheel", (event) => {
+    if (event.target.closest("[data-capture-wheel]")?.contains(document.activeElement)) return;
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+  });
+  const passOn = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
+  for (const [type, method] of Object.entries(passOn)) {
+    root.addEventListener(type, (event) => {
+      const isMiddle = type === "pointermove" ? event.buttons & 4 : event.button === 1;
+      if (isMiddle) app.canvas[method](event);
+    });
+  }
+}
+
+/** Shows every node its run; with `changed`, only where that run or another than before is to be seen. */
+function showRuns(changed) {
+  const workflow = workflowId(rootGraph());
+  for (const [node, view] of views) {
+    const run = store.runOf(workflow, nodePaths(rootGraph(), node));
+    if (!changed || run === changed || run !== view.run) view.show(run);
+  }
 }
 
 function receive(message) {
-  const id = nodeId(message);
-  runs.set(id, mergeRun(runs.get(id), message));
-  for (const [node, paint] of views) if (String(node.id) === id) paint();
+  heardAt = Date.now();
+  const { run, isMissing } = store.receive(message);
+  if (isMissing) fetchRuns();
+  showRuns(run);
 }
 
-async function fetchRuns() {
-  const answer = await api.fetchApi("/kiln/runs");
-  if (!answer.ok) return;
-  for (const run of await answer.json()) {
-    runs.set(nodeId(run), run);
-  }
-  for (const paint of views.values()) paint();
+let fetching = null;
+
+/** Brings the histories of this workflow's runs. Who asks while an answer is under way shares it. */
+function fetchRuns() {
+  fetching ??= bringRuns().finally(() => (fetching = null));
+  return fetching;
 }
+
+async function bringRuns() {
+  const workflow = workflowId(rootGraph());
+  heardAt = Date.now();
+  try {
+    const answer = await api.fetchApi(`/kiln/runs?${new URLSearchParams({ workflow_id: workflow })}`);
+    if (answer.ok) for (const history of await answer.json()) store.receiveHistory(history);
+  } catch {
+    return; // the server is away: `reconnected` asks again
+  }
+  showRuns();
+  if (workflow !== workflowId(rootGraph())) await bringRuns(); // another one was opened meanwhile
+}
+
+function askAfterSilence() {
+  if (views.size && store.active.length && Date.now() - heardAt > SILENCE) fetchRuns();
+}
+
+// ---------------------------------------------------------------- the presets of LoRA Config
 
 function fillInPresets(node) {
   const preset = node.widgets?.find((widget) => widget.name === "preset");
@@ -92,13 +157,9 @@ app.registerExtension({
   async setup() {
     api.addEventListener("kiln.run", (event) => receive(event.detail));
     api.addEventListener("reconnected", fetchRuns);
+    setInterval(askAfterSilence, SILENCE); // a page reloaded in the middle of a run can miss the server's messages
     const answer = await api.fetchApi("/kiln/presets");
     if (answer.ok) presets = await answer.json();
-    await fetchRuns();
-    // A page reloaded in the middle of a run can miss the server's messages: look from time to time.
-    setInterval(() => {
-      if ([...runs.values()].some((run) => run.state === "training" || run.state === "preparing")) fetchRuns();
-    }, POLL_MILLISECONDS);
   },
   nodeCreated(node) {
     if (!node.comfyClass.startsWith("Kiln")) return;
@@ -108,6 +169,7 @@ app.registerExtension({
     if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
   },
   afterConfigureGraph() {
-    for (const paint of views.values()) paint();
+    showRuns();
+    if (views.size) fetchRuns();
   },
 });

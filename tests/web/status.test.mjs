@@ -1,58 +1,17 @@
-// How a run's messages add up, and what the node says.
+// What the node says of a run.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { duration, mergeRun, statusLines } from "../../web/status.mjs";
+import {
+  duration, factsText, lossText, messageText, progress, progressText, rateText, stateText,
+} from "../../web/status.mjs";
 
-const message = (from, to, more = {}) => ({
-  prompt_id: "p", node_id: "7", state: "training", message: "", step: to, steps: 100, loss: 0.5, smoothed: 0.6,
-  learning_rate: 1e-4, seconds_per_step: 0.5, seconds_left: 75, elapsed: 3661,
-  points: Array.from({ length: to - from }, (_, index) => [from + index + 1, 1 / (from + index + 1), 1]),
+const GB = 2 ** 30;
+const run = (more = {}) => ({
+  state: "training", phase: "training", phase_done: 0, phase_total: 0, message: "", step: 30, steps: 100, epoch: 2,
+  epochs: 10, seconds_per_step: 0.5, seconds_left: 75, elapsed: 3661, memory: { used: 5.2 * GB, total: 24 * GB }, notes: [],
   ...more,
-});
-const steps = (run) => run.points.map((point) => point[0]);
-const upTo = (last) => Array.from({ length: last }, (_, index) => index + 1);
-
-test("the first message is the run", () => {
-  assert.deepEqual(steps(mergeRun(undefined, message(0, 3))), upTo(3));
-});
-
-test("messages in a row add up", () => {
-  const run = [message(0, 3), message(3, 5), message(5, 9)].reduce(mergeRun, undefined);
-  assert.deepEqual(steps(run), upTo(9));
-  assert.equal(run.step, 9);
-});
-
-test("what is known is not added again", () => {
-  assert.deepEqual(steps(mergeRun(mergeRun(undefined, message(0, 5)), message(2, 8))), upTo(8));
-});
-
-test("a whole history over what is known changes nothing but the end", () => {
-  assert.deepEqual(steps(mergeRun(mergeRun(undefined, message(0, 5)), message(0, 8))), upTo(8));
-});
-
-test("a message without new points keeps the curve", () => {
-  const run = mergeRun(mergeRun(undefined, message(0, 3)), message(3, 3, { state: "finished" }));
-  assert.deepEqual(steps(run), upTo(3));
-  assert.equal(run.state, "finished");
-});
-
-test("another prompt begins anew", () => {
-  const run = mergeRun(mergeRun(undefined, message(0, 5)), message(0, 2, { prompt_id: "q" }));
-  assert.deepEqual(steps(run), upTo(2));
-});
-
-test("a run that starts again in its prompt begins anew", () => {
-  const run = mergeRun(mergeRun(undefined, message(0, 5)), message(0, 0, { state: "preparing" }));
-  assert.deepEqual(steps(run), []);
-});
-
-test("merging changes neither of the two", () => {
-  const known = mergeRun(undefined, message(0, 3));
-  const before = JSON.stringify(known);
-  mergeRun(known, message(3, 6));
-  assert.equal(JSON.stringify(known), before);
 });
 
 for (const [seconds, text] of [
@@ -62,37 +21,70 @@ for (const [seconds, text] of [
   test(`${seconds} seconds are ${text}`, () => assert.equal(duration(seconds), text));
 }
 
-test("before a run the node says what will be there", () => {
-  assert.equal(statusLines(undefined).length, 1);
+for (const [more, text] of [
+  [{}, "Training"],
+  [{ state: "preparing", phase: "" }, "Preparing"],
+  [{ state: "preparing", phase: "loading" }, "Loading"],
+  [{ state: "preparing", phase: "encoding", phase_done: 37, phase_total: 120 }, "Encoding 37 of 120"],
+  [{ phase: "sampling", phase_done: 1, phase_total: 4 }, "Sampling 1 of 4"],
+  [{ phase: "sampling", phase_done: 0, phase_total: 1 }, "Sampling"],
+  [{ phase: "validating" }, "Validating"],
+  [{ phase: "saving" }, "Saving"],
+  [{ state: "paused", phase: "paused" }, "Paused"],
+  [{ phase: "paused" }, "Paused"],
+  [{ state: "finished", phase: "saving" }, "Finished"],
+  [{ state: "interrupted" }, "Stopped"],
+  [{ state: "failed" }, "Failed"],
+  [{ phase: undefined }, "Training"],
+]) {
+  test(`${JSON.stringify(more)} is called ${text}`, () => assert.equal(stateText(run(more)), text));
+}
+
+test("before a run the node says that there is none", () => {
+  assert.equal(stateText(undefined), "No run yet");
+  assert.deepEqual([progressText(undefined), factsText(undefined), messageText(undefined), progress(undefined)], ["", "", "", 0]);
 });
 
-test("while it trains it says step, losses, rate and time left", () => {
-  const text = statusLines(message(0, 3)).join("\n");
-  for (const part of ["step 3 of 100", "0.5000", "0.6000", "1.0e-4", "2.0 steps a second", "1:15 left"]) {
-    assert.ok(text.includes(part), `${part} in ${text}`);
-  }
+test("the progress tells step and epoch", () => assert.equal(progressText(run()), "step 30 of 100 · epoch 2 of 10"));
+
+test("a run without epochs tells its steps", () => {
+  assert.equal(progressText(run({ epoch: undefined, epochs: undefined })), "step 30 of 100");
+});
+
+test("while it trains it tells rate, time left and memory", () => {
+  assert.equal(factsText(run()), "2.0 steps/s · 1:15 left · 5.2 of 24 GB");
 });
 
 test("slow steps are told in seconds", () => {
-  assert.ok(statusLines(message(0, 3, { seconds_per_step: 2.345 })).join().includes("2.35 s a step"));
+  assert.ok(factsText(run({ seconds_per_step: 2.345 })).startsWith("2.35 s/step"));
 });
 
-test("while it prepares it says what", () => {
-  const run = message(0, 0, { state: "preparing", message: "encoding pictures 2 of 9", loss: null, smoothed: null });
-  assert.deepEqual(statusLines(run), ["Preparing: encoding pictures 2 of 9"]);
+test("what the server does not tell is left out", () => {
+  assert.equal(factsText({ state: "training", step: 3, steps: 9, seconds_per_step: 0, seconds_left: null, memory: null }), "");
+  assert.equal(factsText(run({ step: 0 })), "5.2 of 24 GB");
 });
 
-for (const [state, word] of [["finished", "Finished"], ["interrupted", "Stopped"], ["failed", "Failed"]]) {
-  test(`a run that is ${state} says so, with the time in all`, () => {
-    const text = statusLines(message(0, 3, { state, message: "why" })).join("\n");
-    for (const part of [word, "1:01:01 in all", "why"]) assert.ok(text.includes(part), `${part} in ${text}`);
+for (const state of ["finished", "interrupted", "failed"]) {
+  test(`a run that is ${state} tells the time in all`, () => {
+    assert.equal(factsText(run({ state })), "2.0 steps/s · 1:01:01 in all");
   });
 }
 
-test("a loss that is no number is said in words", () => {
-  assert.ok(statusLines(message(0, 3, { loss: null, smoothed: null }))[0].includes("loss not a number"));
+test("the bar shows the steps, and while it prepares the preparation", () => {
+  assert.equal(progress(run()), 0.3);
+  assert.equal(progress(run({ state: "preparing", phase_done: 30, phase_total: 120, step: 0 })), 0.25);
+  assert.equal(progress(run({ step: 5, steps: 0 })), 0);
+  assert.equal(progress(run({ step: 500 })), 1);
 });
 
-test("a run of no length yet says only its state", () => {
-  assert.deepEqual(statusLines(message(0, 0, { loss: null, smoothed: null })), ["Training: step 0 of 100"]);
+test("message and notes stand in lines", () => {
+  assert.equal(messageText(run({ message: "why", notes: ["one", "two"] })), "why\none\ntwo");
 });
+
+for (const [value, text] of [[0.12345, "0.1235"], [0, "0.0000"], [12.345, "12.35"], [0.00012, "1.20e-4"], [1e7, "1.00e+7"], [NaN, "–"], [null, "–"]]) {
+  test(`a loss of ${value} is written ${text}`, () => assert.equal(lossText(value), text));
+}
+
+for (const [value, text] of [[1e-4, "1e-4"], [3.45e-5, "3.45e-5"], [2.5e-4, "2.5e-4"], [1, "1"], [0.05, "0.05"], [0, "0"], [NaN, "–"]]) {
+  test(`a learning rate of ${value} is written ${text}`, () => assert.equal(rateText(value), text));
+}

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from . import host
-from .captions import with_trigger
+from .captions import SIDECARS, with_trigger
 from .folders import files_below
+from .paths import PathRefused, check_parts
 from .problems import InputError, raise_if_any
 
 FOLDER = "captioners"
@@ -26,6 +27,7 @@ KNOWN_IDS = (
     "florence-community/Florence-2-base",
     "florence-community/Florence-2-large",
 )
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 FLORENCE_TASK = "<DETAILED_CAPTION>"
 
 
@@ -72,11 +74,15 @@ def find_model(name: str) -> str:
     Raises:
         InputError: neither.
     """
+    try:
+        parts = check_parts(name)
+    except PathRefused as error:
+        raise InputError("Caption Images", [f"captioner is {name!r:.200}, {error}"]) from None
     for root in host.model_folders(FOLDER):
-        folder = Path(os.path.abspath(root / name))
-        if folder.is_relative_to(root) and folder != root and (folder / "config.json").is_file():
+        folder = root.joinpath(*parts)
+        if (folder / "config.json").is_file():
             return str(folder)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or os.path.exists(name):
+    if not HUB_ID.fullmatch(name) or os.path.exists(name):
         have = ", ".join(local_models()) or "none"
         problem = (
             f"captioner is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "
@@ -120,12 +126,14 @@ def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
     Returns:
         Whether it was written.
     """
-    existing = [path for ending in (".txt", ".caption") if (path := picture.with_suffix(ending)).exists()]
+    existing = [path for ending in SIDECARS if (path := picture.with_suffix(ending)).is_file()]
     if not overwrite and any(path.read_bytes().strip() for path in existing):
         return False
     target = existing[0] if existing else picture.with_suffix(".txt")
     partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(caption + "\n", encoding="utf-8")
+    partial.unlink(missing_ok=True)  # a link that lies there would be written through
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(caption + "\n")
     os.replace(partial, target)
     return True
 

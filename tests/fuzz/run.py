@@ -59,7 +59,6 @@ def _become_fuzzer(target: Target, arguments: list[str], log: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev.py fuzz")
-    parser.add_argument("--host-dir")
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=20_000, help="executions of each target")
     parser.add_argument("--target", choices=TARGETS, help="one target alone")

@@ -5,9 +5,11 @@ A target gets bytes and reads them as the product does. Only the errors that the
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +39,9 @@ from PIL import Image
 from safetensors.torch import save
 
 MEMORY = Path("/dev/shm")
-_folder = tempfile.TemporaryDirectory(prefix="lora-kiln-fuzz-", dir=MEMORY if MEMORY.is_dir() else None)
-SCRATCH = Path(_folder.name)
+SCRATCH = Path(tempfile.mkdtemp(prefix="lora-kiln-fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+_owner = os.getpid()  # the fuzzer's forks end before it
+atexit.register(lambda: os.getpid() == _owner and shutil.rmtree(SCRATCH, ignore_errors=True))
 
 
 @dataclass(frozen=True)

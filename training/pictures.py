@@ -72,15 +72,16 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     with _decoding(path), _opened(path) as image:
         width, height = image.size
-        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # a PNG may be decoded for it
+        if width * height > LARGEST_AREA:  # before all else: a PNG is decoded for its EXIF
+            raise PictureError(
+                f"{path.name} is {width} x {height} pixels: more than {LARGEST_AREA // 1_000_000} million. "
+                "Scale it down."
+            )
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
             width, height = height, width
     if min(width, height) < SMALLEST_SIDE:
         raise PictureError(
             f"{path.name} is {width} x {height} pixels: at least {SMALLEST_SIDE} a side are needed. Remove it."
-        )
-    if width * height > LARGEST_AREA:
-        raise PictureError(
-            f"{path.name} is {width} x {height} pixels: more than {LARGEST_AREA // 1_000_000} million. Scale it down."
         )
     return width, height
 

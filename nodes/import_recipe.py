@@ -60,7 +60,7 @@ class ImportRecipe(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: Any = None, changes: Any = None) -> bool | str:
         try:
-            if isinstance(file, str) and file not in ("", NONE):
+            if file not in (None, "", NONE):
                 _path(file)
             if isinstance(changes, str):
                 recipes.parse_changes(changes)
@@ -101,7 +101,7 @@ def _files() -> list[str]:
     return [NONE, *found, *(f"{LORA}{name}" for name in host.lora_files())]
 
 
-def _path(file: str) -> Path:
-    if file.startswith(LORA):
+def _path(file: Any) -> Path:
+    if isinstance(file, str) and file.startswith(LORA):
         return host.lora_path(file.removeprefix(LORA), "file", SUBJECT)
-    return host.recipe_path(file.removeprefix(RECIPE))
+    return host.recipe_path(file.removeprefix(RECIPE) if isinstance(file, str) else file)

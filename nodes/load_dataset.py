@@ -165,7 +165,7 @@ class LoadDataset(io.ComfyNode):
         for field in ("folder", "regularisation_folder"):
             name = _one(inputs.get(field))
             if name not in (None, "", NONE):
-                prints.append(folder_fingerprint(host.resolve_folder(name, field)))
+                prints.append(folder_fingerprint(host.resolve_folder(name, field), host.data_roots()))
         return "|".join(prints)
 
     @classmethod
@@ -255,7 +255,7 @@ def _read_folder(path: Path, settings: DatasetSettings, is_regularisation: bool,
 
     with open_cache() or nullcontext() as cache:
         examine = cache.picture_facts if cache else picture_facts
-        return read_folder(path, settings, is_regularisation, repeats, examine, on_picture)
+        return read_folder(path, settings, is_regularisation, repeats, examine, on_picture, host.data_roots())
 
 
 def _summary(dataset: Dataset) -> str:
@@ -283,10 +283,11 @@ def _summary(dataset: Dataset) -> str:
 
 def _folders() -> list[str]:
     """Folders with pictures in or below them: relative to the input folder, absolute for other allowed roots."""
-    inputs, *others = host.data_roots()
-    offered = {folder.relative_to(inputs).as_posix() for folder in folders_with(inputs, ENDINGS, DEEPEST)} - {"."}
+    inputs, *others = roots = host.data_roots()
+    found = folders_with(inputs, ENDINGS, DEEPEST, roots)
+    offered = {folder.relative_to(inputs).as_posix() for folder in found} - {"."}
     for root in others:
-        offered.update(map(str, folders_with(root, ENDINGS, DEEPEST)))
+        offered.update(map(str, folders_with(root, ENDINGS, DEEPEST, roots)))
     return sorted(offered)
 
 

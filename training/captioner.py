@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from . import host
 from .captions import with_trigger
 from .folders import files_below
+from .paths import PathRefused, check_parts
 from .problems import InputError, raise_if_any
 
 FOLDER = "captioners"
@@ -26,6 +26,7 @@ KNOWN_IDS = (
     "florence-community/Florence-2-base",
     "florence-community/Florence-2-large",
 )
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 FLORENCE_TASK = "<DETAILED_CAPTION>"
 
 
@@ -72,11 +73,15 @@ def find_model(name: str) -> str:
     Raises:
         InputError: neither.
     """
+    try:
+        parts = check_parts(name)
+    except PathRefused as error:
+        raise InputError("Caption Images", [f"captioner is {name!r:.200}, {error}"]) from None
     for root in host.model_folders(FOLDER):
-        folder = Path(os.path.abspath(root / name))
-        if folder.is_relative_to(root) and folder != root and (folder / "config.json").is_file():
+        folder = root.joinpath(*parts)
+        if (folder / "config.json").is_file():
             return str(folder)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or os.path.exists(name):
+    if not HUB_ID.fullmatch(name) or os.path.exists(name):
         have = ", ".join(local_models()) or "none"
         problem = (
             f"captioner is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "

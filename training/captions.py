@@ -11,17 +11,31 @@ SIDECARS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 
 
+LARGEST_CAPTION = 100_000
+"""bytes; the longest text encoders read some hundred words"""
+LARGEST_METADATA = 64 * 2**20
+"""bytes; a line a picture"""
+MOST_PROBLEMS = 20
+"""that are said of one file"""
+
+
 class CaptionFileError(ValueError):
     """A caption file that cannot be read; the message names it."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int = LARGEST_CAPTION) -> str:
     """The text of a caption file, UTF-8 or UTF-16 with its mark.
 
+    Args:
+        largest: bytes.
+
     Raises:
-        CaptionFileError: another encoding.
+        CaptionFileError: larger, or of another encoding.
     """
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise CaptionFileError(f"{path.name} is larger than {largest:,} bytes: shorten it, or remove it.")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding).strip()
@@ -39,23 +53,40 @@ def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
     path = folder / METADATA
     if not path.is_file():
         return {}, []
-    captions, problems = {}, []
+    captions, bad = {}, []
     try:
-        lines = read_text(path).split("\n")
+        lines = read_text(path, LARGEST_METADATA).split("\n")
     except CaptionFileError as error:
         return {}, [str(error)]
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            text = next(entry[key] for key in ("text", "caption", "prompt") if isinstance(entry.get(key), str))
-            captions[str(entry["file_name"])] = text.strip()
-        except (json.JSONDecodeError, KeyError, StopIteration, AttributeError, RecursionError):
-            problems.append(
-                f"{METADATA} line {number} is not an object with file_name and text: mend or remove the line."
-            )
+            file, text = _entry(line)
+        except (ValueError, RecursionError):
+            bad.append(number)
+        else:
+            captions[file] = text
+    wanted = "is not an object with file_name and text: mend or remove the line."
+    problems = [f"{METADATA} line {number} {wanted}" for number in bad[:MOST_PROBLEMS]]
+    if len(bad) > MOST_PROBLEMS:
+        problems.append(f"{METADATA} has {len(bad) - MOST_PROBLEMS} more such lines.")
     return captions, problems
+
+
+def _entry(line: str) -> tuple[str, str]:
+    """(file name, caption) of a line.
+
+    Raises:
+        ValueError, RecursionError: it is no such line.
+    """
+    entry = json.loads(line) if len(line) <= LARGEST_CAPTION else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise ValueError("no file_name")
+    text = next((entry[key] for key in ("text", "caption", "prompt") if isinstance(entry.get(key), str)), None)
+    if text is None:
+        raise ValueError("no text")
+    return entry["file_name"], text.strip()
 
 
 def sidecar(picture: Path) -> Path | None:

@@ -1,10 +1,10 @@
 """The recipe of a run: a frozen dataclass whose contradictions are refused on construction."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from .layer_rules import parse_layer_rules
+from .numbers import is_finite
 from .problems import InputError, raise_if_any
 
 ADAPTERS = ("lora", "dora", "loha", "lokr", "oft")
@@ -184,14 +184,15 @@ class LoRAConfig:
             *_one_of(self, BASE_PRECISIONS, "base_precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
-        if not 0 <= self.validation_share <= 0.5:
+        if not is_finite(self.validation_share) or not 0 <= self.validation_share <= 0.5:
             problems.append(f"validation_share is {self.validation_share}; it must be from 0 to 0.5.")
         elif not self.validation_share and (self.keep_best or self.validation_patience):
             problems.append(
                 "keep_best or validation_patience is set, but validation_share is 0: nothing is measured. "
                 "Set validation_share to 0.1 or so, or the others to off."
             )
-        if not 0 <= self.min_timestep < self.max_timestep <= 1000:
+        times = self.min_timestep, self.max_timestep
+        if not all(map(is_finite, times)) or not 0 <= self.min_timestep < self.max_timestep <= 1000:
             problems.append(
                 f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "
                 "they must be from 0 to 1000, the first below the second."
@@ -270,7 +271,7 @@ def preset_values(name: str) -> dict[str, Any]:
 def _numbers(config: LoRAConfig, names: tuple[str, ...]):
     for name in names:
         value = getattr(config, name)
-        yield name, value, isinstance(value, int | float) and math.isfinite(value)
+        yield name, value, is_finite(value)
 
 
 def _at_least(config: LoRAConfig, lowest: float, *names: str) -> list[str]:

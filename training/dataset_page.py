@@ -147,7 +147,7 @@ def save(request: dict[str, Any]) -> dict[str, Any]:
             raise Refusal(409, f"{len(changed)} captions changed on disk since they were read.", changed=changed)
         for entry in entries:
             name, path = entry["name"], folder / entry["name"]
-            if host.leaves_roots(path.parent) or not host.may_write(path.parent):
+            if host.leaves_roots(path.parent) or not host.may_write(path):
                 failed[name] = f"{name}: it lies behind a link to a folder where nothing may be written."
                 continue
             try:

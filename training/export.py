@@ -16,6 +16,7 @@ from .host import LayerNames
 from .lora_keys import ALPHA, DOWN, ENTRIES, UP, Layers, layers_of, scale_of
 from .lora_model import DTYPES, LoRAModel, usual_dtype
 from .metadata import file_hashes, implementation
+from .paths import PathRefused, check_parts, resolve
 from .problems import InputError, raise_if_any
 
 FORMATS = ("kohya", "diffusers", "comfyui")
@@ -214,6 +215,7 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
         path = free_path(path)
         partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # a link that lies there would be written through
         whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
         save_file(whole, partial, {**metadata, **file_hashes(whole, metadata)})
         os.replace(partial, path)
@@ -242,18 +244,16 @@ def free_path(path: Path) -> Path:
 
 
 def check_name(name: str, field: str, subject: str) -> str:
-    """A file name, maybe with folders, that stays inside its root.
+    """A file name, maybe with folders, that stays inside the LoRA folder.
 
     Raises:
-        InputError: empty, absolute, or with characters that no file should have.
+        InputError: empty, absolute, a link out of the folder, or with characters that no file should have.
     """
-    cleaned = name.strip().removesuffix(".safetensors")
-    parts = [part.strip() for part in cleaned.split("/")]
-    is_good = all(part.strip(".") and not re.search(r'[\\:*?"<>|\x00-\x1f]', part) for part in parts)
-    if not is_good:
-        problem = (
-            f"{field} is {name!r}; it must be a file name, maybe with folders before it (as in 'people/anna'), "
-            r'without .. and without \ : * ? " < > |.'
-        )
-        raise_if_any(subject, [problem])
-    return "/".join(parts)
+    cleaned = name.strip().removesuffix(".safetensors") if isinstance(name, str) else name
+    folder = host.lora_folder()
+    try:
+        cleaned = "/".join(check_parts(cleaned))
+        resolve(cleaned, [folder])
+    except PathRefused as error:
+        raise InputError(subject, [f"{field} is {name!r:.200}, {error}"]) from None
+    return cleaned

@@ -14,6 +14,8 @@ else:
     import tomli as tomllib
 
 SETTINGS_FILE = "dataset.toml"
+LARGEST = 10_000
+"""bytes"""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ def read_folder_settings(folder: Path, name: str) -> tuple[FolderSettings, list[
     if not path.is_file():
         return FolderSettings(), []
     try:
-        said = tomllib.loads(read_text(path))
+        said = tomllib.loads(read_text(path, LARGEST))
     except CaptionFileError as error:
         return FolderSettings(), [str(error)]
     except RecursionError:
         return FolderSettings(), [f"{name} is nested too deep. Write lines such as repeats = 10."]
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what Python says of endless numbers
         return FolderSettings(), [f"{name} is not TOML: {error}. Write lines such as repeats = 10."]
     values, problems = {}, []
     for key, value in said.items():

@@ -5,42 +5,58 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .paths import leads_out
+
 SETTLED = 2.0
 """seconds after which a folder's or file's time of change tells every change (FAT counts in twos)"""
 _listings: dict[tuple[str, tuple[str, ...]], tuple[int, tuple[bool, list[str]]]] = {}
 """(folder, endings) -> its time of change in ns, and what `_listing` said then"""
 
 
-def files_below(root: Path, deepest: int | None = None) -> Iterator[Path]:
+def files_below(
+    root: Path, deepest: int | None = None, within: Sequence[Path] = (), strays: list[Path] | None = None
+) -> Iterator[Path]:
     """Every file in a folder and the folders in it, in name order; hidden ones left out.
 
-    Links to folders are followed, each folder once.
+    Links are followed, each folder once, unless they lead out: what a workflow reads, strangers may see.
 
     Args:
         deepest: levels of folders below root to go into; None = all.
+        within: the folders that links may lead into; root alone where there are none.
+        strays: the links that lead out are added to it.
     """
+    allowed, strays = within or (root,), [] if strays is None else strays
+
+    def stays(path: Path, may_be_link: bool) -> bool:
+        if may_be_link and leads_out(path, allowed):
+            strays.append(path)
+            return False
+        return True
+
     seen: set[str] = set()
-    for path, names, files in os.walk(root, followlinks=True):
-        here = Path(path)
-        is_new = os.path.realpath(path) not in seen
-        seen.add(os.path.realpath(path))
+    for folder, names, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        is_new = os.path.realpath(folder) not in seen
+        seen.add(os.path.realpath(folder))
         depth = len(here.relative_to(root).parts)
         goes_on = is_new and (deepest is None or depth < deepest)
-        names[:] = sorted(name for name in names if goes_on and not name.startswith("."))
-        if is_new:
-            yield from (here / name for name in sorted(files) if not name.startswith("."))
+        shown = (name for name in sorted(names) if goes_on and not name.startswith("."))
+        names[:] = [name for name in shown if stays(here / name, True)]  # Windows' junctions are no links to Python
+        found = (here / name for name in sorted(files) if is_new and not name.startswith("."))
+        yield from (path for path in found if stays(path, path.is_symlink()))
 
 
-def folders_with(root: Path, endings: Sequence[str], deepest: int) -> list[Path]:
+def folders_with(root: Path, endings: Sequence[str], deepest: int, within: Sequence[Path] = ()) -> list[Path]:
     """Root and the folders below it that have a file of one of the endings in or below them, in name order.
 
     Hidden ones are left out. Only folders that changed since the last call are listed again: it is cheap to call often.
 
     Args:
         deepest: levels of folders below root to go into.
+        within: the folders that links may lead into; root alone where there are none.
     """
     found: list[Path] = []
-    _holds(root, tuple(endings), deepest, set(), found)
+    _holds(root, tuple(endings), deepest, set(), found, within or (root,))
     return sorted(found)
 
 
@@ -49,15 +65,17 @@ def is_settled(mtime_ns: int) -> bool:
     return not 0 <= time.time() - mtime_ns / 1e9 < SETTLED
 
 
-def _holds(folder: Path, endings: tuple[str, ...], deeper: int, seen: set[str], found: list[Path]) -> bool:
+def _holds(
+    folder: Path, endings: tuple[str, ...], deeper: int, seen: set[str], found: list[Path], within: Sequence[Path]
+) -> bool:
     """Whether the folder holds such a file in itself or below; all that do are added to found."""
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in seen or leads_out(folder, within):
         return False
     seen.add(real)
     holds, names = _listing(folder, endings)
     if deeper:
-        below = [_holds(folder / name, endings, deeper - 1, seen, found) for name in names]
+        below = [_holds(folder / name, endings, deeper - 1, seen, found, within) for name in names]
         holds = holds or any(below)
     if holds:
         found.append(folder)

@@ -14,11 +14,14 @@ from .adapters import Adapter, adapter_from_tensors
 from .host import LayerNames
 from .lora_keys import ALPHA, CHANGES, DOWN, layers_of, split_key
 from .lora_model import LoRAModel
+from .numbers import is_finite
 from .problems import InputError
 
 SUBJECT = "LoRA file"
-LARGEST_HEADER = 100 * 2**20
-"""bytes; as the safetensors library allows"""
+LARGEST_HEADER = 16 * 2**20
+"""bytes; some thousand tensors and the longest metadata in use take a quarter of it"""
+FACTORS = ("lora_", "hada_", "lokr_", "oft_", "a1.", "a2.", "b1.", "b2.")
+"""Beginnings of entries that are matrices, or kernels of up to three dimensions."""
 NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 WHOLE_NUMBERS = ("I64", "I32")
 """of alphas and shapes, in some files"""
@@ -106,7 +109,22 @@ def read_lora_file(path: Path) -> LoRAModel:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(SUBJECT, [f"{path.name} cannot be read ({error}). Copy or download it again."]) from error
+    if broken := [f"{key} {wrong}" for key, tensor in tensors.items() if (wrong := _wrong_with(key, tensor))]:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise InputError(SUBJECT, [f"{path.name} is broken: {broken[0]}{more}. Choose another file."])
     return LoRAModel(_with_peft_alphas(tensors, header.metadata), header.metadata, path.stem)
+
+
+def _wrong_with(key: str, tensor: torch.Tensor) -> str:
+    """Why a tensor cannot be what its key says; empty where it can."""
+    entry = (split_key(key) or ("", ""))[1]
+    if not bool(tensor.float().isfinite().all()):
+        return "holds numbers that are not finite"
+    if entry == ALPHA and tensor.numel() != 1:
+        return f"holds {tensor.numel()} numbers, and an alpha is one"
+    if entry.startswith(FACTORS) and (not 2 <= tensor.dim() <= 5 or not tensor.numel()):
+        return f"has the shape {list(tensor.shape)}, which no factor has"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -141,7 +159,7 @@ def read_header(path: Path) -> Header:
         metadata = {str(key): str(value) for key, value in content.pop("__metadata__", {}).items()}
         tensors = {key: (str(entry["dtype"]), len(entry["shape"])) for key, entry in content.items()}
         end = max((int(entry["data_offsets"][1]) for entry in content.values()), default=0)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(SUBJECT, [f"{path.name} is no safetensors file. {again}"]) from error
     if size < 8 + length + end:
         raise InputError(SUBJECT, [f"{path.name} is cut short. {again}"])
@@ -197,17 +215,22 @@ def _with_peft_alphas(tensors: dict[str, torch.Tensor], metadata: Mapping[str, s
     """Adds the alphas that diffusers keeps in the metadata (lora_adapter_metadata), where a file has no others."""
     try:
         settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = {}
     if not isinstance(settings, dict):
         return tensors
     alphas = {}
     for key, tensor in tensors.items():
         component, _, module = key.partition(".")
-        if not key.endswith(".lora_A.weight") or not isinstance(settings.get(f"{component}.lora_alpha"), int | float):
+        if not key.endswith(".lora_A.weight"):
             continue
-        name = module.removesuffix(".lora_A.weight")
-        alpha = float((settings.get(f"{component}.alpha_pattern") or {}).get(name, settings[f"{component}.lora_alpha"]))
+        name, pattern = module.removesuffix(".lora_A.weight"), settings.get(f"{component}.alpha_pattern")
+        alpha = settings.get(f"{component}.lora_alpha")
+        if isinstance(pattern, dict):
+            alpha = pattern.get(name, alpha)
+        if not is_finite(alpha):
+            continue
+        alpha = float(alpha)
         rank = tensor.shape[0]
         if settings.get(f"{component}.use_rslora"):
             alpha *= rank**0.5

@@ -368,7 +368,7 @@ def _json_object(text: str) -> dict[str, object]:
     """What a file's metadata says in JSON; empty where it is something else, as strangers' files may be."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -3,7 +3,10 @@
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +52,11 @@ def picture_facts(path: Path) -> PictureFacts:
         PictureError: it cannot be used.
     """
     width, height = picture_size(path)
-    with _opened(path) as image:
-        alpha = _alpha(_decode(image, path))
-    is_transparent = alpha is not None and np.asarray(alpha).min() < 255
-    return PictureFacts(width, height, bool(is_transparent), hashlib.sha256(path.read_bytes()).hexdigest())
+    with _decoding(path), _opened(path) as image:
+        image.load()
+        alpha = _alpha(image)
+        is_transparent = alpha is not None and np.asarray(alpha).min() < 255
+    return PictureFacts(width, height, bool(is_transparent), _digest(path))
 
 
 def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -66,17 +70,18 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         PictureError: no picture, too small, too large.
     """
-    with _opened(path) as image:
+    with _decoding(path), _opened(path) as image:
         width, height = image.size
-        if _orientation(image, path) in (5, 6, 7, 8):
+        if width * height > LARGEST_AREA:  # before all else: a PNG is decoded for its EXIF
+            raise PictureError(
+                f"{path.name} is {width} x {height} pixels: more than {LARGEST_AREA // 1_000_000} million. "
+                "Scale it down."
+            )
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
             width, height = height, width
     if min(width, height) < SMALLEST_SIDE:
         raise PictureError(
             f"{path.name} is {width} x {height} pixels: at least {SMALLEST_SIDE} a side are needed. Remove it."
-        )
-    if width * height > LARGEST_AREA:
-        raise PictureError(
-            f"{path.name} is {width} x {height} pixels: more than {LARGEST_AREA // 1_000_000} million. Scale it down."
         )
     return width, height
 
@@ -87,16 +92,17 @@ def check_picture(path: Path) -> None:
     Raises:
         PictureError: truncated or damaged.
     """
-    with _opened(path) as image:
-        _decode(image, path)
+    with _decoding(path), _opened(path) as image:
+        image.load()
 
 
 def load_picture(path: Path, fit: Fit) -> torch.Tensor:
     """The picture in its bucket: (H, W, 3) float32 in [0, 1]."""
-    with _opened(path) as image:
+    with _decoding(path), _opened(path) as image:
         image.draft("RGB", (fit.scaled_width, fit.scaled_height))
-        upright = ImageOps.exif_transpose(_decode(image, path))
-    return fit_pixels(_to_rgb(upright), fit)
+        image.load()
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
+    return fit_pixels(rgb, fit)
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:
@@ -106,19 +112,21 @@ def thumbnail(path: Path, side: int) -> Image.Image:
         PictureError: it cannot be used.
     """
     picture_size(path)
-    with _opened(path) as image:
+    with _decoding(path), _opened(path) as image:
         image.draft("RGB", (side, side))
-        upright = _to_rgb(ImageOps.exif_transpose(_decode(image, path)))
+        image.load()
+        upright = _to_rgb(ImageOps.exif_transpose(image))
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)
     return upright
 
 
 def load_mask(path: Path, fit: Fit) -> torch.Tensor:
     """A mask file in its picture's bucket, white = 1: (H, W) float32 in [0, 1]; its own transparency is black."""
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(_decode(image, path))
-    alpha = _alpha(upright)
-    grey = _to_8_bits(upright).convert("L")
+    with _decoding(path), _opened(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        alpha = _alpha(upright)
+        grey = _to_8_bits(upright).convert("L")
     if alpha is not None:
         grey = Image.composite(grey, Image.new("L", grey.size, 0), alpha)
     return fit_mask(grey, fit)
@@ -126,9 +134,10 @@ def load_mask(path: Path, fit: Fit) -> torch.Tensor:
 
 def load_alpha(path: Path, fit: Fit) -> torch.Tensor:
     """How opaque a picture is, in its bucket: (H, W) float32 in [0, 1]."""
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(_decode(image, path))
-    alpha = _alpha(upright)
+    with _decoding(path), _opened(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        alpha = _alpha(upright)
     return fit_mask(Image.new("L", upright.size, 255) if alpha is None else alpha, fit)
 
 
@@ -167,32 +176,39 @@ def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            Image.init()
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            return Image.open(path, formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path.name} has too many pixels to decode: scale it down.") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"{path.name} is not a picture Pillow can read: remove it or save it again.") from error
+    except Exception as error:  # Pillow's readers let any error of theirs out
+        kinds = ", ".join(FORMATS)
+        raise PictureError(
+            f"{path.name} is not a picture Pillow can read ({kinds}): remove it or save it again."
+        ) from error
 
 
-def _orientation(image: Image.Image, path: Path) -> int:
-    """How the picture is turned, as EXIF says it; a PNG may be decoded for it."""
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow has."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
     try:
-        return image.getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
-        raise _damaged(path, error) from error
+        yield
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's readers let any error of theirs out
+        raise PictureError(f"{path.name} is damaged or cut short ({error}): copy it again or remove it.") from error
 
 
-def _damaged(path: Path, error: Exception) -> PictureError:
-    return PictureError(f"{path.name} is damaged or cut short ({error}): copy it again or remove it.")
-
-
-def _decode(image: Image.Image, path: Path) -> Image.Image:
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
-        raise _damaged(path, error) from error
-    return image
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from .captions import METADATA, SIDECARS, CaptionFileError, read_metadata, read_
 from .dataset import DatasetSettings, Picture
 from .folder_settings import SETTINGS_FILE, FolderSettings, read_folder_settings
 from .folders import files_below
+from .paths import leads_out
 from .pictures import (
     ENDINGS,
     SMALLEST_SIDE,
@@ -24,6 +25,10 @@ from .problems import InputError, raise_if_any
 
 MASK_MARKS = ("_mask", "-masklabel")
 """how the name of a mask file ends, before its ending (-masklabel is OneTrainer's)"""
+LEADS_OUT = (
+    "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person who "
+    "runs the server allow that folder."
+)
 Examine = Callable[[Path], PictureFacts]
 """`picture_facts`, or a cache's memory of it"""
 
@@ -51,6 +56,7 @@ def read_folder(
     repeats: int = 1,
     examine: Examine = picture_facts,
     on_picture: Callable[[int, int], None] = lambda done, total: None,
+    within: Sequence[Path] = (),
 ) -> FolderContents:
     """The pictures of a folder and of the folders in it, with their captions, masks and folders' own settings.
 
@@ -63,12 +69,13 @@ def read_folder(
         settings: the dataset's, for what folders do not say themselves.
         repeats: multiplied with the folder's own.
         on_picture: called with (done, of how many); may raise to interrupt.
+        within: the folders that links may lead into; the folder alone where there are none.
 
     Raises:
         InputError: a dataset.toml that cannot be read as it was meant, with all that is wrong in all of them.
     """
-    files = _Files(folder)
-    own_settings = _OwnSettings(folder, {path.parent for path in files.pictures})
+    files = _Files(folder, within)
+    own_settings = _OwnSettings(folder, {path.parent for path in files.pictures}, files.is_stray)
     raise_if_any("Load Dataset", own_settings.problems)
     pictures, problems = [], []
     for done, path in enumerate(files.pictures):
@@ -94,7 +101,7 @@ def read_folder(
                 is_transparent=facts.is_transparent, folder=own,
             )
         )  # fmt: skip
-    return FolderContents(tuple(pictures), (*files.metadata_problems, *problems), own_settings.names)
+    return FolderContents(tuple(pictures), (*files.problems, *problems), own_settings.names)
 
 
 def current_captions(folder: Path) -> dict[str, str | None]:
@@ -121,13 +128,13 @@ def folder_repeats(folder: Path, root: Path) -> int:
     return 1
 
 
-def folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path, within: Sequence[Path] = ()) -> str:
     """Changes when a picture, mask, caption or settings file in the folder is added, removed or changed."""
     digest = hashlib.sha256()
     wanted = (*ENDINGS, *SIDECARS)
-    for path in files_below(folder):
+    for path in files_below(folder, None, within):
         if path.suffix.lower() in wanted or path.name in (METADATA, SETTINGS_FILE):
-            stat = path.stat()
+            stat = path.stat() if path.exists() else path.lstat()  # a link may lead to nothing
             digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -177,9 +184,10 @@ def pictures_from_images(
 class _Files:
     """The files of a folder and of the folders in it."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        images = [path for path in files_below(root) if path.suffix.lower() in ENDINGS]
+    def __init__(self, root: Path, within: Sequence[Path] = ()):
+        self.root, self.within = root, within or (root,)
+        strays: list[Path] = []
+        images = [path for path in files_below(root, None, within, strays) if path.suffix.lower() in ENDINGS]
         stems = {path.with_suffix("") for path in images}
         self.masks: dict[Path, Path] = {}  # by their picture, without its ending
         found = set()
@@ -190,13 +198,21 @@ class _Files:
                     self.masks.setdefault(picture, path)
                     found.add(path)
         self.pictures = [path for path in images if path not in found]
-        self.metadata_problems: list[str] = []
+        self.problems = [
+            f"{path.name} {LEADS_OUT}" for path in strays if path.suffix.lower() in ENDINGS or path.is_dir()
+        ]
         self._metadata: dict[Path, dict[str, str]] = {}
+
+    def is_stray(self, file: Path) -> bool:
+        """Whether it is a link that leads out of the folders that may be read."""
+        return file.is_symlink() and leads_out(file, self.within)
 
     def caption(self, picture: Path) -> str:
         """From the sidecar, else from the nearest metadata.jsonl that names the picture, by its path from there."""
         metadata = [(place, self._metadata_of(place)) for place in _up_to(picture.parent, self.root)]
         file = sidecar(picture)
+        if file is not None and self.is_stray(file):
+            raise CaptionFileError(f"{file.name} {LEADS_OUT}")
         if file is not None:
             return read_text(file)
         captions = (captions.get(picture.relative_to(place).as_posix()) for place, captions in metadata)
@@ -204,23 +220,28 @@ class _Files:
 
     def _metadata_of(self, place: Path) -> dict[str, str]:
         if place not in self._metadata:
-            self._metadata[place], problems = read_metadata(place)
-            self.metadata_problems += problems
+            file = place / METADATA
+            stray = [f"{METADATA} {LEADS_OUT}"] if self.is_stray(file) else []
+            self._metadata[place], problems = ({}, stray) if stray else read_metadata(place)
+            self.problems += problems
         return self._metadata[place]
 
 
 class _OwnSettings:
     """The settings files at and above some folders, up to root."""
 
-    def __init__(self, root: Path, folders: Iterable[Path]):
+    def __init__(self, root: Path, folders: Iterable[Path], is_stray: Callable[[Path], bool]):
         self.root = root
         self.problems: list[str] = []
         self._files: dict[Path, FolderSettings] = {}
         for place in sorted({place for folder in folders for place in _up_to(folder, root)}):
             name = (place / SETTINGS_FILE).relative_to(root.parent).as_posix()
+            if is_stray(place / SETTINGS_FILE):
+                self.problems.append(f"{name} {LEADS_OUT}")
+                continue
             self._files[place], problems = read_folder_settings(place, name)
             self.problems += problems + [f"{name}: {problem}" for problem in _out_of_range(self._files[place])]
-        self._merged = {folder: self._merge(folder) for folder in folders}
+        self._merged = {} if self.problems else {folder: self._merge(folder) for folder in folders}
 
     @property
     def names(self) -> tuple[str, ...]:

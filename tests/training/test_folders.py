@@ -30,11 +30,18 @@ def test_it_goes_as_deep_as_asked(tree: Path, deepest: int, count: int) -> None:
     assert len(names(tree, deepest)) == count
 
 
-def test_a_link_to_a_folder_is_followed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_links_are_followed_where_they_may_lead(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     (other / "z.txt").write_text("z")
-    (tree / "link").symlink_to(other)
-    assert "link/z.txt" in names(tree)
+    (tree / "folder").symlink_to(other)
+    (tree / "file.txt").symlink_to(other / "z.txt")
+    (tree / "inside.txt").symlink_to(tree / "a.txt")
+    strays: list[Path] = []
+    found = [path.relative_to(tree).as_posix() for path in files_below(tree, strays=strays)]
+    assert found == ["a.txt", "b.txt", "inside.txt", "sub/c.txt", "sub/deep/d.txt"]
+    assert strays == [tree / "folder", tree / "file.txt"]
+    allowed = [path.relative_to(tree).as_posix() for path in files_below(tree, within=(tree, other))]
+    assert {"folder/z.txt", "file.txt"} < set(allowed)
 
 
 def test_a_link_in_a_circle_ends(tree: Path) -> None:
@@ -99,6 +106,14 @@ def test_a_folder_that_did_not_change_is_not_listed_again(album: Path, monkeypat
     (album / "texts" / "new.png").write_text("new")
     holding(album)
     assert listed == [album / "texts"]
+
+
+def test_a_link_that_leads_out_is_not_offered(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "z.png").write_text("z")
+    (album / "link").symlink_to(other)
+    assert "link" not in holding(album)
+    assert album / "link" in folders_with(album, (".png",), 3, (album, other))
 
 
 def test_folders_in_a_circle_end(album: Path) -> None:

@@ -8,41 +8,51 @@ from urllib.parse import urlencode
 import folder_paths
 from comfy.cli_args import args
 
-from ..problems import raise_if_any
+from ..paths import OutsideRefused, PathRefused, leads_out, resolve
+from ..problems import InputError, raise_if_any
 
+DATASETS = "lora_kiln_datasets"
+"""The kind under which extra_model_paths.yaml may name folders of pictures."""
 ROOTS_VARIABLE = "LORA_KILN_ROOTS"
 """Folders outside ComfyUI's input folder that may be read, as the person who runs the server sets them."""
 WRITE_VARIABLE = "LORA_KILN_WRITE"
-"""1 = captions may be written in those folders too."""
+"""1 = captions may be written in the folders outside too."""
 CACHE_VARIABLE = "LORA_KILN_CACHE_GB"
 """Gigabytes that latents and text embeddings may take on disk; 0 = none are kept there."""
 CACHE_GB = 20.0
 
 
 def data_roots() -> list[Path]:
-    """Where pictures may be read from: the host's input folder, then what LORA_KILN_ROOTS allows."""
-    allowed = [entry for entry in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if entry.strip()]
-    return [Path(os.path.abspath(root)) for root in (folder_paths.get_input_directory(), *allowed)]
+    """Where data may be read from: the host's input folder, then what its owner allows beside it."""
+    named = [entry for entry in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if entry.strip()]
+    listed, _ = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))
+    return [Path(os.path.abspath(root)) for root in (folder_paths.get_input_directory(), *named, *listed)]
 
 
-def resolve_folder(name: str, field: str) -> Path:
-    """A folder by its path under the input folder, or by its absolute path under an allowed root.
+def data_path(name: object, field: str, subject: str) -> Path:
+    """A file or folder by its path under the input folder, or by its absolute path under an allowed root.
 
     Raises:
-        InputError: outside the allowed roots, or not there.
+        InputError: outside the allowed roots, or no name that is safe.
     """
-    roots = data_roots()
-    path = Path(os.path.abspath(roots[0] / name))
-    problems = []
-    if not any(path.is_relative_to(root) for root in roots):
-        problems.append(
-            f"{field} is {name!r}, which lies outside the folders that may be read: ComfyUI's input folder"
-            + (f" and {', '.join(map(str, roots[1:]))}" if roots[1:] else "")
-            + f". Move the pictures there, or let the person who runs the server set {ROOTS_VARIABLE}."
-        )
-    elif not path.is_dir():
-        problems.append(f"{field} is {name!r}, but there is no such folder in {roots[0]}.")
-    raise_if_any("Load Dataset", problems)
+    try:
+        return resolve(name, data_roots())
+    except PathRefused as error:
+        outside = f" Move it there, or let the person who runs the server set {ROOTS_VARIABLE}."
+        advice = outside if isinstance(error, OutsideRefused) else ""
+        raise InputError(subject, [f"{field} is {name!r:.200}, {error}{advice}"]) from None
+
+
+def resolve_folder(name: object, field: str) -> Path:
+    """A folder of pictures, as `data_path`.
+
+    Raises:
+        InputError: also where it is not there.
+    """
+    path = data_path(name, field, "Load Dataset")
+    if not path.is_dir():
+        problem = f"{field} is {name!r}, but there is no such folder in {data_roots()[0]}: choose one of the list."
+        raise InputError("Load Dataset", [problem])
     return path
 
 
@@ -58,17 +68,16 @@ def largest_upload() -> int:
 
 def leaves_roots(path: Path) -> bool:
     """Whether a path leads out of the allowed roots once its links are followed."""
-    real = Path(os.path.realpath(path))
-    return not any(real.is_relative_to(os.path.realpath(root)) for root in data_roots())
+    return leads_out(path, data_roots())
 
 
 def may_write(path: Path) -> bool:
     """Whether a workflow may write a file: inside the host's input folder, elsewhere only if LORA_KILN_WRITE is 1.
 
-    Workflows come from strangers; LORA_KILN_ROOTS alone lets them read. Links are followed.
+    Workflows come from strangers; LORA_KILN_ROOTS alone lets them read. Links count by where they lead.
     """
-    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder_paths.get_input_directory()))
-    return inside or os.environ.get(WRITE_VARIABLE, "").strip() == "1"
+    is_allowed = os.environ.get(WRITE_VARIABLE, "").strip() == "1"
+    return not leads_out(path.parent, data_roots() if is_allowed else data_roots()[:1])
 
 
 def runs_root() -> Path:

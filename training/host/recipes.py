@@ -1,12 +1,11 @@
 """Other trainers' recipes in the host's folders."""
 
-import os
 from pathlib import Path
 
 from ..folder_settings import SETTINGS_FILE
 from ..folders import files_below
 from ..problems import InputError, raise_if_any
-from .places import data_roots
+from .places import data_path, data_roots
 
 SUBJECT = "Import Recipe"
 RECIPE_ENDINGS = (".toml", ".json", ".yaml", ".yml")
@@ -18,23 +17,20 @@ def recipe_files() -> list[str]:
     """Files that may be recipes: by their paths under the input folder, else by absolute paths under allowed roots."""
     found = []
     for number, root in enumerate(data_roots()):
-        paths = [path for path in files_below(root, DEEPEST) if _is_recipe(path)]
+        paths = [path for path in files_below(root, DEEPEST, within=data_roots()) if _is_recipe(path)]
         found += [str(path) if number else path.relative_to(root).as_posix() for path in paths]
     return found
 
 
-def recipe_path(name: str) -> Path:
+def recipe_path(name: object) -> Path:
     """A recipe file by its name in `recipe_files`.
 
     Raises:
         InputError: outside the allowed roots, of another kind, or not there.
     """
     problems = []
-    roots = data_roots()
-    path = Path(os.path.abspath(roots[0] / name.replace("\0", "?")))
-    if not any(path.is_relative_to(root) for root in roots):
-        problems.append(f"file is {name!r}, which lies outside ComfyUI's input folder: put the recipe there.")
-    elif path.suffix.lower() not in RECIPE_ENDINGS:
+    path = data_path(name, "file", SUBJECT)
+    if path.suffix.lower() not in RECIPE_ENDINGS:
         problems.append(f"file is {name!r}; it must end with one of: {' '.join(RECIPE_ENDINGS)}.")
     elif not _is_recipe(path):
         problems.append(

@@ -314,5 +314,10 @@ def upscaled(dataset: Dataset) -> list[str]:
     return [
         f"{picture.name} is {picture.width} x {picture.height}, trained at {fit.width} x {fit.height}"
         for picture, fit in zip(dataset.pictures, dataset.fits(max(dataset.settings.resolutions())), strict=True)
-        if fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height
+        if is_enlarged(picture, fit)
     ]
+
+
+def is_enlarged(picture: Picture, fit: Fit) -> bool:
+    """Whether a picture is clearly smaller than its bucket."""
+    return fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height

@@ -11,6 +11,7 @@ import torch
 
 from . import host
 from .adapters import KINDS, Adapter
+from .advice import advice
 from .attach import (
     Target,
     adapters_by_rate,
@@ -218,6 +219,7 @@ class _Run:
         rates = {config.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
         check_optimizer(config, sorted(rates | ({config.text_encoder_learning_rate} if self.trains_text else set())))
         self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
+        self.notes += advice(config, host.base_version(self.model)[0], self.dataset)
 
     def _targets(self, model: Any, text_encoder: Any | None) -> list[Target]:
         """The layers that are trained: those of the LoRA that is continued, or those the recipe chooses."""

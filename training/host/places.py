@@ -39,7 +39,10 @@ def resolve_folder(name: str, field: str) -> Path:
             + f". Move the pictures there, or let the person who runs the server set {ROOTS_VARIABLE}."
         )
     elif not path.is_dir():
-        problems.append(f"{field} is {name!r}, but there is no such folder in {roots[0]}.")
+        problems.append(
+            f"{field} is {name!r}, but there is no such folder here. Make {path} and put the pictures into it, "
+            "or choose another folder (press R on the canvas to see new ones in the list)."
+        )
     raise_if_any("Load Dataset", problems)
     return path
 

@@ -115,7 +115,8 @@ class LoRAConfigNode(io.ComfyNode):
                 field.choice(
                     "optimizer",
                     OPTIMIZERS,
-                    "adamw is the standard; adamw8bit and adafactor save memory; lion wants a tenth of the learning "
+                    "adamw is the standard; adamw8bit and adafactor save memory; lion wants a third to a tenth "
+                    "of the learning "
                     "rate; prodigy finds it by itself (learning_rate 1); schedule_free wants the scheduler constant.",
                 ),
                 field.number(

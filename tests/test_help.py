@@ -121,5 +121,8 @@ def test_a_page_in_chinese_has_chinese_titles_fields_and_help(page, server: Serv
         assert labels["learning_rate"] == "学习率"
         value = page.evaluate("window.app.graph.findNodesByType('KilnLoRAConfig')[0].widgets[0].value")
         assert value == "custom"
+        page.evaluate("window.app.canvas.selectItems(window.app.graph.findNodesByType('KilnLoRAConfig'))")
+        page.get_by_test_id("info-button").click(timeout=30_000)
+        page.get_by_role("heading", name="LoRA 配置").first.wait_for(timeout=30_000)
     finally:
         client.post("/settings/Comfy.Locale", "en")

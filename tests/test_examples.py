@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from host import PACK, Client, PromptRejected, Server, workflow_to_prompt
+from host import PACK, Client, PromptRejected, Server, with_ids_of_its_own, workflow_to_prompt
 from kit.concepts import Concept
 from kit.demo import CHECKPOINT, FOLDER, WORKFLOW, node_id, write_data
 
@@ -55,7 +55,7 @@ def on_the_kit(workflow: dict[str, Any], client: Client) -> dict[str, Any]:
         if inputs.get("regularisation_folder", "none") != "none":
             inputs["regularisation_folder"] = f"{FOLDER}/base"
         each["inputs"] = {name: LORA if name == "lora_name" else value for name, value in inputs.items()}
-    return prompt
+    return with_ids_of_its_own(prompt, "example ")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from host import PACK, Server
+from host import PACK, Server, with_ids_of_its_own
 from kit.concepts import Concept
 from kit.demo import demo_prompt, node, node_id, write_data
 
@@ -26,7 +26,7 @@ def test_the_script_in_the_docs_queues_a_run_follows_it_and_says_where_the_lora_
     node(prompt, "KilnSaveLoRA")["inputs"]["filename"] = "headless"
     outputs = ("KilnApplyLoRAPreview", "SaveImage", "LossGraphNode", "PreviewAny")
     prompt = {key: each for key, each in prompt.items() if each["class_type"] not in outputs}
-    (tmp_path / "my_lora_api.json").write_text(json.dumps(prompt))
+    (tmp_path / "my_lora_api.json").write_text(json.dumps(with_ids_of_its_own(prompt, "script ")))
     assert SCRIPT is not None
     script = SCRIPT[1].replace("http://127.0.0.1:8188", server.url)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -32,17 +32,17 @@ class ApplyLoRAPreview(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model without the LoRA."),
                 io.Clip.Input("clip", tooltip="The text encoder without the LoRA."),
                 io.Vae.Input("vae", tooltip="Decodes the pictures."),
-                LoraModel.Input("lora", tooltip="From Train LoRA."),
+                LoraModel.Input("lora", tooltip="From Train LoRA, Load LoRA File or Merge and Resize LoRAs."),
                 io.String.Input(
                     "prompts", default="", multiline=True, tooltip="A prompt a line: one row each.",
                 ),
                 io.String.Input(
                     "strengths", default="0, 0.6, 0.7, 0.8, 0.9, 1.0",
-                    tooltip="One column each; 0 is the model without the LoRA.",
+                    tooltip="One column each, with commas between; 0 is the model without the LoRA.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
-                    tooltip="Strength of the LoRA on the MODEL and CLIP that come out.",
+                    tooltip="Strength of the LoRA on the MODEL and CLIP that come out; 0.7 to 1 is usual.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**53 - 1,
@@ -51,8 +51,9 @@ class ApplyLoRAPreview(io.ComfyNode):
                 ),
                 io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Of each picture, in pixels."),
                 io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Of each picture, in pixels."),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance; 1 = off."),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps: 20 to 30 is usual."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance: 7 for "
+                "SD1.5, 5 to 7 for SDXL; 1 = off."),
                 io.String.Input(
                     "negative_prompt", default="", multiline=True, advanced=True, tooltip="What not to draw.",
                 ),

@@ -47,12 +47,13 @@ class CaptionImages(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "pictures", options=[UNCAPTIONED, ALL], default=UNCAPTIONED,
-                    tooltip="Which pictures get a new caption.",
+                    tooltip="Which pictures get a new caption: those without one, or all.",
                 ),
-                io.String.Input("prefix", default="", tooltip="Put before each new caption."),
-                io.String.Input("suffix", default="", tooltip="Put after each new caption."),
+                io.String.Input("prefix", default="", tooltip='Put before each new caption, such as "photo of".'),
+                io.String.Input("suffix", default="", tooltip='Put after each new caption, such as ", film photo".'),
                 io.String.Input(
-                    "trigger_word", default="", tooltip="Put in front of new captions that lack it.",
+                    "trigger_word", default="", tooltip="Put in front of new captions that lack it: the same "
+                    "word as in Load Dataset.",
                 ),
                 io.Combo.Input(
                     "write_files", options=[KEEP, NEW_FILES, OVERWRITE], default=KEEP,
@@ -67,7 +68,8 @@ class CaptionImages(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_new_tokens", default=60, min=4, max=1024, advanced=True,
-                    tooltip="Longest caption, in the model's tokens.",
+                    tooltip="Longest caption, in the model's tokens: 30 for a sentence, 100 and more for "
+                    "Florence-2's long ones.",
                 ),
                 io.Int.Input(
                     "num_beams", default=3, min=1, max=16, advanced=True,

@@ -62,7 +62,8 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.String.Input(
                     "trigger_word", default="",
-                    tooltip="The word that calls up what is trained. Put in front of captions that lack it.",
+                    tooltip="The word that calls up what is trained, one the model does not know: ohwx. Put in "
+                    "front of captions that lack it.",
                 ),
                 io.Boolean.Input(
                     "flip", default=False,
@@ -90,7 +91,8 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "bucket_step", default=64, min=8, max=256, step=8, advanced=True,
-                    tooltip="Sides of training pictures are multiples of this, in pixels (kohya: bucket_reso_steps).",
+                    tooltip="Sides of training pictures are multiples of this, in pixels (kohya: bucket_reso_steps). "
+                    "64 is usual; 32 cuts off less.",
                 ),
                 io.Int.Input(
                     "shortest_side", default=256, min=64, max=4096, step=64, advanced=True,
@@ -107,7 +109,8 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "prior_loss_weight", default=1.0, min=0.0, max=10.0, step=0.05, advanced=True,
-                    tooltip="Weight of the regularisation pictures' loss.",
+                    tooltip="Weight of the regularisation pictures' loss: 1 keeps the model as it is most, 0.5 "
+                    "learns faster.",
                 ),
                 io.Combo.Input(
                     "bad_pictures", options=["skip", "stop"], default="skip", advanced=True,
@@ -129,12 +132,14 @@ class LoadDataset(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "random_crop", default=False, optional=True, advanced=True,
-                    tooltip="Cuts what does not fit a picture's bucket at changing places, in place of its edges.",
+                    tooltip="Cuts what does not fit a picture's bucket at changing places, in place of its "
+                    "edges: for textures "
+                    "and styles, not where a face must stay whole.",
                 ),
                 io.Float.Input(
                     "tag_dropout", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="Chance of each comma-separated tag behind the first keep_tokens to be left out "
-                    "(kohya: caption_tag_dropout_rate).",
+                    "(kohya: caption_tag_dropout_rate): 0.1 is usual.",
                 ),
                 io.Mask.Input(
                     "masks", optional=True,
@@ -227,15 +232,22 @@ def _read(
             endings = " ".join(ENDINGS)
             raise_if_any("Load Dataset", [f"folder {folder!r} holds no picture ({endings}): put some there."])
         if not found[0].pictures:
-            raise_if_any("Load Dataset", [f"folder {folder!r} holds no usable picture.", *found[0].problems])
+            raise_if_any(
+                "Load Dataset",
+                [f"folder {folder!r} holds no usable picture: mend or replace these.", *found[0].problems],
+            )
     own = [picture for each in found for picture in each.pictures] + from_graph
     if not own:
-        raise_if_any("Load Dataset", ["folder is 'none' and no images are connected: choose one of the two."])
+        raise_if_any(
+            "Load Dataset", ["folder is 'none' and no images are connected: choose a folder, or connect Load Image."]
+        )
     if regularisation not in ("", NONE):
         path = host.resolve_folder(regularisation, "regularisation_folder")
         found.append(_read_folder(path, settings, True, 1))
         if not found[-1].pictures:
-            problem = f"regularisation_folder {regularisation!r} holds no usable picture."
+            problem = (
+                f"regularisation_folder {regularisation!r} holds no usable picture: put some there, or choose none."
+            )
             raise_if_any("Load Dataset", [*(problem for each in found for problem in each.problems), problem])
         own += found[-1].pictures
     problems = tuple(problem for each in found for problem in each.problems)

@@ -33,6 +33,15 @@ class LoadLoRA(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, lora_name: Any = None) -> bool | str:
+        try:
+            if lora_name is not None:
+                _path(lora_name)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> Any:
         try:
             status = _path(lora_name).stat()

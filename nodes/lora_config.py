@@ -87,9 +87,21 @@ class LoRAConfigNode(io.ComfyNode):
                     1e-6,
                     False,
                 ),
-                field.integer("steps", "Optimizer steps of the run (kohya: max_train_steps).", 1, 1_000_000, False),
                 field.integer(
-                    "batch_size", "Pictures in one forward pass: more is steadier and takes more memory.", 1, 512, False
+                    "steps",
+                    "Optimizer steps of the run (kohya: max_train_steps). steps x batch_size / pictures is how "
+                    "often each "
+                    "is seen: 100 to 300 times is usual.",
+                    1,
+                    1_000_000,
+                    False,
+                ),
+                field.integer(
+                    "batch_size",
+                    "Pictures in one forward pass: more is steadier and takes more memory; 1 to 4 is usual.",
+                    1,
+                    512,
+                    False,
                 ),
                 field.integer(
                     "seed",
@@ -103,41 +115,83 @@ class LoRAConfigNode(io.ComfyNode):
                 field.choice(
                     "optimizer",
                     OPTIMIZERS,
-                    "adamw is the standard; adamw8bit and adafactor save memory; lion wants a tenth of the learning "
+                    "adamw is the standard; adamw8bit and adafactor save memory; lion wants a third to a tenth "
+                    "of the learning "
                     "rate; prodigy finds it by itself (learning_rate 1); schedule_free wants the scheduler constant.",
                 ),
-                field.number("weight_decay", "Pulls the LoRA towards nothing, against overfitting.", 0.0, 10.0, 0.001),
+                field.number(
+                    "weight_decay",
+                    "Pulls the LoRA towards nothing, against overfitting; 0.01 is usual.",
+                    0.0,
+                    10.0,
+                    0.001,
+                ),
                 field.choice(
                     "scheduler",
                     SCHEDULERS,
-                    "How the learning rate goes on after the warm-up. constant with a warmup is kohya's "
+                    "How the learning rate goes on after the warm-up; cosine, falling to 0, suits most runs. "
+                    "constant with a warmup is kohya's "
                     "constant_with_warmup.",
                 ),
                 field.number(
-                    "warmup", "Rise of the learning rate: below 1 a share of the run, from 1 on steps.", 0.0, 1e6
+                    "warmup",
+                    "Rise of the learning rate: below 1 a share of the run, from 1 on steps; 0.05 is usual.",
+                    0.0,
+                    1e6,
                 ),
                 field.integer(
-                    "gradient_accumulation", "Forward passes for one step: a larger batch in the same memory.", 1, 1024
+                    "gradient_accumulation",
+                    "Forward passes for one step: a larger batch in the same memory, at so many times the time.",
+                    1,
+                    1024,
                 ),
-                field.number("max_grad_norm", "Gradients are scaled down to this norm; 0 = off.", 0.0, 1000.0, 0.1),
+                field.number(
+                    "max_grad_norm",
+                    "Gradients are scaled down to this norm, against jumps; 1 is usual, 0 = off.",
+                    0.0,
+                    1000.0,
+                    0.1,
+                ),
                 field.number(
                     "min_snr_gamma", "Balances the loss over noise levels; 5 is usual, 0 = off.", 0.0, 100.0, 0.5
                 ),
                 field.number(
                     "noise_offset", "Helps with very dark and very bright pictures; 0.05 is usual, 0 = off.", 0.0, 1.0
                 ),
-                field.choice("precision", PRECISIONS, "Arithmetic of the base model. auto: bf16 where the GPU has it."),
-                field.choice("save_precision", SAVE_PRECISIONS, "Number format of the finished LoRA."),
+                field.choice(
+                    "precision",
+                    PRECISIONS,
+                    "Arithmetic of the base model. auto: bf16 where the GPU has it, else fp32, which takes "
+                    "twice the memory.",
+                ),
+                field.choice(
+                    "save_precision",
+                    SAVE_PRECISIONS,
+                    "Number format of the finished LoRA: fp16 suits every program, fp32 is twice as large.",
+                ),
                 field.switch(
                     "gradient_checkpointing",
                     "Far less memory for about a third more time. On for SDXL on cards below 24 GB.",
                 ),
-                field.integer("save_every", "Steps between LoRA files written on the way; 0 = off."),
-                field.integer("sample_every", "Steps between sample pictures; 0 = off."),
-                field.text("sample_prompts", "A prompt a line, drawn every sample_every steps."),
-                field.integer("sample_steps", "Sampler steps of a sample picture.", 1, 200),
+                field.integer(
+                    "save_every",
+                    "Steps between LoRA files written on the way, to choose the best from: 250 is usual; 0 = off.",
+                ),
+                field.integer(
+                    "sample_every",
+                    "Steps between sample pictures: 100 to 250 is usual; 0 = off. It needs sample_prompts.",
+                ),
+                field.text(
+                    "sample_prompts",
+                    "A prompt a line, drawn every sample_every steps. Write the trigger word into them.",
+                ),
+                field.integer("sample_steps", "Sampler steps of a sample picture: 20 is enough to judge by.", 1, 200),
                 field.number(
-                    "sample_guidance", "Classifier-free guidance of a sample picture; 1 = off.", 0.0, 30.0, 0.5
+                    "sample_guidance",
+                    "Classifier-free guidance of a sample picture: 7 for SD1.5 and SDXL, 3.5 for Flux; 1 = off.",
+                    0.0,
+                    30.0,
+                    0.5,
                 ),
                 field.choice(
                     "adapter",

@@ -430,6 +430,22 @@ def workflow_to_prompt(workflow: JSON, object_info: JSON) -> JSON:
     return prompt
 
 
+def with_ids_of_its_own(prompt: JSON, prefix: str) -> JSON:
+    """A prompt in API form with a word before each node's id.
+
+    A page shows the runs of the node that it has under the same id: those of one test are none of another's.
+    """
+
+    def moved(value: Any) -> Any:
+        is_link = isinstance(value, list) and len(value) == 2 and value[0] in prompt
+        return [prefix + value[0], value[1]] if is_link else value
+
+    return {
+        prefix + key: {**node, "inputs": {name: moved(value) for name, value in node["inputs"].items()}}
+        for key, node in prompt.items()
+    }
+
+
 def _link(link: list | JSON) -> tuple[int, tuple[int, int, str]]:
     """A saved link, in either of the page's two forms, as id and (origin node, origin slot, type)."""
     if isinstance(link, list):

@@ -84,8 +84,9 @@ def find_model(name: str) -> str:
     if not HUB_ID.fullmatch(name) or os.path.exists(name):
         have = ", ".join(local_models()) or "none"
         problem = (
-            f"captioner is {name!r}; it must be a folder in models/{FOLDER} (there: {have}) "
-            "or a model id such as Salesforce/blip-image-captioning-base."
+            f"captioner is {name!r}, which is not here; it must be a folder in models/{FOLDER} (there: {have}) "
+            "or a model id such as Salesforce/blip-image-captioning-base. Put it into that folder, or choose another. "
+            "If all pictures have captions, bypass this node."
         )
         raise_if_any("Caption Images", [problem])
     return name
@@ -130,7 +131,10 @@ def _load(source: str) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        problem = f"captioner {source} could not be loaded as an image-to-text model with safetensors weights: {reason}"
+        problem = (
+            f"captioner {source} could not be loaded as an image-to-text model with safetensors weights: {reason} "
+            f"Choose another, or put a complete model into models/{FOLDER}; an id needs the network, once."
+        )
         raise InputError("Caption Images", [problem]) from error
     return processor, model.eval()
 

@@ -195,10 +195,10 @@ class LoRAConfig:
         if not all(map(is_finite, times)) or not 0 <= self.min_timestep < self.max_timestep <= 1000:
             problems.append(
                 f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "
-                "they must be from 0 to 1000, the first below the second."
+                "they must be from 0 to 1000, the first below the second; 0 and 1000 train all of them."
             )
         if self.lokr_factor != -1 and self.lokr_factor < 1:
-            problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or at least 1.")
+            problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or at least 1; -1 is usual.")
         if self.min_snr_gamma and self.debiased_estimation:
             problems.append("min_snr_gamma and debiased_estimation are both on: both weight by noise, choose one.")
         try:
@@ -268,6 +268,9 @@ def preset_values(name: str) -> dict[str, Any]:
     return defaults | PRESETS[name]
 
 
+_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(LoRAConfig)}
+
+
 def _numbers(config: LoRAConfig, names: tuple[str, ...]):
     for name in names:
         value = getattr(config, name)
@@ -276,7 +279,7 @@ def _numbers(config: LoRAConfig, names: tuple[str, ...]):
 
 def _at_least(config: LoRAConfig, lowest: float, *names: str) -> list[str]:
     return [
-        f"{name} is {value!r}; it must be a number of at least {lowest}."
+        f"{name} is {value!r}; it must be a number of at least {lowest}, such as {_DEFAULTS[name]:g}."
         for name, value, is_number in _numbers(config, names)
         if not is_number or value < lowest
     ]
@@ -284,7 +287,7 @@ def _at_least(config: LoRAConfig, lowest: float, *names: str) -> list[str]:
 
 def _above(config: LoRAConfig, limit: float, *names: str) -> list[str]:
     return [
-        f"{name} is {value!r}; it must be a number above {limit}."
+        f"{name} is {value!r}; it must be a number above {limit}, such as {_DEFAULTS[name]:g}."
         for name, value, is_number in _numbers(config, names)
         if not is_number or value <= limit
     ]
@@ -292,7 +295,7 @@ def _above(config: LoRAConfig, limit: float, *names: str) -> list[str]:
 
 def _shares(config: LoRAConfig, *names: str) -> list[str]:
     return [
-        f"{name} is {value!r}; it must be a number from 0 to below 1."
+        f"{name} is {value!r}; it must be a number from 0 to below 1; {_DEFAULTS[name]:g} is usual."
         for name, value, is_number in _numbers(config, names)
         if not is_number or not 0 <= value < 1
     ]

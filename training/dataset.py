@@ -64,26 +64,31 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         problems = []
         if not 64 <= self.resolution <= 4096:
-            problems.append(f"resolution is {self.resolution}; it must be from 64 to 4096 pixels.")
+            problems.append(
+                f"resolution is {self.resolution}; it must be from 64 to 4096 pixels: "
+                "512 suits SD1.5, 1024 SDXL and later models."
+            )
         for entry in filter(None, map(str.strip, self.extra_resolutions.split(","))):
             if not entry.isdecimal() or not 64 <= int(entry) <= 4096:
                 problems.append(
                     f"extra_resolutions has {entry!r}; it must be whole numbers from 64 to 4096 with commas between."
                 )
         if self.bucket_step < 8 or self.bucket_step % 8:
-            problems.append(f"bucket_step is {self.bucket_step}; it must be a multiple of 8 pixels.")
+            problems.append(f"bucket_step is {self.bucket_step}; it must be a multiple of 8 pixels; 64 is usual.")
         if self.shortest_side > self.longest_side:
             problems.append(
                 f"shortest_side is {self.shortest_side}, above longest_side, {self.longest_side}: swap them."
             )
         for name in ("caption_dropout", "tag_dropout", "unmasked_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                problems.append(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
+                problems.append(f"{name} is {getattr(self, name)}; it must be from 0 to 1; 0 turns it off.")
         for name in ("prior_loss_weight", "loss_weight"):
             if not 0.0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name} is {getattr(self, name)}; it must be a number of at least 0.")
+                problems.append(f"{name} is {getattr(self, name)}; it must be a number of at least 0; 1 is usual.")
         if self.keep_tokens < 0:
-            problems.append(f"keep_tokens is {self.keep_tokens}; it must be at least 0.")
+            problems.append(
+                f"keep_tokens is {self.keep_tokens}; it must be at least 0; 1 keeps the trigger word in front."
+            )
         raise_if_any("Load Dataset", problems)
 
     def resolutions(self) -> tuple[int, ...]:
@@ -314,10 +319,10 @@ def upscaled(dataset: Dataset) -> list[str]:
     return [
         f"{picture.name} is {picture.width} x {picture.height}, trained at {fit.width} x {fit.height}"
         for picture, fit in zip(dataset.pictures, dataset.fits(max(dataset.settings.resolutions())), strict=True)
-        if is_upscaled(picture, fit)
+        if is_enlarged(picture, fit)
     ]
 
 
-def is_upscaled(picture: Picture, fit: Fit) -> bool:
-    """Whether a picture is enlarged to fill its bucket; a little does not count."""
+def is_enlarged(picture: Picture, fit: Fit) -> bool:
+    """Whether a picture is clearly smaller than its bucket."""
     return fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height

@@ -12,7 +12,7 @@ from . import host
 from .buckets import Fit
 from .cache import open_cache
 from .captions import METADATA, sidecar, write_sidecar
-from .dataset import Dataset, DatasetSettings, Picture, is_upscaled
+from .dataset import Dataset, DatasetSettings, Picture, is_enlarged
 from .folders import is_settled
 from .pictures import ENDINGS, PictureError, PictureFacts, picture_facts
 from .pictures import thumbnail as picture_thumbnail
@@ -76,7 +76,7 @@ def look(query: dict[str, str]) -> dict[str, Any]:
                 "source": _source(picture),
                 "repeats": picture.repeats,
                 "regularisation": picture.is_regularisation,
-                "enlarged": is_upscaled(picture, largest_fit),
+                "enlarged": is_enlarged(picture, largest_fit),
                 "same_as": None if same_as == picture.name else same_as,
                 "version": digest[:16],
             }

@@ -91,7 +91,9 @@ def read_folder(
             problems.append(str(error))
             continue
         except OSError as error:
-            problems.append(f"{path.name} cannot be opened: {error.strerror}.")
+            problems.append(
+                f"{path.name} cannot be opened: {error.strerror}. Set its rights, or take it out of the folder."
+            )
             continue
         own_repeats = folder_repeats(path.parent, folder) if own.repeats is None else own.repeats
         pictures.append(
@@ -165,7 +167,10 @@ def pictures_from_images(
         given = []
     small = [image.shape for image in images if min(image.shape[:2]) < SMALLEST_SIDE]
     if small:
-        problems.append(f"images holds a picture of {small[0][1]} x {small[0][0]} pixels: too small to learn from.")
+        problems.append(
+            f"images holds a picture of {small[0][1]} x {small[0][0]} pixels: "
+            f"sides must be at least {SMALLEST_SIDE}. Leave it out, or put a larger one in its place."
+        )
     given = _one_each(given, len(images))
     for number, (image, mask) in enumerate(zip(images, given, strict=False), 1):
         problems += _problems_of_mask(number, (image.shape[1], image.shape[0]), mask)

@@ -16,6 +16,7 @@ import torch
 
 from . import host
 from .adapters import KINDS, Adapter
+from .advice import advice
 from .attach import (
     Target,
     check_dropout,
@@ -201,6 +202,7 @@ class _Run:
         rates = {config.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
         check_optimizer(config, sorted(rates | ({config.text_encoder_learning_rate} if self.trains_text else set())))
         self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
+        self.notes += advice(config, host.base_version(self.model)[0], self.dataset)
 
     # ---------------------------------------------------------------- the run's folder, from its beginning to its end
 

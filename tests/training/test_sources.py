@@ -153,7 +153,7 @@ def test_all_that_is_wrong_in_all_files_is_said_at_once(tmp_path: Path) -> None:
         "set/one/dataset.toml: repeat is not known; did you mean repeats?",
         "set/one/dataset.toml: flip is 'yes'; it must be true or false.",
         "set/one/dataset.toml: repeats is 0; it must be from 1 to 10000.",
-        "set/two/dataset.toml: caption_dropout is 2.0; it must be from 0 to 1.",
+        "set/two/dataset.toml: caption_dropout is 2.0; it must be from 0 to 1; 0 turns it off.",
     ):
         assert part in said
 

@@ -105,6 +105,10 @@ def test_the_global_generators_neither_matter_nor_move():
     assert first.losses == again.losses
 
 
+def test_what_commonly_fails_is_said_in_the_report():
+    assert "Note: learning_rate is 0.01, high for adamw" in run(models.sd15()).report
+
+
 def test_samples_on_the_way_do_not_change_the_lora():
     plain = run(models.sd15())
     sampled = run(

@@ -48,7 +48,10 @@ def family(model: Any) -> Family:
     prediction = next((name for kind, name in known.items() if isinstance(sampling, kind)), None)
     if prediction is None or isinstance(sampling, foreign):
         names = ", ".join(kind.__name__ for kind in type(sampling).__mro__[1:3])
-        raise_if_any("MODEL", [f"its prediction type ({names}) cannot be trained; eps, v and flow models can."])
+        raise_if_any(
+            "MODEL",
+            [f"its prediction type ({names}) cannot be trained; eps, v and flow models can: connect one of those."],
+        )
     sigmas = sampling.sigmas.detach().float().cpu().clone()
     patch = model.model.model_config.unet_config.get("patch_size", 2)
     return Family(

@@ -30,6 +30,9 @@ def lora_path(name: str, field: str, subject: str) -> Path:
     """
     found = folder_paths.get_full_path(KIND, name) if name in lora_files() else None
     if found is None:
-        problem = f"{field} is {name!r}, which is no .safetensors file in models/loras: choose one of the list."
+        problem = (
+            f"{field} is {name!r}, which is no .safetensors file in {lora_folder()}: put it there, or choose another "
+            "(press R on the canvas to see new files in the list)."
+        )
         raise InputError(subject, [problem])
     return Path(found)

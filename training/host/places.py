@@ -51,7 +51,10 @@ def resolve_folder(name: object, field: str) -> Path:
     """
     path = data_path(name, field, "Load Dataset")
     if not path.is_dir():
-        problem = f"{field} is {name!r}, but there is no such folder in {data_roots()[0]}: choose one of the list."
+        problem = (
+            f"{field} is {name!r}, but there is no such folder here. Make {path} and put the pictures into it, "
+            "or choose another folder (press R on the canvas to see new ones in the list)."
+        )
         raise InputError("Load Dataset", [problem])
     return path
 

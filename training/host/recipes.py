@@ -38,7 +38,9 @@ def recipe_path(name: object) -> Path:
             "itself: choose another file, or give this one another name if it is of another trainer."
         )
     elif not path.is_file():
-        problems.append(f"file is {name!r}, but there is no such file: choose one of the list.")
+        problems.append(
+            f"file is {name!r}, but there is no such file here: put it into {path.parent}, or choose another."
+        )
     raise_if_any(SUBJECT, problems)
     return path
 
@@ -58,12 +60,14 @@ def read_recipe(name: str, largest: int) -> str:
             content = file.read(largest + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise InputError(SUBJECT, [f"{path.name} cannot be read: {error.strerror}."]) from error
+        raise InputError(SUBJECT, [f"{path.name} cannot be read: {error.strerror}. Choose another file."]) from error
     except UnicodeDecodeError:
         problem = f"{path.name} is no text in UTF-8: save it again with that encoding, or choose another file."
         raise InputError(SUBJECT, [problem]) from None
     if len(content) > largest:
-        raise InputError(SUBJECT, [f"{path.name} is larger than {largest:,} bytes, far more than any recipe."])
+        raise InputError(
+            SUBJECT, [f"{path.name} is larger than {largest:,} bytes, far more than any recipe: choose another file."]
+        )
     return text
 
 

@@ -1,0 +1,128 @@
+"""Help where people look: a page and Chinese texts for every node of the real server, true to its schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host import PACK, Server
+from kit.demo import WORKFLOW
+
+DOCS, TEXTS = PACK / "web" / "docs", PACK / "locales" / "zh"
+SYNTAX = set("@{}|%")
+"""What the page's translator would read as its own in a name."""
+NOT_FIELDS = {"d_coef", "discrete_flow_shift", "flux_shift", "my_pictures", "10_cat"}
+"""Words with underscores in code marks that are names of other programs, or of files."""
+
+
+@pytest.fixture(scope="module")
+def nodes(server: Server) -> dict[str, Any]:
+    """Our nodes, as the page gets them."""
+    return {name: facts for name, facts in server.client().object_info().items() if facts["category"] == "LoRA Kiln"}
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, Any]:
+    return json.loads((TEXTS / "nodeDefs.json").read_text("utf-8"))
+
+
+def inputs(node: dict[str, Any]) -> dict[str, Any]:
+    """Every input's options, by name."""
+    sections = (node["input"].get(section) or {} for section in ("required", "optional"))
+    return {name: spec[1] if len(spec) > 1 else {} for section in sections for name, spec in section.items()}
+
+
+def pairs(nodes: dict[str, Any], texts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Where a text stands, in English and in Chinese."""
+    for name, node in nodes.items():
+        yield name, node["description"], texts[name]["description"]
+        for field, options in inputs(node).items():
+            yield f"{name}.{field}", options["tooltip"], texts[name]["inputs"][field]["tooltip"]
+        for index, tooltip in enumerate(node["output_tooltips"]):
+            yield f"{name} output {index}", tooltip, texts[name]["outputs"][str(index)]["tooltip"]
+
+
+def test_every_node_input_and_output_has_a_chinese_text_and_nothing_else_has(nodes, texts):
+    assert texts.keys() == nodes.keys()
+    for name, node in nodes.items():
+        assert texts[name].keys() == {"display_name", "description", "inputs", "outputs"}
+        assert texts[name]["inputs"].keys() == inputs(node).keys(), name
+        assert list(texts[name]["outputs"]) == [str(index) for index in range(len(node["output"]))], name
+        # No texts for a combo's options: their values are what workflows hold.
+        slots = [*texts[name]["inputs"].values(), *texts[name]["outputs"].values()]
+        assert all(slot.keys() == {"name", "tooltip"} and all(slot.values()) for slot in slots), name
+
+
+def test_names_are_told_apart_and_hold_none_of_the_translators_own_marks(texts):
+    assert len({each["display_name"] for each in texts.values()}) == len(texts)
+    for node in texts.values():
+        names = [slot["name"] for slot in node["inputs"].values()]
+        assert len(set(names)) == len(names)
+        outputs = [slot["name"] for slot in node["outputs"].values()]
+        assert not SYNTAX & set("".join([node["display_name"], node["description"], *names, *outputs]))
+
+
+def test_chinese_texts_say_the_same_numbers_files_and_names_of_other_programs(nodes, texts):
+    lost = {
+        place: missing
+        for place, english, chinese in pairs(nodes, texts)
+        for said in [re.findall(r"\(kohya: (\w+)|(?<![\w.])(\d[\d.e-]*\d|\d)(?!\w)|(\.\w+)\b", english)]
+        if (missing := [word for words in said for word in words if word and word not in chinese])
+    }
+    assert lost == {}
+
+
+def test_the_server_gives_the_page_the_chinese_texts(server: Server, texts):
+    given = server.client().get("/i18n")["zh"]
+    assert given["nodeDefs"] == texts
+    assert given["nodeCategories"].keys() == {"LoRA Kiln"}
+
+
+@pytest.mark.parametrize("language", ["", "/zh"])
+def test_every_node_has_a_help_page_that_is_served(server: Server, nodes, language: str):
+    pages = sorted(DOCS.glob("*/zh.md" if language else "*.md"))
+    assert {page.parent.name if language else page.stem for page in pages} == nodes.keys()
+    client = server.client()
+    for name in nodes:
+        text = client.request(f"/extensions/lora-kiln/docs/{name}{language}.md").decode()
+        assert text.startswith("# ")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_a_help_page_names_only_fields_that_exist(page: Path, nodes):
+    name = page.parent.name if page.name == "zh.md" else page.stem
+    node, text = nodes[name], page.read_text("utf-8")
+    own = {*inputs(node), *node["output_name"]}
+    rows = [row.split("|")[1] for row in text.splitlines() if row.startswith("| `")]
+    assert {field for row in rows for field in re.findall(r"`(\w+)`", row)} <= own
+    everywhere = {field for each in nodes.values() for field in (*inputs(each), *each["output_name"])}
+    assert set(re.findall(r"`(\w+_\w+)`", text)) - NOT_FIELDS <= everywhere
+
+
+def test_a_page_in_chinese_has_chinese_titles_fields_and_help(page, server: Server, texts):
+    client = server.client()
+    client.post("/settings/Comfy.Locale", "zh")
+    try:
+        page.goto(server.url)
+        page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=60_000)
+        page.evaluate("workflow => window.app.loadGraphData(workflow)", json.loads(WORKFLOW.read_text("utf-8")))
+        titles = page.evaluate("window.app.graph.nodes.map(node => [node.type, node.title])")
+        ours = {kind: title for kind, title in titles if kind in texts}
+        assert ours and ours == {kind: texts[kind]["display_name"] for kind in ours}
+        labels = page.evaluate(
+            """() => Object.fromEntries(window.app.graph.findNodesByType('KilnLoRAConfig')[0].widgets
+                 .map(widget => [widget.name, widget.label]))"""
+        )
+        assert labels["learning_rate"] == "学习率"
+        value = page.evaluate("window.app.graph.findNodesByType('KilnLoRAConfig')[0].widgets[0].value")
+        assert value == "custom"
+        page.evaluate("window.app.canvas.selectItems(window.app.graph.findNodesByType('KilnLoRAConfig'))")
+        page.get_by_test_id("info-button").dispatch_event("click")  # the templates may lie over it
+        page.locator(".node-help-content h1", has_text="LoRA 配置").wait_for(timeout=30_000)
+    finally:
+        client.post("/settings/Comfy.Locale", "en")

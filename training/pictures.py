@@ -20,6 +20,8 @@ SMALLEST_SIDE = 16
 """pixels; less holds nothing to learn"""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 """what ENDINGS stand for: a file of another kind stays shut whatever its name, since Pillow starts a program for some"""
+PACKED_BMP = (1, 2)
+"""run lengths, which Pillow unpacks in Python: some bytes can hold the whole server up for half a minute"""
 LARGEST_AREA = 170_000_000
 """pixels; beyond this one picture would take gigabytes to decode"""
 
@@ -161,7 +163,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=_known_formats())
+            image = Image.open(path, formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path.name} has too many pixels to decode: scale it down.") from error
     except Exception as error:  # Pillow's readers let any error of theirs out
@@ -169,6 +171,10 @@ def _opened(path: Path) -> Image.Image:
         raise PictureError(
             f"{path.name} is not a picture Pillow can read ({kinds}): remove it or save it again."
         ) from error
+    if image.info.get("compression") in PACKED_BMP and image.format == "BMP":
+        image.close()
+        raise PictureError(f"{path.name} is a compressed BMP, which takes too long to decode: save it as PNG.")
+    return image
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -178,15 +179,47 @@ class Draw:
         return values[self.below(len(values))]
 
 
+def shape_of(entry: str, shape: tuple[int, ...], rank: int) -> list[int]:
+    """What an entry of an adapter of a layer has in a sound file."""
+    out, into, *kernel = shape
+    factors = {
+        "lora_down.weight": [rank, into, *kernel], "lora_up.weight": [out, rank, *(1 for _ in kernel)], "alpha": [],
+        "lora_mid.weight": [rank, rank, *kernel], "dora_scale": [1, into], "lora_magnitude_vector": [out],
+        "hada_w1_a": [out, rank], "hada_w2_a": [out, rank], "hada_w1_b": [rank, into * math.prod(kernel)],
+        "hada_w2_b": [rank, into * math.prod(kernel)], "lokr_w1": [2, 2], "lokr_w2": [out // 2, into // 2, *kernel],
+        "lokr_w1_a": [2, rank], "lokr_w1_b": [rank, 2], "lokr_w2_a": [out // 2, rank],
+        "lokr_w2_b": [rank, into // 2 * math.prod(kernel)], "oft_blocks": [out // 2, 2, 2], "diff": list(shape),
+        "set_weight": list(shape), "diff_b": [out], "b_norm": [out], "w_norm": [out],
+    }  # fmt: skip
+    return factors.get(entry, [rank, rank])
+
+
+KINDS = (
+    (".lora_down.weight", ".lora_up.weight", ".alpha"), (".lora_A.weight", ".lora_B.weight"),
+    (".lora_down.weight", ".lora_up.weight", ".dora_scale"), (".lora_down.weight", ".lora_up.weight", ".diff_b"),
+    (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".alpha"), (".lokr_w1", ".lokr_w2"),
+    (".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".alpha"), (".oft_blocks", ".alpha"), (".diff", ".diff_b"),
+    (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"), (".set_weight",), (".w_norm", ".b_norm"),
+)  # fmt: skip
+"""The ends of the keys that one layer has in a sound file."""
+
+
 def some_lora(draw: Draw) -> bytes:
-    """A sound safetensors file with the keys of a LoRA, and anything in it."""
+    """A file of adapters, sound but for what the bytes say: other shapes, kinds of numbers, keys and metadata."""
     tensors = {}
-    for _ in range(1 + draw.below(8)):
-        shape = [draw.pick(SIDES) for _ in range(draw.below(5))]
-        numbers = torch.full(shape, draw.below(256) - 128.0).to(draw.pick(DTYPES))
-        if draw.below(16) == 1 and numbers.is_floating_point():
-            numbers = torch.full(shape, draw.pick((torch.nan, torch.inf))).to(numbers.dtype)
-        tensors[draw.pick(SPELLINGS) + draw.pick(list(ENDINGS))] = numbers
+    for _ in range(1 + draw.below(4)):
+        layer, rank, dtype = draw.pick(list(LAYERS.values())), draw.pick((1, 2, 4)), draw.pick(DTYPES[:3])
+        name = draw.pick([layer.kohya, layer.comfy, *(path for path, _, _ in layer.diffusers), *SPELLINGS])
+        for ending in draw.pick(KINDS):
+            shape, oddity = shape_of(ENDINGS[ending], layer.shape, rank), draw.below(64)
+            if oddity == 1:
+                shape = [draw.pick(SIDES) for _ in range(draw.below(6))]
+            elif oddity == 2:
+                dtype = draw.pick(DTYPES)
+            elif oddity == 3:
+                ending = draw.pick(list(ENDINGS))
+            value = torch.nan if oddity == 4 else draw.pick((1.0, 0.0, -3.0, 1e-30, 60_000.0))
+            tensors[name + ending] = torch.full(shape, value).to(dtype)
     settings = draw.data.read().decode("utf-8", "replace")
     return save(tensors, {"lora_adapter_metadata": settings, "ss_network_args": settings} if settings else None)
 

@@ -1,4 +1,4 @@
-"""The fuzzer's targets, without the fuzzer: their seeds, the same random damage each time, and what once broke a reader."""
+"""The fuzzer's targets without the fuzzer: their seeds, the same damage to them each time, and what once broke them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from fuzz.targets import SCRATCH, TARGETS, of_file
 
 DAMAGED = 150
@@ -34,13 +35,28 @@ def test_a_reader_takes_its_seeds_and_survives_their_damage(name: str) -> None:
 
 
 FOUND = [
-    ("fields", "031c1c1c1c1c1c3737382c313234"),  # extra_resolutions: a separator that int() keeps
-    ("lora", "88a91b30ab9c583da35217c9fc"),  # merge: a kernel that is not the model's
-    ("lora", "04050501000501030102020005000004050202000001020402040204050100020204030004000402030400010303010305020104000503030103040503050401"),  # LoKr: a factor of another shape
-    ("lora", "0121dd3a5d1cf3c4a68defb9d695c2b3fa6a3c065a1a30da94fd7165860fa2120ae0e1a0f5c39cbae72dac20130666f9f825b9ed9e3676256d"),  # save: numbers of 8 bit
-    ("lora", "0105000405000001030304030502040305040401040504040501000100040501050302020304050004000405010300050401040303050004020103030502020403"),  # LoHa: factors that do not multiply
-    ("lora", "0d2a39f970806d6bc7a6aaac09ca8f0c57cc0b337a47e798"),  # merge: differences of two lengths
-]  # fmt: skip
+    pytest.param("fields", "031c1c1c1c1c1c3737382c313234", id="extra_resolutions: a separator that int() keeps"),
+    pytest.param("lora", "88a91b30ab9c583da35217c9fc", id="merge: a kernel that is not the model's"),
+    pytest.param(
+        "lora",
+        "040505010005010301020200050000040502020000010204020402040501000202040300040004020304000103"
+        "03010305020104000503030103040503050401",
+        id="LoKr: a factor of another shape",
+    ),
+    pytest.param(
+        "lora",
+        "0121dd3a5d1cf3c4a68defb9d695c2b3fa6a3c065a1a30da94fd7165860fa2120ae0e1a0f5c39cbae72dac2013"
+        "0666f9f825b9ed9e3676256d",
+        id="save: numbers of 8 bit",
+    ),
+    pytest.param(
+        "lora",
+        "010500040500000103030403050204030504040104050404050100010004050105030202030405000400040501"
+        "0300050401040303050004020103030502020403",
+        id="LoHa: factors that do not multiply",
+    ),
+    pytest.param("lora", "0d2a39f970806d6bc7a6aaac09ca8f0c57cc0b337a47e798", id="merge: differences of two lengths"),
+]
 """Inputs that once let an error out which the reader does not document: target, bytes."""
 
 

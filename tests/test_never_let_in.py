@@ -211,4 +211,3 @@ def test_folders_of_extra_model_paths_are_allowed(place: Path, monkeypatch: pyte
 def test_a_folder_read_alone_lets_no_link_out(linked: Path) -> None:
     assert [picture.name for picture in read_folder(linked, DatasetSettings()).pictures] == ["b.png"]
     assert folder_fingerprint(linked)
-

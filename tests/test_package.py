@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import missing
 
+from conftest import missing
 from host import PACK
 
 PACKING = "import sys; from comfy_cli.file_utils import zip_files; zip_files(sys.argv[1])"

@@ -221,7 +221,9 @@ class _Sum:
     def _accumulate(self, key: str, difference: Tensor, dtype: torch.dtype) -> None:
         if key in self.tensors and self.tensors[key].shape != difference.shape:
             one, other = list(self.tensors[key].shape), list(difference.shape)
-            raise_if_any(SUBJECT, [f"{key} is {one} in one LoRA and {other} in another: they are for different models."])
+            raise_if_any(
+                SUBJECT, [f"{key} is {one} in one LoRA and {other} in another: they are for different models."]
+            )
         self.tensors[key] = _held(
             difference.cpu() + self.tensors[key].float() if key in self.tensors else difference, dtype
         )

@@ -19,7 +19,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".
 SMALLEST_SIDE = 16
 """pixels; less holds nothing to learn"""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-"""what ENDINGS stand for: a file of another kind stays shut whatever its name, since Pillow starts a program for some"""
+"""what ENDINGS stand for: a file of another kind stays shut whatever its name; for some Pillow starts programs"""
 PACKED_BMP = (1, 2)
 """run lengths, which Pillow unpacks in Python: some bytes can hold the whole server up for half a minute"""
 LARGEST_AREA = 170_000_000

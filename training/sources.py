@@ -26,8 +26,8 @@ from .problems import InputError, raise_if_any
 MASK_MARKS = ("_mask", "-masklabel")
 """how the name of a mask file ends, before its ending (-masklabel is OneTrainer's)"""
 LEADS_OUT = (
-    "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person who "
-    "runs the server allow that folder."
+    "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person "
+    "who runs the server allow that folder."
 )
 Examine = Callable[[Path], PictureFacts]
 """`picture_facts`, or a cache's memory of it"""
@@ -183,7 +183,9 @@ class _Files:
                     self.masks.setdefault(picture, path)
                     found.add(path)
         self.pictures = [path for path in images if path not in found]
-        self.problems = [f"{path.name} {LEADS_OUT}" for path in strays if path.suffix.lower() in ENDINGS or path.is_dir()]
+        self.problems = [
+            f"{path.name} {LEADS_OUT}" for path in strays if path.suffix.lower() in ENDINGS or path.is_dir()
+        ]
         self._metadata: dict[Path, dict[str, str]] = {}
 
     def is_stray(self, file: Path) -> bool:

@@ -33,9 +33,12 @@ from lora_kiln.training.problems import InputError
 
 # The same examples at each run; a folder may be used by all examples of a test, which write it anew.
 often = settings(
-    derandomize=True, max_examples=60, deadline=None, database=None,
+    derandomize=True,
+    max_examples=60,
+    deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 texts = st.text(max_size=60)
 words = st.text(st.characters(exclude_categories=("Cs", "Cc", "Z"), exclude_characters=","), min_size=1, max_size=8)
 tag_lists = st.lists(words, max_size=8).map(", ".join)
@@ -78,7 +81,9 @@ def test_one_line_is_one_line_and_stays_so(caption: str) -> None:
 
 
 @often
-@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=60), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+@given(
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=60), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
+)
 def test_a_caption_comes_back_from_its_file(tmp_path: Path, caption: str, encoding: str) -> None:
     assume(encoding != "utf-8" or not caption.startswith(("\ufeff", "\ufffe")))
     (tmp_path / "a.txt").write_bytes(caption.encode(encoding))
@@ -147,15 +152,35 @@ def test_layer_rules_are_read_or_refused(text: str, name: str) -> None:
         assert rule_for(rules, name).learning_rate > 0
 
 
-simple = st.one_of(st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False), st.text(max_size=20), st.none())
+simple = st.one_of(
+    st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False), st.text(max_size=20), st.none()
+)
 keys = st.sampled_from(
-    ["network_dim", "network_alpha", "network_args", "unet_lr", "lr_scheduler", "optimizer_type", "optimizer_args",
-     "max_train_steps", "seed", "resolution", "sample_prompts", "LoRA_type", "epoch", "lr_warmup", "job", "config"],
-)  # fmt: skip
+    [
+        "network_dim",
+        "network_alpha",
+        "network_args",
+        "unet_lr",
+        "lr_scheduler",
+        "optimizer_type",
+        "optimizer_args",
+        "max_train_steps",
+        "seed",
+        "resolution",
+        "sample_prompts",
+        "LoRA_type",
+        "epoch",
+        "lr_warmup",
+        "job",
+        "config",
+    ],
+)
 
 
 @often
-@given(st.dictionaries(st.one_of(keys, st.text(max_size=10)), st.one_of(simple, st.lists(simple, max_size=3)), max_size=8))
+@given(
+    st.dictionaries(st.one_of(keys, st.text(max_size=10)), st.one_of(simple, st.lists(simple, max_size=3)), max_size=8)
+)
 def test_every_key_of_a_recipe_is_accounted_for(content: dict[str, Any]) -> None:
     content = {"network_dim": 8, **content}
     try:
@@ -168,9 +193,14 @@ def test_every_key_of_a_recipe_is_accounted_for(content: dict[str, Any]) -> None
 
 @often
 @given(
-    st.integers(1, 128), st.floats(0.01, 512), st.floats(1e-7, 1), st.sampled_from(["constant", "cosine", "linear"]),
-    st.integers(2, 10**6), st.integers(0, 2**32), st.floats(0, 0.9),
-)  # fmt: skip
+    st.integers(1, 128),
+    st.floats(0.01, 512),
+    st.floats(1e-7, 1),
+    st.sampled_from(["constant", "cosine", "linear"]),
+    st.integers(2, 10**6),
+    st.integers(0, 2**32),
+    st.floats(0, 0.9),
+)
 def test_our_own_metadata_is_read_back_as_the_recipe(
     rank: int, alpha: float, rate: float, scheduler: str, steps: int, seed: int, dropout: float
 ) -> None:
@@ -191,9 +221,13 @@ def test_our_own_metadata_is_read_back_as_the_recipe(
 
 @often
 @given(
-    st.integers(1, 8000), st.integers(1, 8000), st.integers(64, 2048), st.sampled_from([8, 16, 64, 128]),
-    st.integers(64, 512), st.integers(512, 4096),
-)  # fmt: skip
+    st.integers(1, 8000),
+    st.integers(1, 8000),
+    st.integers(64, 2048),
+    st.sampled_from([8, 16, 64, 128]),
+    st.integers(64, 512),
+    st.integers(512, 4096),
+)
 def test_every_picture_covers_its_bucket(
     width: int, height: int, resolution: int, step: int, shortest: int, longest: int
 ) -> None:
@@ -213,7 +247,9 @@ def test_every_picture_covers_its_bucket(
 @often
 @given(st.integers(64, 2048), st.sampled_from([8, 16, 64, 256]))
 def test_no_bucket_is_larger_than_the_resolution_asks(resolution: int, step: int) -> None:
-    assert all(width * height <= max(resolution, step) ** 2 for width, height in bucket_sizes(resolution, step, 1, 8192))
+    assert all(
+        width * height <= max(resolution, step) ** 2 for width, height in bucket_sizes(resolution, step, 1, 8192)
+    )
 
 
 @often
@@ -229,7 +265,9 @@ def test_resolutions_are_read_or_refused(text: str) -> None:
 
 
 @often
-@given(st.one_of(st.text(max_size=30), st.lists(words | st.sampled_from(["..", ".", "", "CON"]), max_size=5).map("/".join)))
+@given(
+    st.one_of(st.text(max_size=30), st.lists(words | st.sampled_from(["..", ".", "", "CON"]), max_size=5).map("/".join))
+)
 def test_a_name_that_is_taken_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     try:
         path = resolve(name, [tmp_path])
@@ -239,7 +277,9 @@ def test_a_name_that_is_taken_stays_in_its_folder(tmp_path: Path, name: str) -> 
     assert check_name(name, "name", "Node") == name.strip().removesuffix(".safetensors")
 
 
-METADATA = st.dictionaries(st.text(st.characters(exclude_categories=("Cs",)), max_size=10), st.text(max_size=20), max_size=5)
+METADATA = st.dictionaries(
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=10), st.text(max_size=20), max_size=5
+)
 
 
 @often

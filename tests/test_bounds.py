@@ -50,10 +50,19 @@ def test_metadata_has_an_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["[" * 100_000, '{"a":' * 50_000, "1" * 5000, '{"file_name": ' + "1" * 5000 + "}", '{"file_name": "a", "text": 1e999}',
-     '{"file_name": ["a"], "text": "b"}', "[1]", "null", '{"file_name": "a", "text": "' + "x" * LARGEST_CAPTION + '"}'],
+    [
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "1" * 5000,
+        '{"file_name": ' + "1" * 5000 + "}",
+        '{"file_name": "a", "text": 1e999}',
+        '{"file_name": ["a"], "text": "b"}',
+        "[1]",
+        "null",
+        '{"file_name": "a", "text": "' + "x" * LARGEST_CAPTION + '"}',
+    ],
     ids=lambda line: line[:12],
-)  # fmt: skip
+)
 def test_a_strange_line_costs_only_itself(tmp_path: Path, line: str) -> None:
     good = json.dumps({"file_name": "b.png", "text": "a cat"})
     (tmp_path / "metadata.jsonl").write_text(f"{line}\n{good}")
@@ -70,11 +79,15 @@ def test_many_bad_lines_are_said_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("# " + "x" * LARGEST, "larger than"), ("repeats = " + "1" * 5000, "is not TOML"), ("a = " + "[" * 4000, "nested"),
-        (".".join("a" * 3000) + " = 1", "not known"), ("repeats = inf", "whole number"), ("loss_weight = nan", ""),
+        ("# " + "x" * LARGEST, "larger than"),
+        ("repeats = " + "1" * 5000, "is not TOML"),
+        ("a = " + "[" * 4000, "nested"),
+        (".".join("a" * 3000) + " = 1", "not known"),
+        ("repeats = inf", "whole number"),
+        ("loss_weight = nan", ""),
     ],
     ids=lambda value: value[:12],
-)  # fmt: skip
+)
 def test_strange_settings_are_a_problem_in_words(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "dataset.toml").write_text(text)
     own, problems = read_folder_settings(tmp_path, "dataset.toml")
@@ -98,14 +111,26 @@ def entry(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("header", "length"),
     [
-        (b"{}", 2**63), (b"{}", 2**40), (b" " * 100, 1), (b"[" * 100_000, None), (b'{"a":' * 50_000, None), (b"[]", None),
-        (b'{"a": ' + b"1" * 5000 + b"}", None), (entry(data_offsets=[0, 1e400]), None), (entry(data_offsets=[0, "x"]), None),
-        (entry(shape=4), None), (entry(dtype="F32", data_offsets=[0]), None), (b'{"__metadata__": []}', None),
-        (b'{"__metadata__": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}", None), (b"\xff\xfe{}", None),
-        (entry(dtype="C64"), None), (entry(shape=[2**62, 2**62]), None), (entry(data_offsets=[4, 0]), None),
+        (b"{}", 2**63),
+        (b"{}", 2**40),
+        (b" " * 100, 1),
+        (b"[" * 100_000, None),
+        (b'{"a":' * 50_000, None),
+        (b"[]", None),
+        (b'{"a": ' + b"1" * 5000 + b"}", None),
+        (entry(data_offsets=[0, 1e400]), None),
+        (entry(data_offsets=[0, "x"]), None),
+        (entry(shape=4), None),
+        (entry(dtype="F32", data_offsets=[0]), None),
+        (b'{"__metadata__": []}', None),
+        (b'{"__metadata__": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}", None),
+        (b"\xff\xfe{}", None),
+        (entry(dtype="C64"), None),
+        (entry(shape=[2**62, 2**62]), None),
+        (entry(data_offsets=[4, 0]), None),
     ],
     ids=lambda value: str(value)[:24],
-)  # fmt: skip
+)
 def test_a_strange_header_is_refused(tmp_path: Path, header: bytes, length: int | None) -> None:
     with pytest.raises(InputError, match="x.safetensors"):
         read_lora_file(file_of(tmp_path / "x.safetensors", header, length, bytes(4)))
@@ -143,10 +168,16 @@ def test_a_lora_of_impossible_numbers_is_refused(tmp_path: Path, changes: dict, 
 
 @pytest.mark.parametrize(
     "settings",
-    ["[" * 100_000, '{"unet.lora_alpha": 1e400}', '{"unet.lora_alpha": ' + "9" * 400 + "}", '{"unet.lora_alpha": "x"}',
-     '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}', '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"a": null}}'],
+    [
+        "[" * 100_000,
+        '{"unet.lora_alpha": 1e400}',
+        '{"unet.lora_alpha": ' + "9" * 400 + "}",
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}',
+        '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"a": null}}',
+    ],
     ids=lambda text: text[-30:],
-)  # fmt: skip
+)
 def test_strange_alphas_in_the_metadata_do_not_matter(tmp_path: Path, settings: str) -> None:
     tensors = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(4, 2)}
     save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": settings})
@@ -222,6 +253,15 @@ def test_a_file_that_starts_a_program_stays_shut(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a.png").format == "EPS"
     with pytest.raises(PictureError, match="a.png is not a picture Pillow can read"):
         picture_facts(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("packing", [1, 2])
+def test_a_packed_bmp_is_not_decoded(tmp_path: Path, packing: int) -> None:
+    """Pillow unpacks it in Python, pixel by pixel: this one would hold the server up for half a minute."""
+    header = struct.pack("<IiiHHIIiiII", 40, 10_000, 10_000, 1, 8 if packing == 1 else 4, packing, 0, 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + header + bytes(2048))
+    with pytest.raises(PictureError, match="a.bmp is a compressed BMP.*: save it as PNG"):
+        picture_facts(tmp_path / "a.bmp")
 
 
 @pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "PCX", "SGI", "PDF"])

@@ -93,7 +93,7 @@ class DatasetSettings:
 
     def resolutions(self) -> tuple[int, ...]:
         """All resolutions, the main one first, each once."""
-        extra = (int(entry) for entry in self.extra_resolutions.split(",") if entry.strip())
+        extra = (int(entry.strip()) for entry in self.extra_resolutions.split(",") if entry.strip())
         return tuple(dict.fromkeys((self.resolution, *extra)))
 
     def bucket_sizes(self, resolution: int | None = None) -> list[tuple[int, int]]:

@@ -181,7 +181,7 @@ def _cast(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _overflows(before: torch.Tensor, after: torch.Tensor) -> bool:
-    return bool(before.isfinite().all()) and not bool(after.float().isfinite().all())
+    return bool(before.float().isfinite().all()) and not bool(after.float().isfinite().all())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ LoRA again, whose rank is the sum of theirs; the best one of a lower rank is its
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -170,7 +171,7 @@ class _Sum:
         if self.limit == 0 and len(terms) == 1 and terms[0][0] == 1.0:
             self._keep(layer, terms[0][1])
             return
-        dtype = reduce(torch.promote_types, (t.dtype for _, entries in terms for t in entries.values() if t.dim()))
+        dtype = _joint(t.dtype for _, entries in terms for t in entries.values() if t.dim() and t.is_floating_point())
         for entry, name in ADDED.items():
             for weight, entries in terms:
                 if entry in entries and (name == "diff_b" or entries[entry].dim() < 2):
@@ -178,6 +179,7 @@ class _Sum:
         matrices, kernel = [], names.shape[2:] if names else ()
         for weight, entries in terms:
             if (matrix := _matrix(entries, self.device)) is not None:
+                _check_shape(layer, matrix, names)
                 matrices.append((weight, matrix))
                 kernel = kernel or _kernel(entries)
         if matrices:
@@ -217,6 +219,11 @@ class _Sum:
         self.ranks[layer], self.alphas[layer] = factors.rank, float(factors.rank)
 
     def _accumulate(self, key: str, difference: Tensor, dtype: torch.dtype) -> None:
+        if key in self.tensors and self.tensors[key].shape != difference.shape:
+            one, other = list(self.tensors[key].shape), list(difference.shape)
+            raise_if_any(
+                SUBJECT, [f"{key} is {one} in one LoRA and {other} in another: they are for different models."]
+            )
         self.tensors[key] = _held(
             difference.cpu() + self.tensors[key].float() if key in self.tensors else difference, dtype
         )
@@ -235,6 +242,25 @@ def _matrix(entries: Entries, device: torch.device) -> Factors | Tensor | None:
         down, up = (t.detach().to(device).float().flatten(1) for t in (adapter.down, adapter.up))
         return Factors(up * (adapter.alpha / adapter.rank), down)
     return adapter.difference().detach().to(device).float().flatten(1)
+
+
+def _shape(matrix: Factors | Tensor) -> tuple[int, int]:
+    whole = (matrix.up.shape[0], matrix.down.shape[1]) if isinstance(matrix, Factors) else matrix.shape
+    return whole[0], whole[1]
+
+
+def _check_shape(layer: str, matrix: Factors | Tensor, names: LayerNames | None) -> None:
+    if names is None or not names.shape or _shape(matrix) == (names.shape[0], math.prod(names.shape[1:])):
+        return
+    rows, columns = _shape(matrix)
+    problem = f"{layer} is {rows} x {columns}, and not as the model has it: connect the model that the LoRAs are for."
+    raise_if_any(SUBJECT, [problem])
+
+
+def _joint(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """A number format that holds what several do; those of 8 bit, which torch joins with nothing, count as fp16."""
+    wide = [torch.float16 if dtype.itemsize == 1 else dtype for dtype in dtypes]
+    return reduce(torch.promote_types, wide or [torch.float32])
 
 
 def _kernel(entries: Entries) -> tuple[int, ...]:
@@ -324,10 +350,7 @@ def _unlike(layer: str, parts: Sequence[Part], by_part: Sequence[Mapping[str, En
         if layer in entries and not _kind_without_sum(entries[layer]):
             matrix = _matrix(entries[layer], torch.device("cpu"))
             if matrix is not None:
-                shape = (
-                    (matrix.up.shape[0], matrix.down.shape[1]) if isinstance(matrix, Factors) else tuple(matrix.shape)
-                )
-                shapes.setdefault(shape, part)
+                shapes.setdefault(_shape(matrix), part)
     if len(shapes) < 2:
         return []
     (one, first), (other, second) = list(shapes.items())[:2]
@@ -377,7 +400,7 @@ def _precision(parts: Sequence[Part]) -> str | None:
     """The number format of the merged LoRA's file: one that holds every part's; None where no part has its own."""
     if not any(getattr(part.lora, "precision", None) for part in parts):
         return None
-    dtype = reduce(torch.promote_types, (usual_dtype(part.lora) for part in parts))
+    dtype = _joint(usual_dtype(part.lora) for part in parts)
     return next((name for name, each in DTYPES.items() if each == dtype), None)
 
 

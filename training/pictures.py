@@ -20,6 +20,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
 """what may lie in such a file, by Pillow's names: some of its others start programs or fetch what they name"""
 SMALLEST_SIDE = 16
 """pixels; less holds nothing to learn"""
+PACKED_BMP = (1, 2)
+"""run lengths, which Pillow unpacks in Python: some bytes can hold the whole server up for half a minute"""
 LARGEST_AREA = 170_000_000
 """pixels; beyond this one picture would take gigabytes to decode"""
 
@@ -176,7 +178,7 @@ def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=_known_formats())
+            image = Image.open(path, formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path.name} has too many pixels to decode: scale it down.") from error
     except Exception as error:  # Pillow's readers let any error of theirs out
@@ -184,6 +186,10 @@ def _opened(path: Path) -> Image.Image:
         raise PictureError(
             f"{path.name} is not a picture Pillow can read ({kinds}): remove it or save it again."
         ) from error
+    if image.info.get("compression") in PACKED_BMP and image.format == "BMP":
+        image.close()
+        raise PictureError(f"{path.name} is a compressed BMP, which takes too long to decode: save it as PNG.")
+    return image
 
 
 @cache

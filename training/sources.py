@@ -26,8 +26,8 @@ from .problems import InputError, raise_if_any
 MASK_MARKS = ("_mask", "-masklabel")
 """how the name of a mask file ends, before its ending (-masklabel is OneTrainer's)"""
 LEADS_OUT = (
-    "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person who "
-    "runs the server allow that folder."
+    "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person "
+    "who runs the server allow that folder."
 )
 Examine = Callable[[Path], PictureFacts]
 """`picture_facts`, or a cache's memory of it"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -133,17 +134,25 @@ def names(data: bytes) -> None:
 # ---------------------------------------------------------------- LoRA files
 
 LAYERS = {
-    f"diffusion_model.{path}.weight": LayerNames(f"lora_unet_{path.replace('.', '_')}", f"diffusion_model.{path}", parts, shape)
+    f"diffusion_model.{path}.weight": LayerNames(
+        f"lora_unet_{path.replace('.', '_')}", f"diffusion_model.{path}", parts, shape
+    )
     for path, parts, shape in (
         ("a", (("unet.a", 0, 8),), (8, 8)),
         ("b.qkv", (("transformer.b.to_q", 0, 4), ("transformer.b.to_k", 4, 4)), (8, 6)),
         ("c", (), (4, 4, 3, 3)),
     )
-}  # fmt: skip
+}
 SPELLINGS = [
-    *(name for layer in LAYERS.values() for name in (layer.kohya, layer.comfy, *(path for path, _, _ in layer.diffusers))),
-    "lora_te_x", "nobody", "",
-]  # fmt: skip
+    *(
+        name
+        for layer in LAYERS.values()
+        for name in (layer.kohya, layer.comfy, *(path for path, _, _ in layer.diffusers))
+    ),
+    "lora_te_x",
+    "nobody",
+    "",
+]
 DTYPES = (
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32),
     *(torch.uint8, torch.bool, torch.float8_e4m3fn),
@@ -179,15 +188,69 @@ class Draw:
         return values[self.below(len(values))]
 
 
+def shape_of(entry: str, shape: tuple[int, ...], rank: int) -> list[int]:
+    """What an entry of an adapter of a layer has in a sound file."""
+    out, into, *kernel = shape
+    factors = {
+        "lora_down.weight": [rank, into, *kernel],
+        "lora_up.weight": [out, rank, *(1 for _ in kernel)],
+        "alpha": [],
+        "lora_mid.weight": [rank, rank, *kernel],
+        "dora_scale": [1, into],
+        "lora_magnitude_vector": [out],
+        "hada_w1_a": [out, rank],
+        "hada_w2_a": [out, rank],
+        "hada_w1_b": [rank, into * math.prod(kernel)],
+        "hada_w2_b": [rank, into * math.prod(kernel)],
+        "lokr_w1": [2, 2],
+        "lokr_w2": [out // 2, into // 2, *kernel],
+        "lokr_w1_a": [2, rank],
+        "lokr_w1_b": [rank, 2],
+        "lokr_w2_a": [out // 2, rank],
+        "lokr_w2_b": [rank, into // 2 * math.prod(kernel)],
+        "oft_blocks": [out // 2, 2, 2],
+        "diff": list(shape),
+        "set_weight": list(shape),
+        "diff_b": [out],
+        "b_norm": [out],
+        "w_norm": [out],
+    }
+    return factors.get(entry, [rank, rank])
+
+
+KINDS = (
+    (".lora_down.weight", ".lora_up.weight", ".alpha"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_down.weight", ".lora_up.weight", ".dora_scale"),
+    (".lora_down.weight", ".lora_up.weight", ".diff_b"),
+    (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".alpha"),
+    (".lokr_w1", ".lokr_w2"),
+    (".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".alpha"),
+    (".oft_blocks", ".alpha"),
+    (".diff", ".diff_b"),
+    (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
+    (".set_weight",),
+    (".w_norm", ".b_norm"),
+)
+"""The ends of the keys that one layer has in a sound file."""
+
+
 def some_lora(draw: Draw) -> bytes:
-    """A sound safetensors file with the keys of a LoRA, and anything in it."""
+    """A file of adapters, sound but for what the bytes say: other shapes, kinds of numbers, keys and metadata."""
     tensors = {}
-    for _ in range(1 + draw.below(8)):
-        shape = [draw.pick(SIDES) for _ in range(draw.below(5))]
-        numbers = torch.full(shape, draw.below(256) - 128.0).to(draw.pick(DTYPES))
-        if draw.below(16) == 1 and numbers.is_floating_point():
-            numbers = torch.full(shape, draw.pick((torch.nan, torch.inf))).to(numbers.dtype)
-        tensors[draw.pick(SPELLINGS) + draw.pick(list(ENDINGS))] = numbers
+    for _ in range(1 + draw.below(4)):
+        layer, rank, dtype = draw.pick(list(LAYERS.values())), draw.pick((1, 2, 4)), draw.pick(DTYPES[:3])
+        name = draw.pick([layer.kohya, layer.comfy, *(path for path, _, _ in layer.diffusers), *SPELLINGS])
+        for ending in draw.pick(KINDS):
+            shape, oddity = shape_of(ENDINGS[ending], layer.shape, rank), draw.below(64)
+            if oddity == 1:
+                shape = [draw.pick(SIDES) for _ in range(draw.below(6))]
+            elif oddity == 2:
+                dtype = draw.pick(DTYPES)
+            elif oddity == 3:
+                ending = draw.pick(list(ENDINGS))
+            value = torch.nan if oddity == 4 else draw.pick((1.0, 0.0, -3.0, 1e-30, 60_000.0))
+            tensors[name + ending] = torch.full(shape, value).to(dtype)
     settings = draw.data.read().decode("utf-8", "replace")
     return save(tensors, {"lora_adapter_metadata": settings, "ss_network_args": settings} if settings else None)
 
@@ -199,12 +262,16 @@ def lora_tensors(path: Path) -> None:
     lora = read_lora_file(path)
     uses: list[Callable[[], object]] = [
         lambda: describe_lora(lora),
-        lambda: [adapter.difference() for adapter in read_adapters(lora, LAYERS).adapters.values() if adapter.kind == "lora"],
+        lambda: [
+            adapter.difference() for adapter in read_adapters(lora, LAYERS).adapters.values() if adapter.kind == "lora"
+        ],
         lambda: for_host(lora, LAYERS),
         *(lambda form=form: as_format(lora, form, LAYERS, "fp16") for form in FORMATS),
-        lambda: merge_loras([Part(lora, 0.5, "lora_1"), Part(lora, 1.0, "lora_2")], 2, LAYERS.values(), torch.device("cpu")),
+        lambda: merge_loras(
+            [Part(lora, 0.5, "lora_1"), Part(lora, 1.0, "lora_2")], 2, LAYERS.values(), torch.device("cpu")
+        ),
         lambda: merge_loras([Part(lora, 1.0, "lora_1")], 0, (), torch.device("cpu")),
-    ]  # fmt: skip
+    ]
     for use in uses:
         try:
             use()
@@ -238,10 +305,15 @@ def picture_seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a picture"
     for mode, kinds in {
-        "RGB": ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"), "RGBA": ("PNG", "WEBP"), "P": ("PNG", "GIF"),
-        "L": ("PNG", "JPEG"), "I;16": ("PNG", "TIFF"), "CMYK": ("JPEG", "TIFF"), "1": ("PNG", "TIFF", "BMP"),
+        "RGB": ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"),
+        "RGBA": ("PNG", "WEBP"),
+        "P": ("PNG", "GIF"),
+        "L": ("PNG", "JPEG"),
+        "I;16": ("PNG", "TIFF"),
+        "CMYK": ("JPEG", "TIFF"),
+        "1": ("PNG", "TIFF", "BMP"),
         "F": ("TIFF",),
-    }.items():  # fmt: skip
+    }.items():
         for kind in kinds:
             file = io.BytesIO()
             more = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
@@ -254,29 +326,60 @@ def picture_seeds() -> list[bytes]:
 
 RECIPES = [TOML, json.dumps(GUI), yaml.safe_dump(JOB), json.dumps(JOB), json.dumps(METADATA)]
 TARGETS: dict[str, Target] = {
-    "recipe": Target(lambda data: recipes.read(as_text(data), "x.toml"), (InputError,), [text.encode() for text in RECIPES]),
+    "recipe": Target(
+        lambda data: recipes.read(as_text(data), "x.toml"), (InputError,), [text.encode() for text in RECIPES]
+    ),
     "lora_metadata": Target(lora_metadata, (InputError,), [json.dumps(METADATA).encode()], words=list(METADATA)),
     "fields": Target(
-        fields, (InputError,),
-        [b"\0steps=2000 seed=7 targets=\"all linear\"", b"\1out.* rank=8 alpha=4 lr=0.5 # x", b"\2betas=0.9,0.99 eps=1e-8", b"\x03768, 1024"],
+        fields,
+        (InputError,),
+        [
+            b'\0steps=2000 seed=7 targets="all linear"',
+            b"\1out.* rank=8 alpha=4 lr=0.5 # x",
+            b"\2betas=0.9,0.99 eps=1e-8",
+            b"\x03768, 1024",
+        ],
     ),
     "caption": of_file("a.txt", read_text, (CaptionFileError,), [b"a cat, sitting", "\ufeffa cat".encode("utf-16")]),
     "metadata": of_file(
-        "metadata.jsonl", metadata_lines, (),
+        "metadata.jsonl",
+        metadata_lines,
+        (),
         [b'{"file_name": "a.png", "text": "a cat"}\n\n{"file_name": "b.png", "prompt": "b"}', b'{"text": [1e400, -1]}'],
         words=["file_name", "text", "caption", "prompt", "Infinity", "NaN", "\\ud800"],
     ),
     "settings": of_file(
-        "dataset.toml", folder_settings, (InputError,),
-        [b'repeats = 4\ntrigger_word = "ohwx"\nflip = true\ncaption_dropout = 0.05\nloss_weight = 1\n', b"a.b.c = 1979-05-27"],
-        words=["repeats", "regularisation", "keep_tokens", "loss_weight", "masked_loss", "inf", "nan", "0x", "[[", '"""'],
+        "dataset.toml",
+        folder_settings,
+        (InputError,),
+        [
+            b'repeats = 4\ntrigger_word = "ohwx"\nflip = true\ncaption_dropout = 0.05\nloss_weight = 1\n',
+            b"a.b.c = 1979-05-27",
+        ],
+        words=[
+            "repeats",
+            "regularisation",
+            "keep_tokens",
+            "loss_weight",
+            "masked_loss",
+            "inf",
+            "nan",
+            "0x",
+            "[[",
+            '"""',
+        ],
     ),
-    "names": Target(names, (PathRefused,), [b"people/anna", b"../x", "．．/／".encode(), b"CON.txt", str(SCRATCH).encode() + b"/a"]),
+    "names": Target(
+        names, (PathRefused,), [b"people/anna", b"../x", "．．/／".encode(), b"CON.txt", str(SCRATCH).encode() + b"/a"]
+    ),
     "header": of_file(
-        "x.safetensors", header, (InputError,), lora_seeds(),
+        "x.safetensors",
+        header,
+        (InputError,),
+        lora_seeds(),
         words=["__metadata__", "dtype", "shape", "data_offsets", "F32", "BF16", "I64", *ENDINGS],
     ),
     "lora": of_file("y.safetensors", lora_tensors, (InputError,), [bytes(range(k, 256, 3)) for k in range(12)]),
     "picture": of_file("p.png", picture, (PictureError,), picture_seeds()),
-}  # fmt: skip
+}
 """By name. A new reader of a stranger's file needs one line here."""

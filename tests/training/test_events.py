@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from comfy_execution.utils import CurrentNodeContext
 from lora_kiln.training import events
-from lora_kiln.training.events import KEPT_RUNS, MOST_POINTS, RunEvents, histories
+from lora_kiln.training.events import KEPT_RUNS, MOST_POINTS, RunEvents, histories, thinned
+from lora_kiln.training.problems import InputError, Refusal
 from server import PromptServer
 
 STEPS = 20
@@ -82,7 +83,7 @@ def test_the_smoothed_loss_is_the_unbiased_exponential_average() -> None:
 def test_a_constant_loss_is_its_own_average() -> None:
     a_run = run()
     learn(a_run, [0.25] * 9)
-    assert a_run.smoothed == pytest.approx([0.25] * 9)
+    assert a_run.smoothed == pytest.approx(0.25)
 
 
 def test_the_pages_points_are_all_steps_once_in_order(page: Page) -> None:
@@ -107,12 +108,56 @@ def test_quick_steps_are_sent_together(page: Page) -> None:
 
 def test_the_page_hears_each_state(page: Page) -> None:
     a_run = run()
-    a_run.preparing("encoding")
+    a_run.preparing("encoding", 3, 7, "captions")
     a_run.started()
+    a_run.paused()
     a_run.ended("failed", "why")
-    assert [(m["state"], m["message"]) for m in page.heard()] == [
-        ("preparing", "encoding"), ("training", ""), ("failed", "why"),
+    heard = [(m["state"], m["phase"], m["phase_done"], m["phase_total"], m["message"]) for m in page.heard()]
+    assert heard == [
+        ("preparing", "encoding", 3, 7, "captions"), ("training", "training", 0, 0, ""), ("paused", "paused", 0, 0, ""),
+        ("failed", "", 0, 0, "why"),
     ]  # fmt: skip
+
+
+def test_a_run_takes_what_fits_its_state() -> None:
+    a_run = run()
+    with pytest.raises(Refusal, match="preparing"):
+        a_run.ask("pause")
+    a_run.started()
+    a_run.ask("pause")
+    assert a_run.controls.is_paused and a_run.controls.take("pause") and not a_run.controls.is_waiting
+    with pytest.raises(Refusal):
+        a_run.ask("sample")  # there is no prompt
+    a_run.ask("sample_prompts", ["a cat ", ""])
+    assert a_run.controls.sample_prompts == ("a cat",)
+    a_run.ask("sample")
+    for action, value in [("jump", None), ("learning_rate", 0), ("learning_rate", "1"), ("sample_prompts", "a")]:
+        with pytest.raises(InputError):
+            a_run.ask(action, value)
+    a_run.ended("finished", "")
+    with pytest.raises(Refusal, match="finished"):
+        a_run.ask("checkpoint")
+
+
+def test_new_marks_samples_and_validations_are_told_once(page: Page) -> None:
+    a_run = run()
+    a_run.mark(1, "checkpoint")
+    a_run.validated(1, 0.5)
+    a_run.sampled({"step": 1, "prompt": "a"})
+    a_run.started()
+    heard = page.heard()
+    assert [mark["kind"] for m in heard for mark in m["marks"]] == ["checkpoint"]
+    assert [each for m in heard for each in m["validation"]] == [[1, 0.5]]
+    assert sum(len(m["samples"]) for m in heard) == 1
+    assert a_run.history()["best"] == {"step": 1, "validation_loss": 0.5}
+
+
+def test_thinning_keeps_every_spike_and_the_last_point() -> None:
+    points = [[step, 1.0, 0.0] for step in range(1, 10_001)]
+    points[4321][1], points[77][1] = 9.0, -3.0
+    kept = thinned(points, 100)
+    assert len(kept) <= 102 and points[4321] in kept and points[77] in kept and kept[-1] == points[-1]
+    assert [point[0] for point in kept] == sorted(point[0] for point in kept)
 
 
 def test_a_loss_that_is_no_number_is_null(page: Page) -> None:
@@ -136,15 +181,15 @@ def test_a_page_that_opens_later_gets_the_whole_curve() -> None:
 
 def test_a_long_history_is_thinned_out() -> None:
     a_run = run(steps=10 * MOST_POINTS)
-    a_run.losses = a_run.smoothed = [1.0] * (5 * MOST_POINTS + 5)
+    a_run.losses = a_run.rates = [1.0] * (5 * MOST_POINTS + 5)
     points = a_run.history()["points"]
-    assert MOST_POINTS // 2 < len(points) <= MOST_POINTS
+    assert MOST_POINTS // 4 < len(points) <= MOST_POINTS
     assert [point[0] for point in points] == sorted({point[0] for point in points})
 
 
 def test_a_long_history_ends_with_the_newest_step() -> None:
     a_run = run(steps=10 * MOST_POINTS)
-    a_run.losses = a_run.smoothed = [1.0] * (5 * MOST_POINTS + 5)
+    a_run.losses = a_run.rates = [1.0] * (5 * MOST_POINTS + 5)
     assert a_run.history()["points"][-1][0] == 5 * MOST_POINTS + 5
 
 

@@ -307,3 +307,30 @@ def test_loras_with_comfyui_and_kohya_names_meet_in_one_layer():
     merged = merge_loras(parts((first, 1.0), (LoRAModel(renamed, {}, "comfy"), 1.0)))
     assert merged.lora.keys() == first.keys()
     assert {t.shape[0] for key, t in merged.lora.items() if "lora_down" in key} == {4}
+
+
+# ---------------------------------------------------------------- what strangers' files may hold
+
+
+def test_differences_of_two_lengths_are_for_two_models() -> None:
+    loras = [LoRAModel({f"{LINEAR}.diff_b": torch.ones(size)}, {}, f"of {size}") for size in (4, 8)]
+    with pytest.raises(InputError, match=r"is \[4\] in one LoRA and \[8\] in another"):
+        merge_loras([Part(each, 0.5, each.name) for each in loras], 0, (), torch.device("cpu"))
+
+
+def test_a_lora_that_does_not_fit_the_model_is_refused() -> None:
+    names = [host.LayerNames(CONVOLUTION, "diffusion_model.b.conv", (), (16, 7, 3, 3))]
+    with pytest.raises(InputError, match=f"{CONVOLUTION} is 16 x 108, and not as the model has it"):
+        merge_loras([Part(lora(2, 1, layers=[CONVOLUTION]), 0.5, "lora_1")], 0, names, torch.device("cpu"))
+
+
+def test_numbers_of_8_bit_are_added_as_fp16() -> None:
+    whole = lora(2, 1, layers=[LINEAR])
+    small = LoRAModel({key: tensor.to(torch.float8_e4m3fn) for key, tensor in whole.items()}, {}, "small")
+    merged = merge_loras([Part(small, 0.5, "lora_1")], 0, (), torch.device("cpu")).lora
+    assert {tensor.dtype for tensor in merged.values() if tensor.dim()} == {torch.float16}
+
+
+def test_a_lora_without_a_matrix_can_be_weighed() -> None:
+    single = LoRAModel({f"{LINEAR}.diff_b": torch.tensor(2.0)}, {}, "one number")
+    assert merge_loras([Part(single, 0.5, "lora_1")], 0, (), torch.device("cpu")).lora[f"{LINEAR}.diff_b"] == 1.0

@@ -33,9 +33,12 @@ from lora_kiln.training.problems import InputError
 
 # The same examples at each run; a folder may be used by all examples of a test, which write it anew.
 often = settings(
-    derandomize=True, max_examples=60, deadline=None, database=None,
+    derandomize=True,
+    max_examples=60,
+    deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 texts = st.text(max_size=60)
 words = st.text(st.characters(exclude_categories=("Cs", "Cc", "Z"), exclude_characters=","), min_size=1, max_size=8)
 tag_lists = st.lists(words, max_size=8).map(", ".join)
@@ -153,9 +156,25 @@ simple = st.one_of(
     st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False), st.text(max_size=20), st.none()
 )
 keys = st.sampled_from(
-    ["network_dim", "network_alpha", "network_args", "unet_lr", "lr_scheduler", "optimizer_type", "optimizer_args",
-     "max_train_steps", "seed", "resolution", "sample_prompts", "LoRA_type", "epoch", "lr_warmup", "job", "config"],
-)  # fmt: skip
+    [
+        "network_dim",
+        "network_alpha",
+        "network_args",
+        "unet_lr",
+        "lr_scheduler",
+        "optimizer_type",
+        "optimizer_args",
+        "max_train_steps",
+        "seed",
+        "resolution",
+        "sample_prompts",
+        "LoRA_type",
+        "epoch",
+        "lr_warmup",
+        "job",
+        "config",
+    ],
+)
 
 
 @often
@@ -174,9 +193,14 @@ def test_every_key_of_a_recipe_is_accounted_for(content: dict[str, Any]) -> None
 
 @often
 @given(
-    st.integers(1, 128), st.floats(0.01, 512), st.floats(1e-7, 1), st.sampled_from(["constant", "cosine", "linear"]),
-    st.integers(2, 10**6), st.integers(0, 2**32), st.floats(0, 0.9),
-)  # fmt: skip
+    st.integers(1, 128),
+    st.floats(0.01, 512),
+    st.floats(1e-7, 1),
+    st.sampled_from(["constant", "cosine", "linear"]),
+    st.integers(2, 10**6),
+    st.integers(0, 2**32),
+    st.floats(0, 0.9),
+)
 def test_our_own_metadata_is_read_back_as_the_recipe(
     rank: int, alpha: float, rate: float, scheduler: str, steps: int, seed: int, dropout: float
 ) -> None:
@@ -197,9 +221,13 @@ def test_our_own_metadata_is_read_back_as_the_recipe(
 
 @often
 @given(
-    st.integers(1, 8000), st.integers(1, 8000), st.integers(64, 2048), st.sampled_from([8, 16, 64, 128]),
-    st.integers(64, 512), st.integers(512, 4096),
-)  # fmt: skip
+    st.integers(1, 8000),
+    st.integers(1, 8000),
+    st.integers(64, 2048),
+    st.sampled_from([8, 16, 64, 128]),
+    st.integers(64, 512),
+    st.integers(512, 4096),
+)
 def test_every_picture_covers_its_bucket(
     width: int, height: int, resolution: int, step: int, shortest: int, longest: int
 ) -> None:

@@ -58,6 +58,10 @@ class LoHa(AddedAdapter):
     def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "LoHa | None":
         if set(tensors) != set(NAMES):
             return None
-        rank = tensors["hada_w1_b"].shape[0]
-        w1_a, w1_b, w2_a, w2_b = (tensors[name] for name in NAMES)
+        w1_a, w1_b, w2_a, w2_b = factors = [tensors[name] for name in NAMES]
+        if any(factor.dim() != 2 for factor in factors) or w1_a.shape[0] != w2_a.shape[0]:
+            return None
+        if w1_a.shape[1] != w1_b.shape[0] or w2_a.shape[1] != w2_b.shape[0] or w1_b.shape[1] != w2_b.shape[1]:
+            return None
+        rank = w1_b.shape[0]
         return cls(w1_a, w1_b, w2_a, w2_b, rank if alpha is None else alpha)

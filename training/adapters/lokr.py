@@ -86,9 +86,13 @@ class LoKr(AddedAdapter):
         forms = [(first, second) for first in (("w1",), ("w1_a", "w1_b")) for second in (("w2",), ("w2_a", "w2_b"))]
         if not any(set(factors) == {*first, *second} for first, second in forms):
             return None
+        if "w1" in factors and factors["w1"].numel() != factors["w1"].shape[:2].numel():
+            return None
         if "w1" in factors:
             factors["w1"] = factors["w1"].reshape(factors["w1"].shape[:2])
         if any(factor.dim() != 2 for name, factor in factors.items() if name != "w2"):
+            return None
+        if any(f"{w}_a" in factors and factors[f"{w}_a"].shape[1] != factors[f"{w}_b"].shape[0] for w in ("w1", "w2")):
             return None
         rank = next((factors[name].shape[0] for name in ("w2_b", "w1_b") if name in factors), 1)
         return cls(factors, rank if alpha is None else alpha)

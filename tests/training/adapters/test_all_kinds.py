@@ -289,3 +289,17 @@ def test_only_the_adapter_learns(kind: str) -> None:
 )
 def test_forms_that_are_not_trained_here_are_not_taken(tensors: dict[str, tuple[int, ...]]) -> None:
     assert adapter_from_tensors({name: torch.ones(shape) for name, shape in tensors.items()}) is None
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"hada_w1_a": (8, 2), "hada_w1_b": (3, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)},
+        {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (4, 2), "hada_w2_b": (2, 8)},
+        {"hada_w1_a": (8, 2, 1), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)},
+        {"lokr_w1": (1, 2, 2, 1), "lokr_w2": (4, 4)},
+        {"lokr_w1_a": (2, 3), "lokr_w1_b": (2, 2), "lokr_w2": (4, 4)},
+    ],
+)
+def test_factors_that_do_not_multiply_are_no_adapter(shapes: dict[str, tuple[int, ...]]) -> None:
+    assert adapter_from_tensors({name: torch.ones(shape) for name, shape in shapes.items()}) is None

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""LoRA Kiln's development commands: set up, test, fuzz, demo, serve, bench. Standard library only.
+"""LoRA Kiln's development commands: set up, test, fuzz, soak, demo, serve, bench. Standard library only.
 
 Everything that is fetched or built lies in a cache outside the clone (~/.cache/lora-kiln on Linux, or
 $LORA_KILN_CACHE): one environment per set of pins, the host's source per version, the demo kit per content.
@@ -324,6 +324,15 @@ def fuzz(options: argparse.Namespace, rest: list[str]) -> int:
     return hand_over([str(setup.python), "-m", "fuzz.run", *map(str, arguments)], environ)
 
 
+def soak(options: argparse.Namespace, rest: list[str]) -> int:
+    """The real server killed at random moments of a run: the LoRA must be that of a run that never stopped."""
+    setup = set_up(options.host, need_kit=True)
+    folder = cache_dir() / "workspaces" / "soak"
+    shutil.rmtree(folder, ignore_errors=True)
+    arguments = ["--workspace", folder, "--kills", options.kills, "--seed", options.seed, *rest]
+    return hand_over(setup.module("soak", *arguments), setup.environ())
+
+
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """All checks, or pytest alone when there are arguments for it. The exit status is 0 when all is well."""
     setup = set_up(options.host)
@@ -432,6 +441,10 @@ def parser() -> argparse.ArgumentParser:
     made = verb(fuzz, "fuzz every reader of a stranger's file (Linux): only its documented errors may come out")
     made.add_argument("--runs", type=int, default=20_000, metavar="N", help="inputs for each reader (default: 20000)")
     made.add_argument("--target", metavar="NAME", help="one reader alone: see tests/fuzz/targets.py")
+
+    made = verb(soak, "kill the server at random moments of a run: what it learns must be the same to the last byte")
+    made.add_argument("--kills", type=int, default=50, metavar="N", help="how many (default: 50)")
+    made.add_argument("--seed", type=int, default=0, help="of the moments")
 
     made = verb(demo, "train a LoRA on the demo kit in a real ComfyUI: what it learned", measured, placed)
     made.add_argument("--seed", type=int, default=1, help="which concept is learned (default: 1)")

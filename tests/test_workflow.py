@@ -13,7 +13,7 @@ from lora_kiln.nodes import NODES
 
 from host import Client, PromptFailed, PromptInterrupted, PromptRejected, Server
 from kit.concepts import Concept
-from kit.demo import CHECKPOINT, FOLDER, demo_prompt, node, node_id, read_image, write_data
+from kit.demo import CHECKPOINT, FOLDER, demo_prompt, node, node_id, only, read_image, write_data
 
 STEPS = 3
 CONCEPT = Concept(1)
@@ -34,16 +34,6 @@ def workflow(client: Client, **config: Any) -> dict[str, Any]:
     node(prompt, "KilnApplyLoRAPreview")["inputs"].update(steps=2, strengths="0, 1", prompts=f"a {CONCEPT.trigger}")
     node(prompt, "KSampler")["inputs"].update(steps=4)
     return prompt
-
-
-def only(prompt: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The part of a prompt that a node needs, with a preview of the node's last text behind it."""
-    target = node_id(prompt, kind)
-    waiting, wanted = [target], set()
-    while waiting:
-        wanted.add(current := waiting.pop())
-        waiting += [value[0] for value in prompt[current]["inputs"].values() if isinstance(value, list)]
-    return {key: prompt[key] for key in wanted}
 
 
 def sampled(client: Client, lora: str | None = None) -> torch.Tensor:

@@ -107,6 +107,16 @@ def node_id(prompt: Mapping[str, Any], kind: str) -> str:
     return next(key for key, value in prompt.items() if value["class_type"] == kind)
 
 
+def only(prompt: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The part of a prompt that a node needs, with a preview of the node's last text behind it."""
+    target = node_id(prompt, kind)
+    waiting, wanted = [target], set()
+    while waiting:
+        wanted.add(current := waiting.pop())
+        waiting += [value[0] for value in prompt[current]["inputs"].values() if isinstance(value, list)]
+    return {key: prompt[key] for key in wanted}
+
+
 def draw(
     client: Client, texts: Sequence[str], lora: str | None = None, strength: float = 1.0, seed: int = 0, steps: int = 14
 ) -> Tensor:

@@ -56,6 +56,7 @@ FOUND = [
         id="LoHa: factors that do not multiply",
     ),
     pytest.param("lora", "0d2a39f970806d6bc7a6aaac09ca8f0c57cc0b337a47e798", id="merge: differences of two lengths"),
+    pytest.param("lora", "0104070a0d504108000000000000001900005d12000000000000501316ff", id="merge: no number"),
 ]
 """Inputs that once let an error out which the reader does not document: target, bytes."""
 

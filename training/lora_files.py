@@ -118,11 +118,13 @@ def read_lora_file(path: Path) -> LoRAModel:
 def _wrong_with(key: str, tensor: torch.Tensor) -> str:
     """Why a tensor cannot be what its key says; empty where it can."""
     entry = (split_key(key) or ("", ""))[1]
+    if entry and not tensor.numel():
+        return "holds no number"
     if not bool(tensor.float().isfinite().all()):
         return "holds numbers that are not finite"
     if entry == ALPHA and tensor.numel() != 1:
         return f"holds {tensor.numel()} numbers, and an alpha is one"
-    if entry.startswith(FACTORS) and (not 2 <= tensor.dim() <= 5 or not tensor.numel()):
+    if entry.startswith(FACTORS) and not 2 <= tensor.dim() <= 5:
         return f"has the shape {list(tensor.shape)}, which no factor has"
     return ""
 

@@ -29,6 +29,7 @@ CONFIG = {
     "steps": 30, "batch_size": 1, "rank": 4, "sample_every": 5, "sample_prompts": "a star", "sample_steps": 2,
     "save_every": 10,
 }  # fmt: skip
+VALIDATION = {"validation_share": 0.2, "validation_every": 4}
 LONGEST = 12.0  # seconds after the start of the run's node until which a kill may come
 
 
@@ -58,7 +59,7 @@ def lora_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def killed(server: Server, name: str, delay: float) -> str | None:
-    """Queues the run and kills the server so long after it began. Gives where it was; None: the run had ended before."""
+    """Kills the server so long after the run began. Gives where it was; None: the run had ended before."""
     where = ["queued"]
     with server.client() as client:
         prompt = prompt_for(client, name)

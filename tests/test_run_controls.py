@@ -38,6 +38,7 @@ class Person:
         self.asked: list[str] = []
         self.seen: list[dict[str, Any]] = []
         self.answers: list[tuple[int, Any]] = []
+        self.paused_at = 0
 
     def ask(self, run: dict[str, Any], action: str, value: Any = None) -> None:
         body = {**{key: run[key] for key in ("run", "prompt_id", "node_id")}, "action": action, "value": value}
@@ -52,6 +53,7 @@ class Person:
         if not self.asked and run["state"] == "training" and run["step"] >= 2:
             self.ask(run, "pause")
         elif self.asked == ["pause"] and run["state"] == "paused":
+            self.paused_at = run["step"]
             self.ask(run, "pause")  # it is paused already: refused
             self.ask(run, "learning_rate", 0.5)
             self.ask(run, "sample_prompts", [f"a {CONCEPT.trigger}", "<b>a star</b>"])
@@ -59,9 +61,8 @@ class Person:
             self.ask(run, "checkpoint")
         elif len(self.asked) == 6 and marks.count("sample") and sum(len(each["samples"]) for each in self.seen) == 2:
             self.ask(run, "resume")
-        elif len(self.asked) == 7 and run["state"] == "training" and run["phase"] == "training":
-            if run["step"] > self.seen[-2]["step"] or run["step"] > 3:
-                self.ask(run, "finish")
+        elif len(self.asked) == 7 and run["state"] == "training" and run["step"] > self.paused_at + 1:
+            self.ask(run, "finish")
 
 
 def test_a_run_is_paused_changed_looked_at_and_finished_by_hand(server: Server, kit_dir: Path):

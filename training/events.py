@@ -97,13 +97,18 @@ class RunEvents:
     def preparing(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
         """Says what is being made ready: loading, encoding, sampling, validating or saving."""
         self.phase, self.phase_done, self.phase_total = phase, done, total
-        self._set("preparing" if not self.losses else "training", message)
+        going_on = "training" if self.losses else "preparing"
+        self._set("paused" if self.state == "paused" else going_on, message)
 
     def started(self) -> None:
         """Training begins or goes on: the clock for the time left starts here."""
         self.resume_clock()
-        self.phase, self.phase_done, self.phase_total = "training", 0, 0
-        self._set("training", "")
+        self.phase_done, self.phase_total = 0, 0
+        if self.controls.is_paused:
+            self.paused()
+        else:
+            self.phase = "training"
+            self._set("training", "")
 
     def paused(self) -> None:
         """The run waits until it is told to go on."""
@@ -220,7 +225,7 @@ class RunEvents:
     def _controls(self) -> list[str]:
         if self.state not in ("training", "paused"):
             return []
-        idle = {"resume"} if self.state == "training" else {"pause"}
+        idle = {"pause"} if self.controls.is_paused else {"resume"}
         if not self.controls.sample_prompts:
             idle.add("sample")
         return [action for action in ACTIONS if action not in idle]

@@ -431,7 +431,7 @@ class _Run:
 
     def _obey(self, learner: Learner, encoded: Encoded, step: int) -> None:
         """Does what the page has asked for, as long as the run is paused."""
-        controls = self.controls
+        controls, is_waiting = self.controls, False
         while True:
             host.raise_if_interrupted()
             if controls.take("learning_rate"):
@@ -453,7 +453,8 @@ class _Run:
             controls.take("resume")
             if not controls.is_paused:
                 return
-            if self.events.state != "paused":
+            if not is_waiting:
+                is_waiting = True
                 self._checkpoint()
                 self.events.paused()
             time.sleep(HEARTBEAT)

@@ -125,6 +125,11 @@ def test_a_run_takes_what_fits_its_state() -> None:
         a_run.ask("pause")
     a_run.started()
     a_run.ask("pause")
+    a_run.preparing("sampling")
+    a_run.started()  # a picture drawn in a pause does not end it
+    assert a_run.state == "paused" and "resume" in a_run.summary()["controls"]
+    with pytest.raises(Refusal, match="paused"):
+        a_run.ask("pause")
     assert a_run.controls.is_paused and a_run.controls.take("pause") and not a_run.controls.is_waiting
     with pytest.raises(Refusal):
         a_run.ask("sample")  # there is no prompt

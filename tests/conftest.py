@@ -84,6 +84,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 _left_out = pytest.StashKey[list[str]]()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Takes over what a worker left out; every worker leaves out the same."""
+    node.config.stash[_left_out] = node.workeroutput.get("left_out", []) if hasattr(node, "workeroutput") else []
+
+
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     for nodeid in config.stash.get(_left_out, []):
         terminalreporter.write_line(f"not run, no CUDA device here: {nodeid}")
@@ -91,6 +97,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI a skipped test fails the run."""
+    if hasattr(session.config, "workeroutput"):  # a worker of several: they are told where all comes together
+        session.config.workeroutput["left_out"] = session.config.stash.get(_left_out, [])
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if CI and reporter is not None and reporter.stats.get("skipped") and session.exitstatus == 0:
         reporter.write_line("\nCI=true: tests were skipped, and nothing may be", red=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import pytest
 import torch
+from lora_kiln.training import host
 from lora_kiln.training.config import ADAPTERS, LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.run_folder import ANEW, CONTINUE
 from lora_kiln.training.trainer import Trained, train_lora
 from safetensors.torch import load_file
 
 import models
+from training_runs import interrupt_at
 
 pytestmark = pytest.mark.gpu
 SIDE = 128
@@ -26,14 +30,16 @@ def lora_folder(folders, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders / "loras")], {".safetensors"}))
 
 
-def run(small: models.Small, **values) -> Trained:
+def run(small: models.Small, previous: str = ANEW, **values) -> Trained:
     generator = torch.Generator().manual_seed(5)
     pictures = tuple(
         Picture(f"{n}", SIDE, SIDE, f"picture number {n}", pixels=torch.rand(SIDE, SIDE, 3, generator=generator))
         for n in range(8)
     )
     data = Dataset(pictures, DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32))
-    return train_lora(small.model, small.clip, small.vae, data, LoRAConfig(**{**CONFIG, **values}), "test")
+    return train_lora(
+        small.model, small.clip, small.vae, data, LoRAConfig(**{**CONFIG, **values}), "test", None, previous
+    )
 
 
 @pytest.mark.parametrize("make", FAMILIES)
@@ -92,3 +98,17 @@ def test_the_models_are_left_as_they_were(make):
     after = models.state(small)
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert models.hooks(small.model.model) == 0
+
+
+@pytest.mark.parametrize("values", [dict(), dict(ema_decay=0.9, gradient_accumulation=2), dict(optimizer="lion")])
+def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, monkeypatch):
+    values = dict(precision="bf16", deterministic=True, steps=8, **values)
+    whole = run(models.sd15(), **values)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 4)
+        with pytest.raises(host.Interrupted):
+            run(models.sd15(), **values)
+    comfy.model_management.interrupt_current_processing(False)
+    resumed = run(models.sd15(), previous=CONTINUE, **values)
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(resumed.lora[name], whole.lora[name]) for name in whole.lora)

@@ -97,8 +97,9 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI a skipped test fails the run."""
-    if hasattr(session.config, "workeroutput"):  # a worker of several: they are told where all comes together
-        session.config.workeroutput["left_out"] = session.config.stash.get(_left_out, [])
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:  # a worker of several: it is said where all comes together
+        told["left_out"] = session.config.stash.get(_left_out, [])
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if CI and reporter is not None and reporter.stats.get("skipped") and session.exitstatus == 0:
         reporter.write_line("\nCI=true: tests were skipped, and nothing may be", red=True)

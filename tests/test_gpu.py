@@ -100,7 +100,7 @@ def test_the_models_are_left_as_they_were(make):
     assert models.hooks(small.model.model) == 0
 
 
-@pytest.mark.parametrize("values", [dict(), dict(ema_decay=0.9, gradient_accumulation=2), dict(optimizer="lion")])
+@pytest.mark.parametrize("values", [dict(), dict(ema_decay=0.9, gradient_accumulation=2), dict(optimizer="adafactor")])
 def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, monkeypatch):
     values = dict(precision="bf16", deterministic=True, steps=8, **values)
     whole = run(models.sd15(), **values)

@@ -22,7 +22,8 @@ MOST_STORED = 50
 """runs of earlier servers that are looked at"""
 SHORTEST_PAUSE = 0.1
 """seconds between two messages of a run"""
-LIVE = ("preparing", "training", "paused")
+LARGEST = 1e300
+"""a number in a run's folder above it is none of ours"""
 
 _runs: "OrderedDict[str, RunEvents]" = OrderedDict()
 
@@ -89,7 +90,7 @@ class RunEvents:
             self._add(float(loss), float(rates.get(step) or 0.0))
         self.validation = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
         self.marks = [mark for line in lines if (mark := _mark_of(line))]
-        self.samples = [line["sample"] for line in lines if isinstance(line.get("sample"), dict)]
+        self.samples = [sample for line in lines if (sample := _sample_of(line))]
         self._started -= elapsed
         if losses:
             self.mark(len(losses), "resumed")
@@ -286,8 +287,8 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
     if record.get("workflow_id") != workflow or not all(isinstance(record.get(key), str) for key in texts):
         return None
     lines = read_metrics(path)
-    points = [[line["step"], line["loss"], line.get("learning_rate", 0.0)] for line in lines if _is_loss(line)]
-    validation = [[line["step"], line["validation_loss"]] for line in lines if "validation_loss" in line]
+    points = [[line["step"], line["loss"], _count(line, "learning_rate")] for line in lines if _is_number(line, "loss")]
+    validation = [[line["step"], line["validation_loss"]] for line in lines if _is_number(line, "validation_loss")]
     best = min(validation, key=lambda each: each[1], default=None)
     step = points[-1][0] if points else 0
     state = record.get("state")
@@ -309,10 +310,10 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
         "best": {"step": best[0], "validation_loss": best[1]} if best else None,
         "seconds_per_step": _count(record, "elapsed") / max(1, step), "seconds_left": 0.0,
         "elapsed": _count(record, "elapsed"), "started_at": _count(record, "started_at"), "memory": None,
-        "notes": [note for note in record.get("notes", []) if isinstance(note, str)], "sample_prompts": [],
+        "notes": [note for note in _list(record, "notes") if isinstance(note, str)], "sample_prompts": [],
         "controls": [], "points": thinned(points, MOST_POINTS), "validation": validation,
         "marks": [mark for line in lines if (mark := _mark_of(line))],
-        "samples": [line["sample"] for line in lines if isinstance(line.get("sample"), dict)],
+        "samples": [sample for line in lines if (sample := _sample_of(line))],
     }  # fmt: skip
 
 
@@ -332,16 +333,31 @@ def thinned(points: list[list[Any]], most: int) -> list[list[Any]]:
 
 def _mark_of(line: Mapping[str, Any]) -> dict[str, Any] | None:
     kind, text = line.get("mark"), line.get("text", "")
-    return {"step": line["step"], "kind": kind, "text": text} if isinstance(kind, str) else None
+    is_mark = isinstance(kind, str) and isinstance(text, str)
+    return {"step": line["step"], "kind": kind, "text": text} if is_mark else None
 
 
-def _is_loss(line: Mapping[str, Any]) -> bool:
-    return isinstance(line.get("loss"), int | float)
+def _is_number(line: Mapping[str, Any], key: str) -> bool:
+    value = line.get(key)
+    return isinstance(value, int | float) and abs(value) <= LARGEST
 
 
 def _count(record: Mapping[str, Any], key: str) -> float:
+    return record[key] if _is_number(record, key) else 0
+
+
+def _list(record: Mapping[str, Any], key: str) -> list[Any]:
     value = record.get(key)
-    return value if isinstance(value, int | float) and math.isfinite(value) else 0
+    return value if isinstance(value, list) else []
+
+
+def _sample_of(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A sample picture of a line, with nothing in it but what the page takes."""
+    found = line.get("sample")
+    texts = ("prompt", "filename", "subfolder")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in texts):
+        return None
+    return {"step": line["step"], "prompt_index": _count(found, "prompt_index"), **{key: found[key] for key in texts}}
 
 
 def _number(value: float) -> float | None:

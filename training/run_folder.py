@@ -25,6 +25,7 @@ FORMAT = 1
 RECORD, METRICS, OWNER = "run.json", "metrics.jsonl", "owner.json"
 LARGEST_RECORD = 16 * 2**20
 LONGEST_LINE = 2**16
+LAST_STEP = 10**9
 FLUSH_SECONDS = 2.0
 STAMP, STAMP_LENGTH = "%Y%m%d-%H%M%S", 15
 CONTINUE, CONTINUE_CHANGED, ANEW, REFUSE = (
@@ -249,7 +250,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                     line = json.loads(text)
                 except (ValueError, RecursionError):
                     continue
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                if isinstance(line, dict) and type(step := line.get("step")) is int and 0 <= step <= LAST_STEP:
                     lines.append(line)
     except OSError:
         return []
@@ -258,7 +259,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def runs_below(root: Path) -> Iterator[Path]:
     """The folders of all runs, the newest last."""
-    found = [path.parent for path in root.glob(f"*/*/{RECORD}")]
+    found = [path.parent for folders in ("*", "*/*", "*/*/*") for path in root.glob(f"{folders}/*/{RECORD}")]
     yield from sorted(found, key=lambda path: path.name)
 
 

@@ -22,8 +22,10 @@ import yaml
 from lora_kiln.training import recipes
 from lora_kiln.training.buckets import Fit
 from lora_kiln.training.captions import CaptionFileError, read_metadata, read_text
+from lora_kiln.training.checkpoints import Damaged, read_state
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import DatasetSettings
+from lora_kiln.training.events import stored_history
 from lora_kiln.training.export import FORMATS, as_format
 from lora_kiln.training.folder_settings import read_folder_settings
 from lora_kiln.training.host import LayerNames
@@ -322,6 +324,28 @@ def picture_seeds() -> list[bytes]:
     return seeds
 
 
+# ---------------------------------------------------------------- the folder of a run
+
+
+def run_folder(path: Path) -> None:
+    """A run of before as the page shows it: the same bytes as its record and as its losses."""
+    (path.parent / "metrics.jsonl").write_bytes(path.read_bytes())
+    json.dumps(stored_history(path.parent, path.parent.parent, "w", set()), allow_nan=False)
+
+
+def checkpoint(path: Path) -> None:
+    """What a run would go on from, its tensors left out."""
+    path.with_name("state.safetensors").write_bytes(save({"losses": torch.zeros(1, dtype=torch.float64)}))
+    read_state(path.parent)
+
+
+RUN = {
+    "format": 1, "workflow_id": "w", "prompt_id": "p", "node_id": "5", "name": "anna", "message": "", "state": "failed",
+    "steps": 9, "epochs": 1, "elapsed": 2.5, "started_at": 1.0, "notes": ["a"], "step": 1, "loss": 0.5,
+    "learning_rate": 1e-4, "validation_loss": 0.4, "mark": "note", "text": "b",
+    "sample": {"step": 1, "prompt": "a", "prompt_index": 0, "filename": "a.png", "subfolder": "b"},
+}  # fmt: skip
+
 # ---------------------------------------------------------------- all of them
 
 RECIPES = [TOML, json.dumps(GUI), yaml.safe_dump(JOB), json.dumps(JOB), json.dumps(METADATA)]
@@ -380,6 +404,10 @@ TARGETS: dict[str, Target] = {
         words=["__metadata__", "dtype", "shape", "data_offsets", "F32", "BF16", "I64", *ENDINGS],
     ),
     "lora": of_file("y.safetensors", lora_tensors, (InputError,), [bytes(range(k, 256, 3)) for k in range(12)]),
+    "run": of_file("run.json", run_folder, (), [json.dumps(RUN).encode()], words=[*RUN, "NaN", "1e999"]),
+    "checkpoint": of_file(
+        "state.json", checkpoint, (Damaged,), [b'{"format": 1, "step": 3, "digest": "0", "facts": {"elapsed": 1}}']
+    ),
     "picture": of_file("p.png", picture, (PictureError,), picture_seeds()),
 }
 """By name. A new reader of a stranger's file needs one line here."""

@@ -11,7 +11,7 @@ from lora_kiln.nodes.load_dataset import LoadDataset
 from lora_kiln.nodes.load_lora import LoadLoRA
 from lora_kiln.nodes.save_lora import SaveLoRA
 from lora_kiln.nodes.train_lora import TrainLoRA
-from lora_kiln.training.captioner import write_sidecar
+from lora_kiln.training.captions import write_sidecar
 from lora_kiln.training.dataset import DatasetSettings
 from lora_kiln.training.host import may_write
 from lora_kiln.training.problems import InputError

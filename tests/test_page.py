@@ -107,9 +107,11 @@ def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, serve
     open_workflow(page)
     prompt = page.evaluate("async () => (await window.app.graphToPrompt())")
     trainer = next(node for node in prompt["output"].values() if node["class_type"] == "KilnTrainLoRA")
-    assert set(trainer["inputs"]) == {"model", "clip", "vae", "dataset", "config", "name"}
+    assert set(trainer["inputs"]) == {"model", "clip", "vae", "dataset", "config", "name", "previous_run"}
     saved = next(node for node in prompt["workflow"]["nodes"] if node["type"] == "KilnTrainLoRA")
-    assert [value for value in saved["widgets_values"] if value is not None] == ["lora_kiln_demo"]
+    assert [value for value in saved["widgets_values"] if value is not None] == [
+        "lora_kiln_demo", "continue it if nothing changed",
+    ]  # fmt: skip
 
 
 def test_a_saved_lora_dropped_on_the_canvas_opens_its_graph(page, server: Server, tmp_path: Path):

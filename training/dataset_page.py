@@ -255,7 +255,7 @@ def _picture(folder: Path, name: str) -> Path:
 
 
 def _locked(folder: Path) -> str:
-    if host.may_write(folder):
+    if host.may_write(folder / "caption.txt"):
         return ""
     return (
         "Captions can be saved inside ComfyUI's input folder only: move the pictures there, or let the person who "

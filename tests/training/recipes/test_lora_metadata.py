@@ -112,6 +112,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "deterministic": {"deterministic": True},
     "cuda_graphs": {"cuda_graphs": False},
     "fit_memory": {"fit_memory": False},
+    "validation_share": {"validation_share": 0.1},
+    "validation_every": {"validation_every": 7},
+    "validation_patience": {"validation_share": 0.1, "validation_patience": 3},
+    "keep_best": {"validation_share": 0.1, "keep_best": True},
+    "on_divergence": {"on_divergence": "step back"},
+    "checkpoint_minutes": {"checkpoint_minutes": 1.0},
+    "keep_checkpoints": {"keep_checkpoints": 4},
 }
 KEPT = [each.name for each in fields(LoRAConfig) if each.name not in OUTPUT]
 MODELS = {"sdxl": ("sdxl_base_v1-0", "eps"), "flux": ("flux1", "flow"), "sd3": ("sd3_m", "flow")}

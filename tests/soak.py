@@ -37,7 +37,7 @@ def prompt_for(client: Client, name: str) -> dict[str, Any]:
     """The example, short, with a checkpoint after every step."""
     prompt = only(demo_prompt(client, CONCEPT, CONFIG), "KilnSaveLoRA")
     train = node(prompt, "KilnTrainLoRA")["inputs"]
-    train["name"] = name
+    train["name"], train["previous_run"] = name, "continue it if nothing changed"
     prompt["options"] = {
         "class_type": "KilnRunOptions",
         "inputs": {

@@ -18,7 +18,8 @@ OWN = "kiln_"
 """What our own keys begin with; a field of the recipe follows."""
 OWN_FIELDS = (
     *("conv_rank", "conv_alpha", "warmup", "epochs", "timestep_sampling", "ema_decay", "precision", "save_precision"),
-    *("deterministic", "cuda_graphs", "fit_memory"),
+    *("deterministic", "cuda_graphs", "fit_memory", "validation_share", "validation_every", "validation_patience"),
+    *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
 )
 """Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}

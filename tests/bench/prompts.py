@@ -115,7 +115,7 @@ def our_prompt(
         "w": node("KilnBenchWatch", model=network, after=["d", 0], run=run),
         "t": filled(
             info, "KilnTrainLoRA", model=["w", 0], clip=clip, vae=vae, dataset=["d", 0], config=recipe_link,
-            name="kiln-bench",
+            name="kiln-bench", previous_run="start anew",
         ),
         "e": node("KilnBenchEnd", after=["t", 0], report=["t", 5]),
     }  # fmt: skip

@@ -94,6 +94,7 @@ def demo_prompt(client: Client, concept: Concept, config: Mapping[str, Any] = {}
     text = WORKFLOW.read_text(encoding="utf-8").replace(TRIGGER_IN_WORKFLOW, concept.trigger)
     prompt = workflow_to_prompt(json.loads(text), client.object_info())
     node(prompt, "KilnLoRAConfig")["inputs"].update(config)
+    node(prompt, "KilnTrainLoRA")["inputs"]["previous_run"] = "start anew"  # it is to train, not to be remembered
     return prompt
 
 

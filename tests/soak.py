@@ -26,8 +26,8 @@ from kit.demo import demo_prompt, node, node_id, only, write_data
 
 CONCEPT = Concept(1)
 CONFIG = {
-    "steps": 30, "batch_size": 1, "rank": 4, "sample_every": 5, "sample_prompts": "a star", "sample_steps": 2,
-    "save_every": 10,
+    "steps": 12, "batch_size": 1, "rank": 4, "sample_every": 4, "sample_prompts": "a star", "sample_steps": 2,
+    "save_every": 6,
 }  # fmt: skip
 VALIDATION = {"validation_share": 0.2, "validation_every": 4}
 LONGEST = 12.0  # seconds after the start of the run's node until which a kill may come

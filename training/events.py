@@ -176,9 +176,11 @@ class RunEvents:
 
     def let_go(self) -> None:
         """Keeps what the page may still ask, and nothing of the run's models and data."""
-        rows, step = self.pictures(), len(self.losses)
+        pictures, step = self.pictures, len(self.losses)
         epochs = {each: self.epoch_of(each) for each in (max(0, step - 1), self.steps - 1)}
-        self.pictures, self.epoch_of = lambda: rows, lambda step: epochs.get(step, 0)
+        self.pictures, self.epoch_of = list, lambda step: epochs.get(step, 0)
+        rows = pictures()
+        self.pictures = lambda: rows
 
     @property
     def elapsed(self) -> float:

@@ -1,5 +1,6 @@
 """A whole run: from the graph's MODEL, CLIP, VAE and data to a LoRA."""
 
+import contextlib
 import math
 import os
 import platform
@@ -228,12 +229,15 @@ class _Run:
                 self._note(note)
             self.checkpointed_at = time.monotonic()
             self._restore_history()
-            self.folder.own({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+            self.folder.own(
+                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            )
             self.folder.record(self._record(workflow, origin))
             try:
                 yield
             finally:
-                self.events.let_go()
+                with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
+                    self.events.let_go()
                 self.learner = None
 
     def _record(self, workflow: str, origin: Origin) -> dict[str, Any]:
@@ -356,7 +360,7 @@ class _Run:
         for back in range(MOST_STEPS_BACK + 1):
             try:
                 if not self.is_over:
-                    self._train_on(learner, encoded, len(self.events.losses) if self.run.is_same else 0)
+                    self._train_on(learner, encoded, len(self.events.losses))
                 return
             except Diverged as error:
                 state, _ = newest_state(self.folder.checkpoints)
@@ -467,6 +471,7 @@ class _Run:
         self.folder.flush()
         self.folder.cut_metrics(state.step)
         self.events.cut(state.step)
+        self.validations.losses = [each for each in self.validations.losses if each[0] <= state.step]
         self.controls.rate_factor = 0.5 * self._rate_factor_at(state.step)
         self.rate_changes.append((state.step, self.controls.rate_factor))
         self._mark(state.step, "learning_rate", f"x {self.controls.rate_factor:g}")
@@ -521,12 +526,15 @@ class _Run:
         if steps == 0 or self.learner is None:
             return "Nothing was learned yet."
         told = []
-        if self._checkpoint() is not None:
-            told.append(f"Queue the workflow again, and it goes on from step {steps}.")
+        try:
+            if self._checkpoint() is not None:
+                told.append(f"Queue the workflow again, and it goes on from step {steps}.")
+        except Exception as error:  # whatever stopped the run comes first
+            told.append(f"No checkpoint of step {steps} could be made: {error}")
         try:
             path = self._save(f"step{steps:06}-partial")
             told.append(f"What was learned in {steps} steps is kept in {path}.")
-        except Exception as error:  # whatever stopped the run comes first
+        except Exception as error:  # likewise
             told.append(f"What was learned in {steps} steps could not be saved as a LoRA: {error}")
         return " ".join(told)
 

@@ -10,7 +10,7 @@ import torch
 from lora_kiln.training import events, host
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.problems import InputError
-from lora_kiln.training.run_folder import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE
+from lora_kiln.training.run_folder import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE, read_metrics
 from lora_kiln.training.trainer import Trained, train_lora
 
 import models
@@ -140,3 +140,40 @@ def test_the_record_holds_what_the_lora_follows_from(folders):
     record = json.loads(next((folders / "output").glob("lora_kiln/test/*/run.json")).read_text())
     assert record["state"] == "finished" and record["recipe"]["rank"] == CONFIG.rank
     assert record["dataset"]["pictures"] == 4 and record["models"]["model"]
+
+
+def test_what_stopped_the_run_is_said_even_if_nothing_can_be_kept(monkeypatch):
+    """A checkpoint that cannot be made, and losses of pictures that cannot be read, hide no error."""
+    from lora_kiln.training.learner import Learner
+    from lora_kiln.training.picture_losses import PictureLosses
+
+    def broken(*_):
+        raise RuntimeError("the device is gone")
+
+    def failing(self, *args):
+        monkeypatch.setattr(Learner, "state", broken)
+        monkeypatch.setattr(PictureLosses, "relative", broken)
+        raise OSError("what stopped it")
+
+    with monkeypatch.context() as patched:
+        done = events.RunEvents.step
+        patched.setattr(events.RunEvents, "step", lambda self, *args: (done(self, *args), failing(self)))
+        with pytest.raises(OSError, match="what stopped it"):
+            run(CONFIG)
+    last = events.histories()[-1]
+    assert last["state"] == "failed" and "what stopped it" in last["message"] and "is gone" in last["message"]
+    assert "is kept in" in last["message"]  # the LoRA itself could be
+    assert events.live_run(last["run"]).pictures() == []
+
+
+def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypatch, folders):
+    stopped_at(monkeypatch, 2, CONFIG)
+    from lora_kiln.training.loop import Diverged
+
+    steady = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=1e30, steps=3)
+    with pytest.raises(Diverged):
+        run(steady, previous=CONTINUE_CHANGED)
+    last = events.histories()[-1]
+    assert [note for note in last["notes"] if "Went back" in note]
+    told = [line["step"] for line in read_metrics(folders / "output" / "lora_kiln" / last["run"]) if "loss" in line]
+    assert told == list(range(1, last["step"] + 1))

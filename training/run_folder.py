@@ -122,6 +122,7 @@ class RunFolder:
 
     def cut_metrics(self, step: int) -> list[dict[str, Any]]:
         """Forgets lines of later steps, and what a crash has torn; gives those that stay."""
+        self._close_metrics()  # the file is replaced: what is written on would go into the old one
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(_text(line) + "\n" for line in lines)
         self._try("metrics.jsonl", lambda: checkpoints.write_whole(self.path / METRICS, text))
@@ -135,14 +136,17 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets go of the folder."""
-        if self._metrics is not None:
-            self._try("metrics.jsonl", self._metrics.close)
-            self._metrics = None
+        self._close_metrics()
         self._lock.release()
 
     def own(self, facts: Mapping[str, Any]) -> None:
         """Says who holds the folder."""
         self._try(OWNER, lambda: checkpoints.write_whole(self.path / OWNER, _text(facts)))
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._try("metrics.jsonl", self._metrics.close)
+            self._metrics = None
 
     def _append(self, text: str) -> None:
         if self._metrics is None:

@@ -468,7 +468,6 @@ class _Run:
 
     def _step_back(self, state: State, error: Diverged) -> None:
         self._load(state)
-        self.folder.flush()
         self.folder.cut_metrics(state.step)
         self.events.cut(state.step)
         self.validations.losses = [each for each in self.validations.losses if each[0] <= state.step]

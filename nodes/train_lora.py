@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..training import host
 from ..training.config import LoRAConfig
@@ -102,7 +102,6 @@ class TrainLoRA(io.ComfyNode):
             {"loss": trained.losses},
             host.blocked() if samples is None else samples,
             trained.report,
-            ui=None if samples is None else ui.PreviewImage(samples, cls=cls),
         )
 
 

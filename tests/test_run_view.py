@@ -7,7 +7,9 @@ training for it.
 from __future__ import annotations
 
 import json
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def look_at_node(page, width: int = 420, height: int = 700) -> None:
 @pytest.fixture(scope="module")
 def shared_page(server: Server):
     """One page for all tests of this file: to start one takes longer than most of them."""
+    server.client().post("/settings/Comfy.TutorialCompleted", True)  # or the templates open over the graph
     with browser_page() as page:
         open_page(page, server)
         yield page
@@ -134,6 +137,14 @@ def sample_files(server: Server) -> list[dict[str, Any]]:
 
 def figure(view, name: str) -> str:
     return view.locator(f"[data-figure={name}]").inner_text()
+
+
+def wait_until(page, is_so: Callable[[], bool]) -> None:
+    """Until something in the test itself is so; the page goes on meanwhile."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        page.wait_for_timeout(50)
 
 
 def tab(view, name: str) -> None:
@@ -306,13 +317,31 @@ def test_pictures_are_a_sheet_sorted_by_loss_and_asked_for_rarely(page, view, sa
         send(page, message(step=step, points=[POINTS[step - 1]]))
     send(page, message(step=1510, state="finished", controls=[]))
     page.wait_for_function("document.querySelector('.kiln-run').dataset.state === 'finished'")
-    with page.expect_response("**/kiln/run/pictures*"):
-        send(page, message(step=1511, state="finished", run=run_id(2), started_at=2.0))
-    assert len(asked) == 3  # on opening, after the end, and of the next run
+    wait_until(page, lambda: len(asked) == 2)
+    send(page, message(step=1511, state="finished", run=run_id(2), started_at=2.0))
+    wait_until(page, lambda: len(asked) == 3)  # on opening, after the end, and of the next run
+    page.wait_for_timeout(300)
+    assert len(asked) == 3
 
     view.locator(".kiln-card").first.click()
     assert page.locator(".kiln-overlay-title").inner_text() == "a grey cat"
     page.wait_for_function("document.querySelector('.kiln-overlay img').naturalWidth === 64")
+
+
+def test_many_pictures_keep_their_shape_and_scroll(page, view):
+    pictures = [{"name": f"{n}.png", "caption": "", "loss": 1.0, "count": 1, "thumbnail": None} for n in range(80)]
+    page.route("**/kiln/run/pictures*", lambda route: route.fulfill(json={"pictures": pictures}))
+    send(page, half_way())
+    tab(view, "pictures")
+    page.wait_for_function("document.querySelectorAll('.kiln-card').length === 80")
+    shape, inside, whole = page.evaluate(
+        """() => {
+          const card = document.querySelector('.kiln-card').getBoundingClientRect();
+          const panel = document.querySelector('.kiln-pictures');
+          return [card.height / card.width, panel.clientHeight, panel.scrollHeight];
+        }"""
+    )
+    assert shape > 1 and whole > 2 * inside
 
 
 def test_a_server_without_pictures_says_so(page, view):

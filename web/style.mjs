@@ -86,7 +86,7 @@ const CSS = `
   position: absolute; left: 3px; bottom: 3px; padding: 0 4px; border-radius: 3px; font: 10px/1.4 Inter, system-ui, sans-serif;
   color: #fff; background: #000a;
 }
-.kiln-sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 6px; }
+.kiln-sheet { flex: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 6px; }
 .kiln-card {
   display: flex; flex-direction: column; min-width: 0; padding: 0; border: 0; border-radius: 5px; overflow: hidden;
   font: inherit; color: inherit; background: var(--comfy-input-bg); cursor: zoom-in; text-align: left;

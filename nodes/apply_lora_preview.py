@@ -9,15 +9,18 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
+from ..training.comparison import Drawing, LastDrawn, Row, Versions, comparison_sheet, draw_rows
 from ..training.export import AS_TRAINED, in_precision
 from ..training.lora_files import for_host
 from ..training.problems import raise_if_any
-from ..training.sheets import strength_grid
 from .types import CATEGORY, LoraModel
+
+STRENGTHS, STEPS = "strengths", "strengths and steps"
+LAST = LastDrawn()
 
 
 class ApplyLoRAPreview(io.ComfyNode):
-    """A labelled grid of strengths over prompts, and the model at the chosen strength."""
+    """A labelled grid of strengths over prompts and steps, and the model with what was chosen of it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,8 +28,9 @@ class ApplyLoRAPreview(io.ComfyNode):
             node_id="KilnApplyLoRAPreview",
             display_name="Apply LoRA Preview",
             category=CATEGORY,
-            description="Draws the same pictures at several strengths of the LoRA, side by side.",
-            search_aliases=["xy plot", "lora strength", "lora grid"],
+            description="Draws the same pictures at several strengths of the LoRA, and of its earlier steps, side by "
+            "side; click one to go on with it.",
+            search_aliases=["xy plot", "lora strength", "lora grid", "compare checkpoints"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model without the LoRA."),
@@ -65,11 +69,22 @@ class ApplyLoRAPreview(io.ComfyNode):
                     "scheduler", options=host.scheduler_names(), default="normal", advanced=True,
                     tooltip="As in KSampler.",
                 ),
+                io.Combo.Input(
+                    "compare", options=[STRENGTHS, STEPS], default=STRENGTHS, optional=True,
+                    tooltip="What to draw: the LoRA at each strength; or, in rows of their own, also what its run "
+                    "saved on the way (save_every of LoRA Config), at most 8 steps.",
+                ),
+                io.Int.Input(
+                    "step", default=0, min=0, max=10**9, optional=True,
+                    tooltip="Which of its steps goes on to MODEL and CLIP; 0 = the LoRA as it comes in. A click on a "
+                    "picture sets it, and strength.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="The labelled grid."),
-                io.Model.Output(display_name="model", tooltip="The model with the LoRA on, at `strength`."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on, at `strength`."),
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA on, as chosen."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on, as chosen."),
             ],
         )  # fmt: skip
 
@@ -91,23 +106,54 @@ class ApplyLoRAPreview(io.ComfyNode):
         negative_prompt: str,
         sampler: str,
         scheduler: str,
+        compare: str = STRENGTHS,
+        step: int = 0,
     ) -> io.NodeOutput:
         columns = parse_strengths(strengths)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
-        lora = for_host(in_precision(lora, AS_TRAINED), host.layer_names(model, clip))
-        progress = host.progress_bar(len(columns) * len(lines))
-        pictures: list[list[torch.Tensor]] = [[] for _ in lines]
-        for column, value in enumerate(columns):
-            model_with, clip_with = host.with_lora(model, clip, lora, value) if value else (model, clip)
-            for row, prompt in enumerate(lines):
-                pixels = host.draw(
-                    model_with, clip_with, vae, prompt, negative_prompt, seed=seed + row, width=width,
-                    height=height, steps=steps, guidance=cfg, sampler=sampler, scheduler=scheduler,
-                )  # fmt: skip
-                pictures[row].append(pixels)
-                progress(column * len(lines) + row + 1)
-        grid = strength_grid(list(zip(lines, pictures, strict=True)), [f"{value:g}" for value in columns])
-        return io.NodeOutput(grid, *host.with_lora(model, clip, lora, strength), ui=ui.PreviewImage(grid, cls=cls))
+        drawing = Drawing(seed, width, height, steps, cfg, negative_prompt, sampler, scheduler)
+        versions = Versions(lora, {name: host.lora_path(name, "lora", "LoRA file") for name in host.lora_files()})
+        chosen = for_host(in_precision(versions.at(step), AS_TRAINED), host.layer_names(model, clip))
+        rows = versions.chosen() if compare == STEPS else [0]
+        place = str(cls.hidden.unique_id) if cls.hidden is not None else ""
+        grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing)
+        return io.NodeOutput(grid, *host.with_lora(model, clip, chosen, strength), ui=shown)
+
+
+def drawn(
+    cls: type[io.ComfyNode],
+    place: str,
+    things: tuple[Any, Any, Any, Any],
+    versions: Versions,
+    steps: list[int],
+    prompts: list[str],
+    strengths: list[float],
+    drawing: Drawing,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(the grid, what the page gets), drawn anew unless this place drew just that last.
+
+    Args:
+        things: MODEL, CLIP, VAE and LoRA.
+    """
+    settings = (steps, prompts, strengths, drawing)
+    if found := LAST.find(place, things, settings):
+        return found[0] / 255.0, found[1]
+    model, clip, vae, _ = things
+    progress = host.progress_bar(len(steps) * len(prompts) * len(strengths))
+    rows = draw_rows(model, clip, vae, versions, steps, prompts, strengths, drawing, progress)
+    grid = comparison_sheet(rows, strengths)
+    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [for_page(cls, rows, strengths)]}
+    LAST.keep(place, things, settings, ((grid * 255.0).round().to(torch.uint8), shown))
+    return grid, shown
+
+
+def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float]) -> dict[str, Any]:
+    """Rows of {prompt, step, label, pictures: places of files, one a strength}, and the strengths."""
+    told = []
+    for row in rows:
+        files = ui.PreviewImage(torch.stack(row.pictures), cls=cls).as_dict()["images"]
+        told.append({"prompt": row.prompt, "step": row.step, "label": row.label, "pictures": files})
+    return {"strengths": strengths, "rows": told}
 
 
 def parse_strengths(text: str) -> list[float]:

@@ -159,6 +159,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = self.workspace / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.first_log = ""
+        """what it had printed when it first answered: custom nodes are loaded by then"""
 
     def __enter__(self) -> Server:
         make_workspace(self.workspace, self.host_dir, self.kit)
@@ -216,6 +218,7 @@ class Server:
             if not self.running:
                 raise HostError(f"ComfyUI ended while starting. The end of its log:\n{self.log[-3000:]}")
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
+                self.first_log = self.log
                 return
             time.sleep(0.25)
         raise HostError(f"ComfyUI did not answer in {self.start_within:.0f} s. Its log:\n{self.log[-3000:]}")

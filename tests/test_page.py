@@ -79,6 +79,105 @@ def test_the_example_runs_on_the_page_and_the_chart_moves(page, server: Server, 
     page.evaluate("fetch('/api/interrupt', {method: 'POST'})")
 
 
+STATE = "document.querySelector('.kiln-run').dataset.state"
+CHOICE = ".kiln-comparison .kiln-choice"
+CHOSEN = """() => Object.fromEntries(window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].widgets
+  .filter(widget => ['strength', 'step'].includes(widget.name)).map(widget => [widget.name, widget.value]))"""
+CENTRE = """kind => {
+  const node = window.app.graph.findNodesByType(kind)[0];
+  const {ds} = window.app.canvas;
+  ds.scale = 1;
+  [ds.offset[0], ds.offset[1]] = [60 - node.pos[0], 120 - node.pos[1]];
+  window.app.canvas.setDirty(true, true);
+}"""
+IDLE = """async () => {
+  const queue = await (await fetch('/queue')).json();
+  return queue.queue_running.length + queue.queue_pending.length === 0;
+}"""
+
+
+def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(page, server: Server, kit_dir: Path):
+    write_data(server.workspace / "input", CONCEPT)
+    open_page(page, server)
+    open_short_workflow(page)
+    press = lambda action: page.locator(f".kiln-controls [data-action={action}]").dispatch_event("click")  # noqa: E731
+    page.evaluate("window.app.queuePrompt(0)")
+    page.wait_for_function("Number(document.querySelector('.kiln-run').dataset.step) >= 2", timeout=240_000)
+    press("checkpoint")
+    page.locator(".kiln-figure[data-figure=marks]").wait_for(state="attached")
+    press("pause")
+    page.wait_for_function(f"{STATE} === 'paused'", timeout=60_000)
+    press("sample")
+    page.wait_for_selector(".kiln-thumbnail", state="attached", timeout=60_000)
+    paused_at = page.locator(".kiln-run").get_attribute("data-step")
+
+    page.reload()
+    open_page(page, server)
+    open_short_workflow(page)
+    page.wait_for_function(f"{STATE} === 'paused'", timeout=30_000)
+    assert page.locator(".kiln-run").get_attribute("data-step") == paused_at
+    assert page.locator(".kiln-thumbnail").count() == 1
+    press("resume")
+    page.wait_for_function(f"{STATE} === 'training'", timeout=60_000)
+    press("finish")
+    page.wait_for_selector(CHOICE, state="attached", timeout=240_000)  # the graph goes on with what was learned
+    assert page.evaluate(STATE) == "finished"
+
+    page.wait_for_function(IDLE, timeout=120_000)
+    steps = page.locator(".kiln-step").all_inner_texts()
+    assert len(steps) == 2 and int(steps[0].removeprefix("step ")) < int(steps[1].removeprefix("step "))
+    assert page.locator(CHOICE).count() == 6
+    before = page.locator(f"{CHOICE} img").evaluate_all("images => images.map(image => image.src)")
+    page.evaluate(CENTRE, "KilnApplyLoRAPreview")
+    page.locator(CHOICE).nth(1).click()  # of the earlier step, at 0.5
+    assert page.evaluate(CHOSEN) == {"strength": 0.5, "step": int(steps[0].removeprefix("step "))}
+    assert [each for each in range(6) if page.locator(CHOICE).nth(each).get_attribute("aria-pressed") == "true"] == [1]
+    page.evaluate("window.app.queuePrompt(0)")
+    page.wait_for_function(IDLE, timeout=120_000)
+    assert page.locator(f"{CHOICE} img").evaluate_all("images => images.map(image => image.src)") == before
+
+
+def open_short_workflow(page) -> None:
+    """The example without what is not looked at, with small pictures to choose from."""
+    open_workflow(page, steps=500, batch_size=1, rank=4, sample_prompts="a star", sample_steps=2)
+    set_widgets(page, "KilnTrainLoRA", name="steered")
+    set_widgets(
+        page, "KilnApplyLoRAPreview", steps=2, strengths="0, 0.5, 1", prompts="a star", compare="strengths and steps"
+    )
+    for kind in ("KilnCaptionImages", "KilnSaveLoRA", "LossGraphNode", "KSampler"):
+        page.evaluate("kind => window.app.graph.findNodesByType(kind).forEach(node => node.mode = 4)", kind)
+
+
+def set_widgets(page, kind: str, **values) -> None:
+    page.evaluate(
+        """([kind, values]) => {
+          for (const widget of window.app.graph.findNodesByType(kind)[0].widgets) {
+            if (widget.name in values) widget.value = values[widget.name];
+          }
+        }""",
+        [kind, values],
+    )
+
+
+def test_the_comparison_shows_prompts_as_text_and_opens_large(page, server: Server):
+    open_page(page, server)
+    open_workflow(page)
+    page.evaluate(CENTRE, "KilnApplyLoRAPreview")
+    trick = "<img src=x onerror='window.pwned=1'>"
+    picture = {"filename": "no.png", "subfolder": "", "type": "temp"}
+    row = {"prompt": trick, "step": 0, "label": trick, "pictures": [picture, picture]}
+    page.evaluate(
+        """shown => window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].onExecuted({kiln_preview: [shown]})""",
+        {"strengths": [0, 1], "rows": [row, row | {"step": 7}]},
+    )
+    assert page.locator(".kiln-comparison .kiln-prompt").inner_text() == trick
+    page.locator(CHOICE).first.dblclick()
+    assert trick in page.locator(".kiln-overlay").inner_text()
+    page.keyboard.press("Escape")
+    assert page.evaluate("window.pwned") is None
+    assert page.locator(".kiln-overlay").count() == 0
+
+
 def test_a_preset_fills_in_its_fields_and_leaves_the_rest(page, server: Server):
     open_page(page, server)
     open_workflow(page)

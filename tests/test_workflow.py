@@ -66,7 +66,7 @@ def sampled(client: Client, lora: str | None = None) -> torch.Tensor:
 def test_the_pack_loads_without_a_warning(server: Server):
     ours = [kind for kind, facts in server.client().object_info().items() if facts["category"] == "LoRA Kiln"]
     assert len(ours) == len(NODES)
-    about_us = [line for line in server.log.splitlines() if "kiln" in line.lower()]
+    about_us = [line for line in server.first_log.splitlines() if "kiln" in line.lower()]
     assert not [line for line in about_us if "WARNING" in line or "ERROR" in line or "IMPORT FAILED" in line]
 
 

@@ -115,6 +115,37 @@ def read_lora_file(path: Path) -> LoRAModel:
     return LoRAModel(_with_peft_alphas(tensors, header.metadata), header.metadata, path.stem)
 
 
+def earlier_files(lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]) -> dict[int, Path]:
+    """The files that the run of a LoRA wrote on its way to it: by step, the earliest first.
+
+    They are known by what kohya's trainers and this one write: the name of the output, the run's session, the step.
+
+    Args:
+        files: where they may be, by the names that the host gives them.
+    """
+    own: Mapping[str, str] = getattr(lora, "metadata", {})
+    name, session, last = own.get("ss_output_name"), own.get("ss_session_id"), _step(own)
+    if not name or not session or last is None:
+        return {}
+    found = {}
+    for file, path in files.items():
+        if not file.replace("\\", "/").rpartition("/")[2].startswith(name):
+            continue
+        try:
+            metadata = read_header(path).metadata
+        except InputError:
+            continue
+        step = _step(metadata)
+        if metadata.get("ss_session_id") == session and step is not None and step < last:
+            found[step] = path
+    return dict(sorted(found.items()))
+
+
+def _step(metadata: Mapping[str, str]) -> int | None:
+    text = metadata.get("ss_steps", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else None
+
+
 def _wrong_with(key: str, tensor: torch.Tensor) -> str:
     """Why a tensor cannot be what its key says; empty where it can."""
     entry = (split_key(key) or ("", ""))[1]

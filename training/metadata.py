@@ -83,6 +83,8 @@ class RunFacts:
     """file of the base model, where it is known"""
     clip_skip: int = 0
     """0 = the model's own"""
+    session: str = ""
+    """what the files of one run have in common; empty = none is said"""
 
 
 def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, str]:
@@ -109,6 +111,7 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
         "ss_network_dropout": config.dropout or None,
         "ss_network_args": json.dumps(_network_args(config)),
         "ss_output_name": run.name,
+        "ss_session_id": run.session or None,
         "ss_learning_rate": config.learning_rate,
         "ss_unet_lr": config.learning_rate,
         "ss_text_encoder_lr": config.text_encoder_learning_rate,

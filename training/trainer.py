@@ -665,7 +665,7 @@ class _Run:
             self.name, version, architecture, self.family.prediction, step, self.plan.steps,
             self.plan.epoch_of(max(0, step - 1)) + 1, self.plan.epoch_of(self.plan.steps - 1) + 1, self.started_at,
             time.time(), "fp32" if self.dtype == torch.float32 else "bf16",
-            clip_skip=host.clip_skip(self.clip),
+            clip_skip=host.clip_skip(self.clip), session=self.folder.id,
         )  # fmt: skip
         metadata = lora_metadata(self.config, facts, data_facts(self.dataset))
         layers = {names.kohya: names for names in self.names.values()}

@@ -1,9 +1,11 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
 import { plural, summary } from "./captions.mjs";
+import { after, button, element } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
-import { button, card, element, lazyGrid, listOfProblems, saveBar, useStyle } from "./parts.mjs";
+import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
+import { addStyle } from "./style.mjs";
 import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, sendUpload } from "./upload.mjs";
 
 const NODE = "KilnLoadDataset";
@@ -16,7 +18,7 @@ const FOLDER_WIDGETS = ["folder", "regularisation_folder"];
 
 /** Puts the dataset's view on a Load Dataset node. api: the host's. */
 export function addDatasetView(node, api) {
-  useStyle();
+  addStyle();
   const view = new DatasetView(node, api);
   const widget = node.addDOMWidget("kiln_dataset", "KILN_DATASET", view.root, {
     serialize: false,
@@ -293,14 +295,4 @@ class DatasetView {
     widget.callback?.(name);
     this.node.setDirtyCanvas(true, true);
   }
-}
-
-/** Calls a function after a method of an object, which may have none of that name. */
-function after(object, method, then) {
-  const before = object[method];
-  object[method] = function () {
-    const result = before?.apply(this, arguments);
-    then();
-    return result;
-  };
 }

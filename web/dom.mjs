@@ -1,13 +1,13 @@
 // Elements of the page. Text goes in as text nodes only: names, prompts and messages of a run are no HTML.
 
-/** An element with properties, attributes (a dash in the name), listeners (onclick ...) and children. */
+/** An element with properties, attributes (a dash in the name), listeners (onclick ...) and children, or lists of them. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.includes("-") || name === "role") made.setAttribute(name, value);
     else made[name] = value;
   }
-  made.append(...children);
+  made.append(...children.flat());
   return made;
 }
 
@@ -30,4 +30,14 @@ export function onceAFrame(paint) {
   };
   request.cancel = () => cancelAnimationFrame(asked);
   return request;
+}
+
+/** Calls a export function after a method of an object, which may have none of that name. */
+export function after(object, method, then) {
+  const before = object[method];
+  object[method] = function () {
+    const result = before?.apply(this, arguments);
+    then();
+    return result;
+  };
 }

@@ -1,7 +1,8 @@
 // The caption editor: all pictures of a folder over the whole page, search and replace, tags.
 
 import { chosen, plural } from "./captions.mjs";
-import { button, card, element, lazyGrid, saveBar } from "./parts.mjs";
+import { button, element } from "./dom.mjs";
+import { card, lazyGrid, saveBar } from "./parts.mjs";
 
 const MOST_TAGS = 500; // shown; the rest is found by search
 const PAUSE_MILLISECONDS = 250; // in typing, before the tags are counted

@@ -1,7 +1,9 @@
 // Wiring between the page and the nodes: which node shows which run, and the server's answers. No drawing here.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
+import { ComparisonView, MIN_HEIGHT as COMPARISON_HEIGHT } from "./comparison.mjs";
 import { addDatasetView } from "./dataset.mjs";
+import { after } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 
@@ -56,8 +58,8 @@ async function errorText(answer) {
   }
 }
 
-function toast(severity, detail) {
-  app.extensionManager.toast.add({ severity, summary: "Train LoRA", detail, life: severity === "error" ? 10_000 : 3000 });
+function toast(severity, detail, summary = "Train LoRA") {
+  app.extensionManager.toast.add({ severity, summary, detail, life: severity === "error" ? 10_000 : 3000 });
 }
 
 function addRunView(node) {
@@ -136,6 +138,48 @@ function askAfterSilence() {
   if (views.size && store.active.length && Date.now() - heardAt > SILENCE) fetchRuns();
 }
 
+// ---------------------------------------------------------------- the pictures of Apply LoRA Preview
+
+function addComparisonView(node) {
+  const widgetOf = (name) => node.widgets.find((widget) => widget.name === name);
+  const chosen = () => ({ strength: Number(widgetOf("strength").value), step: Number(widgetOf("step").value) });
+  const view = new ComparisonView({
+    urlOf: server.urlOf,
+    choose({ strength, step }) {
+      for (const [name, value] of Object.entries({ strength, step })) {
+        if (node.inputs?.find((input) => input.widget?.name === name)?.link != null) {
+          toast("warn", `${name} comes over a wire: set it where it comes from.`, "Apply LoRA Preview");
+          continue;
+        }
+        const widget = widgetOf(name);
+        widget.value = value;
+        widget.callback?.(value);
+      }
+      view.mark(chosen());
+      node.setDirtyCanvas(true, true);
+      app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState?.(); // so that it can be undone
+    },
+  });
+  const widget = node.addDOMWidget("kiln_comparison", "KILN_COMPARISON", view.root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => COMPARISON_HEIGHT,
+  });
+  widget.serialize = false;
+  passOnToCanvas(view.root);
+  for (const name of ["strength", "step"]) after(widgetOf(name), "callback", () => view.mark(chosen()));
+  after(node, "onConfigure", () => view.mark(chosen()));
+  after(node, "onExecuted", (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));
+  hideOwnPreview(node);
+  view.mark(chosen());
+}
+
+/** The host would show the same pictures once more below ours. */
+function hideOwnPreview(node) {
+  node.hideOutputImages = true; // in Vue nodes
+  node.onDrawBackground = () => {}; // on the canvas
+}
+
 // ---------------------------------------------------------------- the presets of LoRA Config
 
 function fillInPresets(node) {
@@ -166,6 +210,7 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]); // narrower, long names of files and models are cut
     if (node.comfyClass === TRAIN) addRunView(node);
     if (node.comfyClass === CONFIG) fillInPresets(node);
+    if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);
     if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
   },
   afterConfigureGraph() {

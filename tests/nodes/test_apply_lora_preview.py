@@ -4,14 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
+import numpy as np
 import pytest
 import torch
+from lora_kiln.nodes.apply_lora_preview import STEPS as STRENGTHS_AND_STEPS
 from lora_kiln.nodes.apply_lora_preview import ApplyLoRAPreview, parse_strengths
 from lora_kiln.training import host
 from lora_kiln.training.attach import find_targets, make_adapters
 from lora_kiln.training.config import TARGETS, LoRAConfig
-from lora_kiln.training.export import as_format, lora_tensors
+from lora_kiln.training.export import as_format, lora_tensors, save_lora
+from lora_kiln.training.lora_model import LoRAModel
 from lora_kiln.training.problems import InputError
+from PIL import Image
 
 from models import Small, sd15, state
 
@@ -30,17 +34,24 @@ def small() -> Small:
 @pytest.fixture(scope="module")
 def lora(small: Small) -> dict[str, torch.Tensor]:
     """A LoRA with random factors."""
+    return random_lora(small, 0)
+
+
+def random_lora(small: Small, seed: int) -> dict[str, torch.Tensor]:
     adapters = make_adapters(find_targets(small.model.model, TARGETS[2]), LoRAConfig(rank=4, alpha=4.0))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for adapter in adapters.values():
         adapter.up.data = 0.2 * torch.randn(adapter.up.shape, generator=generator)
     return lora_tensors(adapters, host.layer_names(small.model), "fp32")
 
 
-def preview(small: Small, lora, **changes):
+def output_of(small: Small, lora, **changes):
     with torch.inference_mode():
-        output = ApplyLoRAPreview.execute(small.model, small.clip, small.vae, lora, **{**DRAWING, **changes})
-    return output.args
+        return ApplyLoRAPreview.execute(small.model, small.clip, small.vae, lora, **{**DRAWING, **changes})
+
+
+def preview(small: Small, lora, **changes):
+    return output_of(small, lora, **changes).args
 
 
 def cells(grid: torch.Tensor, columns: int) -> list[torch.Tensor]:
@@ -59,8 +70,9 @@ def drawn(model, small: Small, seed: int = 3, prompt: str = "a cat") -> torch.Te
         )  # fmt: skip
 
 
-def assert_same_picture(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, atol=0.6 / 255, rtol=0)
+def assert_same_picture(one: torch.Tensor, other: torch.Tensor, levels: float = 0.6) -> None:
+    """Equal but for rounding to levels of 1 / 255."""
+    torch.testing.assert_close(one, other, atol=levels / 255, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +119,62 @@ def test_weights_stay_bit_for_bit(folders: Path, small: Small, lora) -> None:
     drawn(small.model, small)
     after = state(small)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# ---------------------------------------------------------------- earlier steps of its run
+
+RUN = {"ss_output_name": "fox", "ss_session_id": "fox/1"}
+
+
+@pytest.fixture
+def earlier(folders: Path, small: Small, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """What the run of `last` saved after 5 steps, in the folder of LoRAs."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    found = random_lora(small, 1)
+    save_lora(folders / "fox-step000005.safetensors", found, RUN | {"ss_steps": "5"})
+    return found
+
+
+@pytest.fixture
+def last(lora) -> LoRAModel:
+    return LoRAModel(lora, RUN | {"ss_steps": "9"}, "fox")
+
+
+def test_earlier_steps_have_rows_of_their_own(small: Small, earlier, last) -> None:
+    output = output_of(small, last, compare=STRENGTHS_AND_STEPS)
+    [shown] = output.ui["kiln_preview"]
+    assert [(row["step"], row["label"], len(row["pictures"])) for row in shown["rows"]] == [
+        (5, "step 5", 2), (0, "step 9", 2),
+    ]  # fmt: skip
+    first, second = (picture_of(shown, row, 1) for row in (0, 1))
+    assert_same_picture(first, drawn(host.with_lora(small.model, small.clip, earlier, 1.0)[0], small), 1.1)
+    assert_same_picture(second, drawn(host.with_lora(small.model, small.clip, last, 1.0)[0], small), 1.1)
+    assert_same_picture(picture_of(shown, 0, 0), picture_of(shown, 1, 0))  # the model without the LoRA
+
+
+def test_the_model_that_comes_out_has_the_chosen_step(small: Small, earlier, last) -> None:
+    expected = drawn(host.with_lora(small.model, small.clip, earlier, 0.5)[0], small)
+    assert_same_picture(drawn(preview(small, last, step=5, strength=0.5)[1], small), expected)
+
+
+def test_a_step_that_was_not_saved_is_refused_before_anything_is_drawn(small: Small, earlier, last) -> None:
+    with pytest.raises(InputError, match=r"step is 6, .*there are 5"):
+        preview(small, last, step=6)
+
+
+def test_choosing_another_strength_draws_nothing_anew(small: Small, earlier, last) -> None:
+    before = output_of(small, last)
+    after = output_of(small, last, strength=0.3, step=5)
+    assert after.ui == before.ui  # the very same files
+    assert torch.equal(after.args[0], before.args[0])
+    assert output_of(small, last, seed=4).ui != before.ui
+
+
+def picture_of(shown, row: int, column: int) -> torch.Tensor:
+    file = shown["rows"][row]["pictures"][column]
+    with Image.open(Path(folder_paths.get_temp_directory()) / file["subfolder"] / file["filename"]) as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
 
 
 @pytest.mark.parametrize(

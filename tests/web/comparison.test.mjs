@@ -1,0 +1,38 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { choiceText, groupsOf } from "../../web/comparison.mjs";
+
+const file = (name) => ({ filename: name, subfolder: "", type: "temp" });
+const SHOWN = {
+  strengths: [0, 0.8],
+  rows: [
+    { prompt: "a cat", step: 500, label: "step 500", pictures: [file("a"), file("b")] },
+    { prompt: "a dog", step: 500, label: "step 500", pictures: [file("c"), file("d")] },
+    { prompt: "a cat", step: 0, label: "step 900", pictures: [file("e"), file("f")] },
+  ],
+};
+
+test("rows of one prompt stand together, in their order", () => {
+  const groups = groupsOf(SHOWN);
+  assert.deepEqual(groups.map((group) => [group.prompt, group.rows.map((row) => row.label)]), [
+    ["a cat", ["step 500", "step 900"]],
+    ["a dog", ["step 500"]],
+  ]);
+  assert.deepEqual(groups[0].rows[1].cells.map((cell) => [cell.strength, cell.step, cell.file.filename]), [[0, 0, "e"], [0.8, 0, "f"]]);
+  const keys = groups.flatMap((group) => group.rows.flatMap((row) => row.cells.map((cell) => cell.key)));
+  assert.equal(new Set(keys).size, 6);
+});
+
+test("a row with fewer pictures, or none, has fewer cells", () => {
+  const groups = groupsOf({ strengths: [0, 1], rows: [{ prompt: "x", step: 0, label: "", pictures: [file("a")] }, { prompt: "y", step: 0, label: "" }] });
+  assert.deepEqual(groups.map((group) => group.rows[0].cells.length), [1, 0]);
+  assert.deepEqual(groupsOf(undefined), []);
+});
+
+test("the choice is said in words", () => {
+  assert.equal(choiceText({ strength: 0.8, step: 500 }, SHOWN), "Goes on: step 500 at strength 0.8");
+  assert.equal(choiceText({ strength: 0.7000000001, step: 0 }, SHOWN), "Goes on: step 900 at strength 0.7");
+  assert.equal(choiceText({ strength: 1, step: 0 }, null), "Goes on: the LoRA at strength 1");
+  assert.equal(choiceText({ strength: 1, step: 70 }, SHOWN), "Goes on: step 70 at strength 1");
+  assert.equal(choiceText({ strength: 0, step: 0 }, SHOWN), "Goes on: the model without the LoRA");
+});

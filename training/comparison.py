@@ -1,0 +1,163 @@
+"""A LoRA side by side with itself: at several strengths, for several prompts, and as it was on the way."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import host
+from .export import AS_TRAINED, in_precision
+from .lora_files import earlier_files, for_host, read_lora_file
+from .problems import InputError
+from .sheets import strength_grid
+
+MOST_STEPS = 8
+"""of a run in one comparison; more are thinned out evenly"""
+SUBJECT = "Apply LoRA Preview"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How each picture is drawn."""
+
+    seed: int
+    """of the first prompt; the next prompts have the next ones"""
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    negative_prompt: str
+    sampler: str
+    scheduler: str
+
+
+@dataclass
+class Row:
+    """A prompt with the LoRA of one step, at each strength."""
+
+    prompt: str
+    step: int
+    """0 = the LoRA as it came in"""
+    label: str
+    pictures: list[torch.Tensor]
+    """(H, W, 3) in [0, 1], one a strength"""
+
+
+class Versions:
+    """A LoRA, and what its run saved on the way to it.
+
+    Args:
+        lora: of any form.
+        files: where its run may have written, by the host's names.
+    """
+
+    def __init__(self, lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]):
+        self.lora = lora
+        self.files = earlier_files(lora, files)
+
+    def at(self, step: int) -> Mapping[str, torch.Tensor]:
+        """The LoRA after so many steps; 0 = as it came in.
+
+        Raises:
+            InputError: its run has no file of that step, or it cannot be read.
+        """
+        if step == 0:
+            return self.lora
+        if step not in self.files:
+            there = f"there are {', '.join(map(str, self.files))}" if self.files else "there is none of this LoRA's run"
+            problem = f"step is {step}, which is no file that the run has saved: {there}. Choose one, or 0."
+            raise InputError(SUBJECT, [problem])
+        return read_lora_file(self.files[step])
+
+    def chosen(self) -> list[int]:
+        """The steps to compare, the LoRA as it came in last."""
+        steps = list(self.files)
+        count = min(len(steps), MOST_STEPS - 1)
+        return [*(steps[round((n + 0.5) * len(steps) / count - 0.5)] for n in range(count)), 0]
+
+    def label(self, step: int) -> str:
+        """What a step is called in the comparison."""
+        if step:
+            return f"step {step}"
+        last = getattr(self.lora, "metadata", {}).get("ss_steps", "")
+        return f"step {last}" if last.isdigit() else "the LoRA"
+
+
+def draw_rows(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    versions: Versions,
+    steps: Sequence[int],
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    drawing: Drawing,
+    progress: Callable[[int], None],
+) -> list[Row]:
+    """Draws each prompt with the LoRA of each step at each strength: a row a prompt and step.
+
+    Args:
+        steps: as `Versions.at` takes them.
+        progress: is told the pictures done so far.
+    """
+    names = host.layer_names(model, clip)
+    rows = {
+        (number, step): Row(prompt, step, versions.label(step), [])
+        for number, prompt in enumerate(prompts)
+        for step in steps
+    }
+    done = 0
+    for step in steps:
+        lora = for_host(in_precision(versions.at(step), AS_TRAINED), names)
+        for column, strength in enumerate(strengths):
+            with_lora = host.with_lora(model, clip, lora, strength) if strength else (model, clip)
+            for number, prompt in enumerate(prompts):
+                first = rows[number, steps[0]].pictures
+                if not strength and len(first) > column:  # the model without a LoRA is the same at every step
+                    pixels = first[column]
+                else:
+                    pixels = host.draw(
+                        *with_lora, vae, prompt, drawing.negative_prompt, seed=drawing.seed + number,
+                        width=drawing.width, height=drawing.height, steps=drawing.steps, guidance=drawing.guidance,
+                        sampler=drawing.sampler, scheduler=drawing.scheduler,
+                    )  # fmt: skip
+                rows[number, step].pictures.append(pixels)
+                done += 1
+                progress(done)
+    return list(rows.values())
+
+
+def comparison_sheet(rows: Sequence[Row], strengths: Sequence[float]) -> torch.Tensor:
+    """The labelled grid: (1, H, W, 3) in [0, 1]."""
+    one_step = len({row.step for row in rows}) == 1
+    titled = [(row.prompt if one_step else f"{row.label} · {row.prompt}", row.pictures) for row in rows]
+    return strength_grid(titled, [f"{value:g}" for value in strengths])
+
+
+class LastDrawn:
+    """What was drawn last in a few places, as long as all that it was drawn with is the same.
+
+    So that another strength can be chosen for what goes on, without drawing everything anew.
+    """
+
+    def __init__(self, places: int = 4):
+        self.places = places
+        self._kept: dict[str, tuple[list[weakref.ref], Any, Any]] = {}
+
+    def find(self, place: str, things: Sequence[Any], settings: Any) -> Any:
+        """What `keep` was given for the very same objects and equal settings; None where there is nothing."""
+        known, told, result = self._kept.get(place, ([], None, None))
+        is_same = len(known) == len(things) and all(ref() is thing for ref, thing in zip(known, things, strict=True))
+        return result if is_same and told == settings else None
+
+    def keep(self, place: str, things: Sequence[Any], settings: Any, result: Any) -> None:
+        """Remembers a result; the objects are not kept alive."""
+        alive = {key: kept for key, kept in self._kept.items() if key != place and all(ref() for ref in kept[0])}
+        self._kept = dict(list(alive.items())[-(self.places - 1) :])
+        try:
+            self._kept[place] = ([weakref.ref(thing) for thing in things], settings, result)
+        except TypeError:  # a plain dict, as the core's nodes give: it is drawn anew each time
+            return

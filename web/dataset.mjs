@@ -1,7 +1,7 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
 import { plural, summary } from "./captions.mjs";
-import { after, button, element } from "./dom.mjs";
+import { after, button, element, hideOwnPreview } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
 import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
@@ -14,7 +14,8 @@ const HEIGHT = 320;
 const EMPTY = [];
 const PAUSE_MILLISECONDS = 250;
 const ASKED = ["folder", "resolution", "extra_resolutions", "bucket_step", "shortest_side", "longest_side", "masked_loss"];
-const FOLDER_WIDGETS = ["folder", "regularisation_folder"];
+const PRIOR = "regularisation_folder";
+const FOLDER_WIDGETS = ["folder", PRIOR];
 
 /** Puts the dataset's view on a Load Dataset node. api: the host's. */
 export function addDatasetView(node, api) {
@@ -26,6 +27,7 @@ export function addDatasetView(node, api) {
     getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  hideOwnPreview(node, () => view.items.length > 0); // pictures that come over a wire are shown by the host alone
   view.start();
 }
 
@@ -35,6 +37,8 @@ class DatasetView {
     this.api = api;
     this.folder = null; // a Folder; null while none is chosen
     this.found = null; // what the server says of it: {pictures, problems}
+    this.prior = null; // {folder, found} of the regularisation pictures; null while there are none
+    this.items = EMPTY; // {folder, picture} of all that the sheet shows
     this.turn = 0; // of the newest look at the folder
     this.build();
   }
@@ -83,7 +87,7 @@ class DatasetView {
   /** Follows the node: its settings, its workflow, files dropped on it. */
   start() {
     const { node, root } = this;
-    for (const widget of node.widgets.filter((each) => ASKED.includes(each.name))) {
+    for (const widget of node.widgets.filter((each) => ASKED.includes(each.name) || each.name === PRIOR)) {
       after(widget, "callback", () => this.refreshSoon());
     }
     after(node, "onConfigure", () => this.refreshSoon());
@@ -142,18 +146,32 @@ class DatasetView {
       this.unwatch = this.folder.watch(() => this.paintSoon());
       this.paint();
     }
-    const query = Object.fromEntries(ASKED.map((each) => [each, this.value(each)]).filter(([, value]) => value !== undefined));
+    const isTold = (done, total) => {
+      if (turn !== this.turn) return false;
+      if (done < total) this.status.textContent = `Looking at picture ${done} of ${total} …`;
+      return true;
+    };
     try {
-      const found = await this.folder.look(this.api, query, (done, total) => {
-        if (turn !== this.turn) return false;
-        if (done < total) this.status.textContent = `Looking at picture ${done} of ${total} …`;
-        return true;
-      });
-      if (turn === this.turn) this.found = found;
+      const found = await this.folder.look(this.api, this.query(name), isTold);
+      if (turn !== this.turn) return;
+      this.found = found;
+      this.prior = await this.lookAtPrior(isTold);
     } catch (error) {
       if (turn === this.turn) this.say(error.message);
     }
     if (turn === this.turn) this.paint();
+  }
+
+  async lookAtPrior(isTold) {
+    const name = this.value(PRIOR);
+    if (!name || name === NONE) return null;
+    const folder = folderOf(name);
+    return { folder, found: await folder.look(this.api, this.query(name), isTold) };
+  }
+
+  query(folder) {
+    const settings = ASKED.map((each) => [each, this.value(each)]).filter(([, value]) => value !== undefined);
+    return { ...Object.fromEntries(settings), folder };
   }
 
   leave() {
@@ -161,6 +179,7 @@ class DatasetView {
     this.unwatch = null;
     this.folder = null;
     this.found = null;
+    this.prior = null;
   }
 
   say(text) {
@@ -176,22 +195,28 @@ class DatasetView {
   }
 
   paint() {
-    const { folder, found } = this;
+    const { folder, found, prior } = this;
     const pictures = found?.pictures ?? EMPTY;
+    const priors = (found && prior?.found?.pictures) || EMPTY;
     this.edit.disabled = !pictures.length;
     this.root.dataset.pictures = String(pictures.length);
     this.save.paint();
-    this.problems.show(found?.problems ?? []);
+    this.problems.show([...(found?.problems ?? []), ...(prior?.found?.problems ?? [])]);
     const elsewhere = unsavedElsewhere(folder).map(([name, count]) => `${count} unsaved in ${name}`);
     const parts = found ? summary(pictures, folder.captions) : [];
+    if (priors.length) parts.push(`${priors.length} for regularisation`);
     this.status.textContent = [...parts, ...elsewhere].join(" · ");
-    if (this.shown !== pictures) {
-      this.shown = pictures;
-      this.cards = new Map();
-      this.grid.show(pictures, (picture) => this.card(picture));
-      if (!pictures.length) this.sheet.prepend(element("div", { className: "kiln-hint", textContent: this.hint() }));
+    if (this.shown?.[0] !== pictures || this.shown?.[1] !== priors) {
+      this.shown = [pictures, priors];
+      this.items = [
+        ...pictures.map((picture) => ({ folder, picture })),
+        ...priors.map((picture) => ({ folder: prior.folder, picture: { ...picture, regularisation: true } })),
+      ];
+      this.updates = [];
+      this.grid.show(this.items, (item) => this.card(item));
+      if (!this.items.length) this.sheet.prepend(element("div", { className: "kiln-hint", textContent: this.hint() }));
     }
-    for (const update of this.cards?.values() ?? []) update();
+    for (const update of this.updates ?? []) update();
   }
 
   hint() {
@@ -199,29 +224,28 @@ class DatasetView {
     return this.found ? "No usable picture in this folder." : "";
   }
 
-  card(picture) {
-    const { folder } = this;
+  card({ folder, picture }) {
+    const open = () => this.open(picture.name, folder);
     const text = element("div", { className: "kiln-text" });
     const made = card(this.api, folder, picture, 192, text);
     made.root.tabIndex = 0;
     made.root.setAttribute("role", "button");
-    made.root.addEventListener("click", () => this.open(picture.name));
-    made.root.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") this.open(picture.name);
-    });
+    made.root.addEventListener("click", open);
+    made.root.addEventListener("keydown", (event) => event.key === "Enter" && open());
     const update = () => {
       const caption = folder.captions.text(picture.name).trim();
       text.textContent = caption || "no caption";
       text.classList.toggle("kiln-faint", !caption);
       made.update();
     };
-    this.cards.set(picture.name, update);
+    this.updates.push(update);
     update();
     return made.root;
   }
 
-  open(name = null) {
-    if (this.found?.pictures.length) openEditor(this.folder, this.found.pictures, this.api, name);
+  open(name = null, folder = this.folder) {
+    const pictures = (folder === this.folder ? this.found : this.prior?.found)?.pictures;
+    if (pictures?.length) openEditor(folder, pictures, this.api, name);
   }
 
   /** Files of a drop. True: they are ours. */

@@ -37,7 +37,16 @@ export function after(object, method, then) {
   const before = object[method];
   object[method] = function () {
     const result = before?.apply(this, arguments);
-    then();
+    then(...arguments);
     return result;
+  };
+}
+
+/** The host would show a node's pictures once more below ours: it does so only while `isHidden` says no. */
+export function hideOwnPreview(node, isHidden = () => true) {
+  Object.defineProperty(node, "hideOutputImages", { get: isHidden, configurable: true }); // in Vue nodes
+  const draw = node.onDrawBackground;
+  node.onDrawBackground = function () {
+    if (!isHidden()) draw?.apply(this, arguments); // on the canvas
   };
 }

@@ -3,7 +3,7 @@ import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { ComparisonView, MIN_HEIGHT as COMPARISON_HEIGHT } from "./comparison.mjs";
 import { addDatasetView } from "./dataset.mjs";
-import { after } from "./dom.mjs";
+import { after, hideOwnPreview } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 
@@ -172,12 +172,6 @@ function addComparisonView(node) {
   after(node, "onExecuted", (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));
   hideOwnPreview(node);
   view.mark(chosen());
-}
-
-/** The host would show the same pictures once more below ours. */
-function hideOwnPreview(node) {
-  node.hideOutputImages = true; // in Vue nodes
-  node.onDrawBackground = () => {}; // on the canvas
 }
 
 // ---------------------------------------------------------------- the presets of LoRA Config

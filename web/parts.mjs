@@ -34,7 +34,7 @@ export function card(api, folder, picture, side, body) {
       ...(isUnsaved ? [mark("unsaved", "This caption is not saved yet.", "kiln-unsaved")] : []),
       ...(picture.enlarged ? [mark("too small", `${picture.width} x ${picture.height} pixels: it is enlarged to fill its bucket.`)] : []),
       ...(picture.same_as !== null ? [mark(`same as ${picture.same_as}`, "The two files have the same content.")] : []),
-      ...(picture.regularisation ? [mark("regularisation", "Its folder's dataset.toml says so.")] : []),
+      ...(picture.regularisation ? [mark("regularisation", "Keeps what the model knows: from regularisation_folder, or as its folder's dataset.toml says.")] : []),
     );
   };
   update();

@@ -9,7 +9,7 @@ OLDEST = "0.18.2"
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """"0.24.1rc2" -> (0, 24, 1)"""
+    """The first three numbers of a version; none where it has none."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 

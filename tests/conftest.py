@@ -41,9 +41,17 @@ def _host_dir() -> Path:
     return Path(folder)
 
 
+def host_version() -> str:
+    """ComfyUI's own version, once it is on the path."""
+    from comfyui_version import __version__
+
+    return __version__
+
+
 def _import_host(host_dir: Path, base: Path) -> None:
     """Puts the host on sys.path, on the CPU where there is no CUDA, with `base` as its base directory."""
     sys.path.insert(0, str(host_dir))
+    import utils.extra_config  # noqa: F401  (first, as main.py does: some hosts' nodes.py hides it behind comfy/utils.py)
     from comfy.cli_args import args
 
     args.cpu = not has_cuda()
@@ -71,14 +79,24 @@ _import_pack()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests marked `gpu` where there is no CUDA device."""
-    if has_cuda():
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-        config.stash[_left_out] = [item.nodeid for item in left_out]
+    """Deselects the tests that cannot be run here."""
+    reasons = {item: reason for item in items if (reason := _reason_against(item))}
+    config.hook.pytest_deselected(items=list(reasons))
+    items[:] = [item for item in items if item not in reasons]
+    config.stash[_left_out] = [f"{reason}: {item.nodeid}" for item, reason in reasons.items()]
+
+
+def _reason_against(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("gpu") and not has_cuda():
+        return "no CUDA device here"
+    for marker in item.iter_markers("host"):
+        if _numbers(host_version()) < _numbers(marker.args[0]):
+            return f"host too old ({host_version()}, it needs {marker.args[0]})"
+    return None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 _left_out = pytest.StashKey[list[str]]()
@@ -91,8 +109,8 @@ def pytest_testnodedown(node) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    for nodeid in config.stash.get(_left_out, []):
-        terminalreporter.write_line(f"not run, no CUDA device here: {nodeid}")
+    for line in config.stash.get(_left_out, []):
+        terminalreporter.write_line(f"not run, {line}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

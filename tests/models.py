@@ -191,7 +191,8 @@ def random_latents(model: Any, count: int, seed: int) -> torch.Tensor:
 def random_conditioning(model: Any, seed: int) -> list[Any]:
     """A CONDITIONING of random numbers for a transformer of this file, with what its text encoder would add."""
     generator = torch.Generator().manual_seed(seed)
-    base, options = model.model, {}
+    base = model.model
+    options: dict[str, Any] = {"pooled_output": None}
     is_sd3 = isinstance(base, comfy.model_base.SD3)
     if is_sd3 or type(base) is comfy.model_base.Flux:
         options["pooled_output"] = torch.randn(1, 2 * WIDTH if is_sd3 else WIDTH, generator=generator)

@@ -14,6 +14,7 @@ from host import PACK
 
 HOST_MODULES = {
     *("app", "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras"),
+    "comfyui_version",
     *(
         "cuda_malloc",
         "execution",

@@ -241,7 +241,7 @@ def test_text_of_a_run_is_text_and_never_html(page, view):
     for name in ("samples", "pictures", "adjust", "loss"):
         tab(view, name)
     tab(view, "pictures")
-    page.wait_for_selector(".kiln-card")
+    view.locator(".kiln-card").first.wait_for()
     tab(view, "samples")
     assert view.locator(".kiln-prompt").inner_text() == TRICK
     view.locator(".kiln-thumbnail").first.click()
@@ -310,7 +310,7 @@ def test_pictures_are_a_sheet_sorted_by_loss_and_asked_for_rarely(page, view, sa
     send(page, half_way())
     assert asked == []
     tab(view, "pictures")
-    page.wait_for_selector(".kiln-card")
+    view.locator(".kiln-card").first.wait_for()
     assert view.locator(".kiln-card").all_inner_texts() == ["a.png\n2.00×", "b.png\n0.50×"]
     assert asked[0].endswith(f"run=anna%2F{GRAPH['id']}-1")
     for step in range(1501, 1511):
@@ -333,10 +333,10 @@ def test_many_pictures_keep_their_shape_and_scroll(page, view):
     page.route("**/kiln/run/pictures*", lambda route: route.fulfill(json={"pictures": pictures}))
     send(page, half_way())
     tab(view, "pictures")
-    page.wait_for_function("document.querySelectorAll('.kiln-card').length === 80")
+    page.wait_for_function("document.querySelectorAll('.kiln-run .kiln-card').length === 80")
     shape, inside, whole = page.evaluate(
         """() => {
-          const card = document.querySelector('.kiln-card').getBoundingClientRect();
+          const card = document.querySelector('.kiln-run .kiln-card').getBoundingClientRect();
           const panel = document.querySelector('.kiln-pictures');
           return [card.height / card.width, panel.clientHeight, panel.scrollHeight];
         }"""

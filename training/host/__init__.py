@@ -6,6 +6,7 @@ the CLIP, `loras` knows key names and patches, `places` the host's folders, `lor
 the files of other trainers, `page` progress, interrupt and the page, `fingerprints` tells models apart.
 """
 
+from . import version  # noqa: F401  (first: it refuses a host that is too old)
 from .captioning import inference_device, loaded_for_inference
 from .conditioning import (
     TRAINING_GUIDANCE,

@@ -32,7 +32,8 @@ def denoise_by_host(small: models.Small, x: torch.Tensor, sigma: float, text: st
     sampler = comfy.samplers.KSAMPLER(sampler_function)
     sigmas = torch.tensor([sigma, 0.0])
     scaled = small.model.get_model_object("model_sampling").noise_scaling(torch.tensor(sigma), x, torch.zeros_like(x))
-    guider.sample(x.clone(), torch.zeros_like(x), sampler, sigmas, disable_pbar=True, seed=0)
+    with torch.inference_mode():  # as the host runs its nodes
+        guider.sample(x.clone(), torch.zeros_like(x), sampler, sigmas, disable_pbar=True, seed=0)
     return seen[0].cpu(), scaled
 
 

@@ -85,10 +85,12 @@ class RunEvents:
             losses: of every step.
             elapsed: seconds that the run took before.
         """
-        rates = {line["step"]: line.get("learning_rate", 0.0) for line in lines if "loss" in line}
+        rates = {line["step"]: _count(line, "learning_rate") for line in lines if "loss" in line}
         for step, loss in enumerate(losses, start=1):
-            self._add(float(loss), float(rates.get(step) or 0.0))
-        self.validation = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+            self._add(float(loss), float(rates.get(step, 0.0)))
+        self.validation = [
+            (line["step"], line["validation_loss"]) for line in lines if _is_number(line, "validation_loss")
+        ]
         self.marks = [mark for line in lines if (mark := _mark_of(line))]
         self.samples = [sample for line in lines if (sample := _sample_of(line))]
         self._started -= elapsed

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from . import host
 from .adapters import EXACT, Adapter
+from .checkpoints import sync
 from .host import LayerNames
 from .lora_keys import ALPHA, DOWN, ENTRIES, UP, Layers, layers_of, scale_of
 from .lora_model import DTYPES, LoRAModel, usual_dtype
@@ -218,7 +219,9 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
         partial.unlink(missing_ok=True)  # a link that lies there would be written through
         whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
         save_file(whole, partial, {**metadata, **file_hashes(whole, metadata)})
+        sync(partial)
         os.replace(partial, path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise_if_any(
             "Save LoRA",

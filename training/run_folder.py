@@ -5,6 +5,7 @@ line a step), samples/ and checkpoints/. Everything is written so that a crash a
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -86,16 +87,16 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it is on its way to the disk within seconds."""
-        self._try("metrics.jsonl", lambda: self._append(_text(line)))
+        self._try("metrics.jsonl", lambda: self._append(_text(line)), once=True)
 
     def checkpoint(self, state: State, keep: int) -> Path | None:
         """Writes a checkpoint and deletes older ones; None where it could not be written, and the older ones stay."""
         self.flush()
         path: list[Path] = []
-        self._try("a checkpoint", lambda: path.append(checkpoints.write_state(self.checkpoints, state)), once=False)
+        self._try("a checkpoint", lambda: path.append(checkpoints.write_state(self.checkpoints, state)))
         if not path:
             return None
-        checkpoints.prune(self.checkpoints, max(1, keep))
+        checkpoints.prune(path[0], max(1, keep))
         return path[0]
 
     def keep_picture(self, name: str, pixels: torch.Tensor) -> Path | None:
@@ -106,10 +107,12 @@ class RunFolder:
 
         def write() -> None:
             self.samples.mkdir(exist_ok=True)
-            image.save(path)
+            unfinished = path.with_name(f".{name}.writing")
+            image.save(unfinished, "PNG")
+            os.replace(unfinished, path)
             written.append(path)
 
-        self._try("a sample picture", write, once=False)
+        self._try("a sample picture", write)
         return path if written else None
 
     def picture(self, name: str) -> torch.Tensor | None:
@@ -131,7 +134,7 @@ class RunFolder:
     def flush(self) -> None:
         """Hands the lines so far to the system."""
         if self._metrics is not None:
-            self._try("metrics.jsonl", self._metrics.flush)
+            self._try("metrics.jsonl", self._metrics.flush, once=True)
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -155,8 +158,12 @@ class RunFolder:
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
-    def _try(self, what: str, write: Any, once: bool = True) -> None:
-        """Writes; what cannot be written is noted, and training goes on: what was learned is not lost by it."""
+    def _try(self, what: str, write: Any, once: bool = False) -> None:
+        """Writes; what cannot be written is noted, and training goes on: what was learned is not lost by it.
+
+        Args:
+            once: after it has failed it is not tried again, since what follows would not fit to what is there.
+        """
         if once and self._is_broken:
             return
         try:

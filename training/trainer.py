@@ -1,6 +1,7 @@
 """A whole run: from the graph's MODEL, CLIP, VAE and data to a LoRA."""
 
 import contextlib
+import errno
 import math
 import os
 import platform
@@ -45,8 +46,9 @@ from .metadata import RunFacts, lora_metadata
 from .objective import zero_terminal_sigmas
 from .optimizers import check_optimizer
 from .origin import Origin, dataset_facts, lora_digest
+from .past import Past, past_of
 from .prefetch import on_device, prefetched
-from .problems import raise_if_any
+from .problems import InputError, raise_if_any
 from .report import data_facts, notes_about, run_report
 from .run_folder import ANEW, Opened, open_run
 from .sampling import Sampler
@@ -54,6 +56,10 @@ from .validation import Validations, hold_out, mean_loss, noised, samples_of
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
+    "fewer targets; or lower resolution in Load Dataset."
+)
+OUT_OF_RAM = (
+    "The computer's memory (RAM) is full. Close other programs; or in LoRA Config lower batch_size or rank, or choose "
     "fewer targets; or lower resolution in Load Dataset."
 )
 MOST_STEPS_BACK = 3
@@ -216,6 +222,7 @@ class _Run:
             "vae": host.model_fingerprint(self.vae), "start": lora_digest(self.start),
         }  # fmt: skip
         origin = Origin(config, dataset_facts(dataset, cache), models)
+        self.origin = origin
         root = host.runs_root()
         self.run: Opened = open_run(root, self.name, origin, previous)
         self.folder = self.run.folder
@@ -253,22 +260,16 @@ class _Run:
     def _restore_history(self) -> None:
         """Takes over what a stopped run had told and drawn."""
         state = self.run.state
-        if state is None:
+        if state is None or not self.run.is_same:
             return
-        facts = state.facts
-        losses = state.tensors["losses"].tolist() if self.run.is_same else []
-        lines = self.folder.cut_metrics(state.step) if self.run.is_same else []
-        self.events.restore(lines, losses, float(facts.get("elapsed", 0.0)) if self.run.is_same else 0.0)
-        if not self.run.is_same:
-            return
-        self.rate_changes = [(int(step), float(factor)) for step, factor in facts["rate_changes"]]
+        with refused(state):
+            past = past_of(state)
+        self.events.restore(self.folder.cut_metrics(state.step), past.losses, past.elapsed)
+        self.rate_changes, self.best = past.rate_changes, past.best
         self.controls.rate_factor = self._rate_factor_at(state.step)
-        self.controls.sample_prompts = tuple(facts["sample_prompts"])
-        self.validations.losses = [(int(step), float(loss)) for step, loss in facts["validations"]]
-        self.best = {
-            name.removeprefix("best:"): tensor for name, tensor in state.tensors.items() if name.startswith("best:")
-        }
-        self.is_over, self.looked_at = bool(facts["is_over"]), int(facts["looked_at"])
+        self.controls.sample_prompts = past.sample_prompts
+        self.validations.losses = past.validations
+        self.is_over, self.looked_at = past.is_over, past.looked_at
         for sample in self.events.samples:
             pixels = self.folder.picture(str(sample.get("filename")))
             if pixels is not None:
@@ -282,11 +283,11 @@ class _Run:
         except host.Interrupted:
             self._ended("interrupted", self._keep())
             raise
-        except torch.OutOfMemoryError:
-            self._ended("failed", f"{OUT_OF_MEMORY} {self._keep()}")
-            raise
         except Exception as error:
-            self._ended("failed", f"{error} {self._keep()}".strip())
+            better = full_memory(error)
+            self._ended("failed", f"{better or error} {self._keep()}".strip())
+            if better is not None:
+                raise better from error
             raise
 
     def _ended(self, state: str, message: str) -> None:
@@ -318,6 +319,8 @@ class _Run:
         if self.held_out is not None:
             self.held_out_encoded = encode_samples(self.held_out, samples_of(self.held_out), [], *given)
         self.notes += cache.notes if cache is not None else []
+        if dataset_facts(self.given[0], cache) != self.origin.dataset:
+            raise_if_any("The dataset", ["pictures, masks or captions changed while they were read: queue again."])
         spread = latent_spread(encoded)
         if not 0.4 < spread < 2.5:
             self._note(
@@ -471,6 +474,7 @@ class _Run:
         self.folder.cut_metrics(state.step)
         self.events.cut(state.step)
         self.validations.losses = [each for each in self.validations.losses if each[0] <= state.step]
+        self.looked_at = min(self.looked_at, state.step)
         self.controls.rate_factor = 0.5 * self._rate_factor_at(state.step)
         self.rate_changes.append((state.step, self.controls.rate_factor))
         self._mark(state.step, "learning_rate", f"x {self.controls.rate_factor:g}")
@@ -487,15 +491,11 @@ class _Run:
         assert self.learner is not None
         step = len(self.events.losses)
         self.events.preparing("saving")
-        tensors, plain = self.learner.state()
-        tensors["losses"] = torch.tensor(self.events.losses, dtype=torch.float64)
-        tensors |= {f"best:{name}": tensor for name, tensor in self.best.items()}
-        facts = {
-            **plain, "elapsed": self.events.elapsed, "rate_changes": self.rate_changes,
-            "sample_prompts": list(self.controls.sample_prompts), "validations": self.validations.losses,
-            "is_over": self.is_over or is_last, "looked_at": self.looked_at,
-        }  # fmt: skip
-        path = self.folder.checkpoint(State(step, tensors, facts), self.config.keep_checkpoints)
+        past = Past(
+            self.events.losses, self.events.elapsed, self.rate_changes, self.controls.sample_prompts,
+            self.validations.losses, self.is_over or is_last, self.looked_at, self.best,
+        )  # fmt: skip
+        path = self.folder.checkpoint(past.put_into(*self.learner.state()), self.config.keep_checkpoints)
         self.checkpointed_at = time.monotonic()
         if path is not None:
             self.events.mark(step, "checkpoint")
@@ -510,14 +510,8 @@ class _Run:
             InputError: it does not fit this recipe.
         """
         assert self.learner is not None
-        try:
+        with refused(state):
             self.learner.load(state.tensors, state.facts, self.run.is_same)
-        except (Damaged, KeyError) as error:
-            problem = (
-                f"previous_run: the run that stopped at step {state.step} cannot be continued with this recipe "
-                f"({error}). Undo the changes, or choose to start anew."
-            )
-            raise_if_any("Train LoRA", [problem])
 
     def _keep(self) -> str:
         """Keeps what was learned when a run ends early. Gives where, in words."""
@@ -688,3 +682,29 @@ class _Run:
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,
             base, self.device, self.notes,
         )  # fmt: skip
+
+
+@contextmanager
+def refused(state: State) -> Iterator[None]:
+    """Says what to do about a checkpoint that a run cannot go on from.
+
+    Raises:
+        InputError: in place of `Damaged`.
+    """
+    try:
+        yield
+    except Damaged as error:
+        problem = (
+            f"previous_run: the run that stopped at step {state.step} cannot be continued with this recipe "
+            f"({error}). Undo the changes, or choose to start anew."
+        )
+        raise InputError("Train LoRA", [problem]) from error
+
+
+def full_memory(error: Exception) -> Exception | None:
+    """In place of an error that says that memory is full one that says what to do; None: it is another."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return torch.OutOfMemoryError(OUT_OF_MEMORY)
+    is_ram = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    is_ram = is_ram or "can't allocate memory" in str(error)  # as PyTorch says it
+    return MemoryError(OUT_OF_RAM) if is_ram else None

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,21 +129,23 @@ def prune(newest: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there with its old or its new content, never with part of it.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives where to write a file that is there with its old or its new content, never with part of it.
 
     Raises:
         OSError: the disk is full, the folder read-only ...
     """
     unfinished = path.with_name(f".{path.name}.writing")
+    unfinished.unlink(missing_ok=True)  # a link that lies there would be written through
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        yield unfinished
         sync(unfinished)
         os.replace(unfinished, path)
         sync(path.parent)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def sync(path: Path) -> None:

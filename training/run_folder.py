@@ -5,7 +5,6 @@ line a step), samples/ and checkpoints/. Everything is written so that a crash a
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ class RunFolder:
             known = read_record(self.path)
         except ValueError:
             known = {"format": FORMAT}
-        self._try("run.json", lambda: checkpoints.write_whole(self.path / RECORD, _text({**known, **facts})))
+        self._write(RECORD, _text({**known, **facts}))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it is on its way to the disk within seconds."""
@@ -107,9 +106,8 @@ class RunFolder:
 
         def write() -> None:
             self.samples.mkdir(exist_ok=True)
-            unfinished = path.with_name(f".{name}.writing")
-            image.save(unfinished, "PNG")
-            os.replace(unfinished, path)
+            with checkpoints.whole(path) as unfinished:
+                image.save(unfinished, "PNG")
             written.append(path)
 
         self._try("a sample picture", write)
@@ -128,7 +126,7 @@ class RunFolder:
         self._close_metrics()  # the file is replaced: what is written on would go into the old one
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(_text(line) + "\n" for line in lines)
-        self._try("metrics.jsonl", lambda: checkpoints.write_whole(self.path / METRICS, text))
+        self._write(METRICS, text)
         return lines
 
     def flush(self) -> None:
@@ -144,7 +142,7 @@ class RunFolder:
 
     def own(self, facts: Mapping[str, Any]) -> None:
         """Says who holds the folder."""
-        self._try(OWNER, lambda: checkpoints.write_whole(self.path / OWNER, _text(facts)))
+        self._write(OWNER, _text(facts))
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
@@ -157,6 +155,13 @@ class RunFolder:
         self._metrics.write(text + "\n")
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+
+    def _write(self, name: str, text: str) -> None:
+        def write() -> None:
+            with checkpoints.whole(self.path / name) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+
+        self._try(name, write)
 
     def _try(self, what: str, write: Any, once: bool = False) -> None:
         """Writes; what cannot be written is noted, and training goes on: what was learned is not lost by it.

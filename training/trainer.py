@@ -291,13 +291,14 @@ class _Run:
             raise
 
     def _ended(self, state: str, message: str) -> None:
-        self.folder.record(
-            {"state": state, "message": message, "elapsed": self.events.elapsed, "notes": self._all_notes()}
-        )
+        self._tell_unwritten()
+        self.folder.record({"state": state, "message": message, "elapsed": self.events.elapsed, "notes": self.notes})
+        self._tell_unwritten()
         self.events.ended(state, message)
 
-    def _all_notes(self) -> list[str]:
-        return [*self.notes, *self.folder.notes]
+    def _tell_unwritten(self) -> None:
+        for note in self.folder.notes:
+            self._note(note)
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -337,9 +338,8 @@ class _Run:
                 attachments.enter_context(torch.cuda.device(self.device))
             learner = self.builder.fitted(partial(self._try_out, encoded), attachments)
             attachments.callback(learner.engine.release)
-            self.adapters, self.learner = learner.nets.adapters, learner
-            if self.run.state is not None:
-                self._load(self.run.state)
+            self.adapters = learner.nets.adapters
+            self._load(learner, self.run.state)
             self._train(learner, encoded)
         lora = self._lora()
         self._checkpoint(is_last=True)
@@ -369,7 +369,7 @@ class _Run:
                 state, _ = newest_state(self.folder.checkpoints)
                 if self.config.on_divergence != "step back" or state is None or back == MOST_STEPS_BACK:
                     raise
-                self._step_back(state, error)
+                self._step_back(learner, state, error)
 
     def _train_on(self, learner: Learner, encoded: Encoded, start: int) -> None:
         config, steps, nets = self.config, self.plan.steps, learner.nets
@@ -469,8 +469,8 @@ class _Run:
     def _rate_factor_at(self, step: int) -> float:
         return next((factor for since, factor in reversed(self.rate_changes) if since <= step), 1.0)
 
-    def _step_back(self, state: State, error: Diverged) -> None:
-        self._load(state)
+    def _step_back(self, learner: Learner, state: State, error: Diverged) -> None:
+        self._load(learner, state)
         self.folder.cut_metrics(state.step)
         self.events.cut(state.step)
         self.validations.losses = [each for each in self.validations.losses if each[0] <= state.step]
@@ -499,25 +499,26 @@ class _Run:
         self.checkpointed_at = time.monotonic()
         if path is not None:
             self.events.mark(step, "checkpoint")
-        for note in self.folder.notes:
-            self._note(note)
+        self._tell_unwritten()
         return path
 
-    def _load(self, state: State) -> None:
-        """Goes on from a state.
+    def _load(self, learner: Learner, state: State | None) -> None:
+        """Goes on from a state, if there is one.
 
         Raises:
             InputError: it does not fit this recipe.
         """
-        assert self.learner is not None
-        with refused(state):
-            self.learner.load(state.tensors, state.facts, self.run.is_same)
+        self.learner = None  # half loaded it would be kept in place of the checkpoint
+        if state is not None:
+            with refused(state):
+                learner.load(state.tensors, state.facts, self.run.is_same)
+        self.learner = learner
 
     def _keep(self) -> str:
         """Keeps what was learned when a run ends early. Gives where, in words."""
         steps = len(self.events.losses)
         if steps == 0 or self.learner is None:
-            return "Nothing was learned yet."
+            return "" if steps else "Nothing was learned yet."
         told = []
         try:
             if self._checkpoint() is not None:
@@ -613,8 +614,7 @@ class _Run:
 
     def _keep_sample(self, sample: SamplePicture, number: int) -> None:
         path = self.folder.keep_picture(f"step{sample.step:06}-{number}.png", sample.pixels)
-        for note in self.folder.notes:
-            self._note(note)
+        self._tell_unwritten()
         if path is not None:
             filename, subfolder = host.output_place(path)
             told = {

@@ -76,7 +76,7 @@ class SmallDisk:
     """
 
     SCRIPT = """
-        mount -t tmpfs -o size=24m none "$0" && mkdir -p "$0/$1" && mount -t tmpfs -o ro none "$0/$1" || exit 1
+        mount -t tmpfs -o size=160m none "$0" && mkdir -p "$0/$1" && mount -t tmpfs -o ro none "$0/$1" || exit 1
         shift
         exec "$@"
     """

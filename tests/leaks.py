@@ -21,7 +21,7 @@ CONFIG = {"steps": 2, "sample_every": 2, "save_every": 1}
 WARM_UP = 10
 """runs until all is loaded, and the allocator has what it needs"""
 MOST_GROWTH = 0.5
-"""MB a run that memory may grow: a run's own tensors have 20 times as much"""
+"""MB a run that memory may grow: a tenth of what the numbers that a run learns take"""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ class State:
     """plain JSON"""
 
 
+def forget(folder: Path, step: int) -> None:
+    """Deletes the checkpoints of a step and of later ones."""
+    for path in checkpoints(folder):
+        if _order(path)[0] >= step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def write_state(folder: Path, state: State) -> Path:
     """Writes a checkpoint into the folder of checkpoints, and then deletes those of the same step.
 

@@ -28,7 +28,7 @@ from .attach import (
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
-from .checkpoints import Damaged, State, newest_state
+from .checkpoints import Damaged, State, checkpoints, forget, newest_state
 from .config import LoRAConfig
 from .continuing import continued
 from .controls import Controls
@@ -50,7 +50,7 @@ from .past import Past, past_of
 from .prefetch import on_device, prefetched
 from .problems import InputError, raise_if_any
 from .report import data_facts, notes_about, run_report
-from .run_folder import ANEW, Opened, open_run
+from .run_folder import ANEW, CONTINUE_CHANGED, Opened, open_run
 from .sampling import Sampler
 from .validation import Validations, hold_out, mean_loss, noised, samples_of
 
@@ -63,7 +63,9 @@ OUT_OF_RAM = (
     "fewer targets; or lower resolution in Load Dataset."
 )
 MOST_STEPS_BACK = 3
-"""times a run goes back to its last checkpoint when the loss is no number"""
+"""times a run goes back to its last good checkpoint when it diverges"""
+EXPLODED, FEWEST_LOSSES = 100.0, 20
+"""times the largest of the losses before, of which there are so many, a loss is an explosion"""
 HEARTBEAT = 0.1
 """seconds between two looks at a paused run's controls"""
 
@@ -283,6 +285,9 @@ class _Run:
         except host.Interrupted:
             self._ended("interrupted", self._keep())
             raise
+        except Diverged as error:
+            self._ended("failed", f"{error} {self._keep(is_good=False)}")
+            raise
         except Exception as error:
             better = full_memory(error)
             self._ended("failed", f"{better or error} {self._keep()}".strip())
@@ -359,13 +364,14 @@ class _Run:
     # ---------------------------------------------------------------- training
 
     def _train(self, learner: Learner, encoded: Encoded) -> None:
-        """Trains to the end, going back to the last checkpoint where the loss is no number and the recipe says so."""
+        """Trains to the end, going back to the last good checkpoint where it diverges and the recipe says so."""
         for back in range(MOST_STEPS_BACK + 1):
             try:
                 if not self.is_over:
                     self._train_on(learner, encoded, len(self.events.losses))
                 return
             except Diverged as error:
+                forget(self.folder.checkpoints, error.step - 1)
                 state, _ = newest_state(self.folder.checkpoints)
                 if self.config.on_divergence != "step back" or state is None or back == MOST_STEPS_BACK:
                     raise
@@ -390,6 +396,10 @@ class _Run:
                 return self._with_live_text(nets, encoded, made_at(step, micro), step, micro)
 
             def on_step(step: int, loss: float, rate: float) -> None:
+                if step > FEWEST_LOSSES and loss > EXPLODED * self.events.largest:
+                    self.learner = None  # it has made that step, and is nothing to keep
+                    what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
+                    raise Diverged(what, step, config.learning_rate)
                 self.folder.log({"step": step, "loss": loss, "learning_rate": rate})
                 self.events.step(loss, rate)
 
@@ -514,14 +524,20 @@ class _Run:
                 learner.load(state.tensors, state.facts, self.run.is_same)
         self.learner = learner
 
-    def _keep(self) -> str:
-        """Keeps what was learned when a run ends early. Gives where, in words."""
+    def _keep(self, is_good: bool = True) -> str:
+        """Keeps what was learned when a run ends early. Gives where, in words.
+
+        Args:
+            is_good: whether the run may go on from here.
+        """
         steps = len(self.events.losses)
-        if steps == 0 or self.learner is None:
-            return "" if steps else "Nothing was learned yet."
         told = []
+        if not is_good and (kept := checkpoints(self.folder.checkpoints)):
+            told.append(f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from {kept[-1].name}.")
+        if steps == 0 or self.learner is None:
+            return " ".join(told) if steps else "Nothing was learned yet."
         try:
-            if self._checkpoint() is not None:
+            if is_good and self._checkpoint() is not None:
                 told.append(f"Queue the workflow again, and it goes on from step {steps}.")
         except Exception as error:  # whatever stopped the run comes first
             told.append(f"No checkpoint of step {steps} could be made: {error}")

@@ -186,16 +186,32 @@ def test_full_memory_says_what_to_do_and_loses_nothing(take, kind, words, ground
     ground.assert_nothing_is_lost()
 
 
-def test_a_loss_that_is_no_number_leaves_a_checkpoint_that_a_better_recipe_takes_over(ground):
-    wild = changed(steps=6, checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=1e30)
-    with pytest.raises(Diverged, match="Lower learning_rate"):
-        ground.again(wild)
-    assert "goes on from step" in message()
-    tame = replace(wild, learning_rate=1e-3, max_grad_norm=1.0)
-    with pytest.raises(Diverged):  # what was learned before is beyond repair, and not hidden
-        ground.again(tame, previous=CONTINUE_CHANGED)
+@pytest.mark.parametrize(
+    ("rate", "step", "words"),
+    [(0.1, 2, "The (loss is|gradients are) n"), (1e-3, 21, "more than 100 times the largest")],
+)
+def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, ground, folders, monkeypatch):
+    """The rate is raised by hand after a step: the next step's loss is still good, what it leaves is not."""
+    wild = changed(
+        steps=step + 5, batch_size=1, checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=rate,
+        scheduler="constant", targets="all linear and convolution",
+    )  # fmt: skip
+
+    def raise_rate() -> None:
+        live = events.live_run(events.histories()[-1]["run"])
+        assert live is not None
+        live.controls.ask("learning_rate", 1000.0)
+
+    with monkeypatch.context() as patched:
+        at_step(patched, step, raise_rate)
+        with pytest.raises(Diverged, match=f"{words}.* at step {step + 2}: .*Lower learning_rate"):
+            ground.again(wild)
+    assert f"a better recipe goes on from step{step:06}" in message()
     assert_untouched(ground.small, ground.before)
-    assert len(ground.again(tame, previous=ANEW).losses) == 6
+    state, damage = newest_state(run_folder(folders) / "checkpoints")
+    assert state is not None and state.step == step and not damage
+    trained = ground.again(replace(wild, learning_rate=1e-4), previous=CONTINUE_CHANGED)
+    assert "Takes over what the run" in trained.report and max(trained.losses) < 10.0
 
 
 # ---------------------------------------------------------------- pictures

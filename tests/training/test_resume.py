@@ -148,7 +148,7 @@ def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypat
         done(self, *args)
         if len(self.losses) == 3 and not broke:
             broke.append(3)
-            raise Diverged("The loss is nan", 3, 0.01)
+            raise Diverged("The loss is nan", 4, 0.01)
 
     monkeypatch.setattr(events.RunEvents, "step", diverging)
     trained = run(

@@ -59,7 +59,6 @@ def short_prompt(client: Client, name: str, **config: Any) -> dict[str, Any]:
     """A short run that trains, draws, saves on the way and writes checkpoints."""
     prompt = prompt_for(client, name)
     node(prompt, "KilnLoRAConfig")["inputs"].update({**CONFIG, **config})
-    node(prompt, "KilnLoadDataset")["inputs"]["regularisation_folder"] = "none"
     return prompt
 
 

@@ -60,11 +60,12 @@ class Figures:
 
 
 def prompt_for(client: Client, name: str) -> dict[str, Any]:
-    """The example, short, with a checkpoint after every step and no captioner."""
+    """The example, short, with a checkpoint after every step and without captioner and regularisation pictures."""
     prompt = demo_prompt(client, CONCEPT, CONFIG)
     train = node(prompt, "KilnTrainLoRA")["inputs"]
     train["name"], train["previous_run"] = name, "continue it if nothing changed"
     train["dataset"] = node(prompt, "KilnCaptionImages")["inputs"]["dataset"]
+    node(prompt, "KilnLoadDataset")["inputs"]["regularisation_folder"] = "none"
     prompt["options"] = {"class_type": "KilnRunOptions", "inputs": {"config": train["config"], **EVERY_STEP}}
     train["config"] = ["options", 0]
     node(prompt, "KilnSaveLoRA")["inputs"]["filename"] = name
@@ -75,6 +76,11 @@ def lora_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
     """Runs a workflow to its end and gives the LoRA it saved."""
     outputs = client.run(prompt)["outputs"]
     return load_file(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].removeprefix("Saved "))
+
+
+def goes_on(run: dict[str, Any]) -> bool:
+    """Whether a run began at a checkpoint."""
+    return any(note.startswith("Goes on from step") for note in run["notes"])
 
 
 def killed(server: Server, name: str, at: int, share: float, figures: Figures) -> bool:
@@ -88,7 +94,7 @@ def killed(server: Server, name: str, at: int, share: float, figures: Figures) -
             if kind != "kiln.run":
                 return
             where, heard = data["phase"] or data["state"], heard + 1
-            went_on = went_on or any(note.startswith("Goes on from step") for note in data["notes"])
+            went_on = goes_on(data)
             if timer is None and heard > at:
                 timer = threading.Timer(share * max(SHORTEST_DELAY, data["seconds_per_step"]), server.kill)
                 timer.start()
@@ -112,13 +118,14 @@ def soak(host_dir: Path, workspace: Path, kit: Path, kills: int, seed: int) -> F
         write_data(workspace / "input", CONCEPT)
         expected = lora_of(client, prompt_for(client, "whole"))
     while figures.kills < kills:
-        name, goes_on = f"killed_{figures.runs}", True
-        while figures.kills < kills and goes_on:
+        name, is_under_way = f"killed_{figures.runs}", True
+        while figures.kills < kills and is_under_way:
             with Server(host_dir, workspace, kit=kit) as server:
-                goes_on = killed(server, name, draw.randrange(MOST_MESSAGES), draw.random(), figures)
+                is_under_way = killed(server, name, draw.randrange(MOST_MESSAGES), draw.random(), figures)
             print(f"{figures.kills} kills, {figures.went_on} starts from a checkpoint: {dict(figures.met)}", flush=True)
         with Server(host_dir, workspace, kit=kit) as server, server.client() as client:
             found = lora_of(client, prompt_for(client, name))
+            figures.went_on += goes_on(client.get("/kiln/runs")[-1])
         figures.runs += 1
         same = {key for key in expected.keys() & found.keys() if expected[key].equal(found[key])}
         differs = sorted((expected.keys() | found.keys()) - same)

@@ -76,6 +76,8 @@ def train(
                 break
         for outcome in outcomes.read(wait=True):
             on_step(*outcome)
+    except Diverged:  # what came after it counts no more
+        raise
     except BaseException:
         with contextlib.suppress(RuntimeError):  # what ends the run counts, not what the last steps had to say
             for outcome in outcomes.read(wait=True):

@@ -264,8 +264,12 @@ class _Run:
         state = self.run.state
         if state is None or not self.run.is_same:
             return
-        with refused(state):
-            past = past_of(state)
+        try:
+            with refused(state):
+                past = past_of(state)
+        except InputError as error:
+            self.events.ended("failed", str(error))
+            raise
         self.events.restore(self.folder.cut_metrics(state.step), past.losses, past.elapsed)
         self.rate_changes, self.best = past.rate_changes, past.best
         self.controls.rate_factor = self._rate_factor_at(state.step)
@@ -286,7 +290,7 @@ class _Run:
             self._ended("interrupted", self._keep())
             raise
         except Diverged as error:
-            self._ended("failed", f"{error} {self._keep(is_good=False)}")
+            self._ended("failed", f"{error} {self._keep(is_good=False)}".strip())
             raise
         except Exception as error:
             better = full_memory(error)

@@ -417,6 +417,7 @@ def test_a_checkpoint_with_strange_facts_is_refused_in_words(ground, folders, mo
         rewritten(place, lambda found, change=change: change(found["facts"]))
         with pytest.raises(InputError, match="previous_run: .* cannot be continued .*choose to start anew"):
             ground.again()
+        assert events.histories()[-1]["state"] == "failed" and "cannot be continued" in message()
     rewritten(place, lambda found: found.update(step=1))
     with pytest.raises(InputError, match="holds no losses of a run of 1 steps"):
         ground.again()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""LoRA Kiln's development commands: set up, test, fuzz, soak, demo, serve, bench. Standard library only.
+"""LoRA Kiln's development commands: set up, test, fuzz, soak, leaks, demo, serve, bench. Standard library only.
 
 Everything that is fetched or built lies in a cache outside the clone (~/.cache/lora-kiln on Linux, or
 $LORA_KILN_CACHE): one environment per set of pins, the host's source per version, the demo kit per content.
@@ -341,17 +341,26 @@ def fuzz(options: argparse.Namespace, rest: list[str]) -> int:
 
 def soak(options: argparse.Namespace, rest: list[str]) -> int:
     """The real server killed at random moments of a run: the LoRA must be that of a run that never stopped."""
+    return in_fresh_workspace(options, ["--kills", options.kills, "--seed", options.seed, *rest])
+
+
+def leaks(options: argparse.Namespace, rest: list[str]) -> int:
+    """Many runs one after another in one real server: memory, open files and threads must stay what they are."""
+    return in_fresh_workspace(options, ["--runs", options.runs, *rest])
+
+
+def in_fresh_workspace(options: argparse.Namespace, arguments: list[object]) -> int:
+    """Runs the module of a verb's name in a workspace of its own."""
     setup = set_up(options.host, need_kit=True)
-    folder = cache_dir() / "workspaces" / "soak"
+    folder = cache_dir() / "workspaces" / options.verb
     shutil.rmtree(folder, ignore_errors=True)
-    arguments = ["--workspace", folder, "--kills", options.kills, "--seed", options.seed, *rest]
-    return hand_over(setup.module("soak", *arguments), setup.environ())
+    return hand_over(setup.module(options.verb, "--workspace", folder, *arguments), setup.environ())
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """All checks, or pytest alone when there are arguments for it. The exit status is 0 when all is well."""
     setup = set_up(options.host)
-    # One thread a process: two workers and their servers share the cores, and threads that spin for each other cost most.
+    # One thread a process: two workers and their servers share the cores; threads that wait for each other cost most.
     environ = setup.environ() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environ |= {"LORA_KILN_CHROMIUM": browser} if (browser := chromium()) else {}
     environ |= {"LORA_KILN_COMFY_CLI": str(comfy_cli())}
@@ -463,6 +472,9 @@ def parser() -> argparse.ArgumentParser:
     made = verb(soak, "kill the server at random moments of a run: what it learns must be the same to the last byte")
     made.add_argument("--kills", type=int, default=50, metavar="N", help="how many (default: 50)")
     made.add_argument("--seed", type=int, default=0, help="of the moments")
+
+    made = verb(leaks, "many runs one after another in one server: memory, files and threads must stay as they are")
+    made.add_argument("--runs", type=int, default=50, metavar="N", help="how many (default: 50)")
 
     made = verb(demo, "train a LoRA on the demo kit in a real ComfyUI: what it learned", measured, placed)
     made.add_argument("--seed", type=int, default=1, help="which concept is learned (default: 1)")

@@ -70,6 +70,7 @@ def _import_pack() -> None:
 
 
 torch.set_num_threads(1)  # the models are small: threads that wait for each other cost more than they give
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do those of the servers
 _base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-")  # gone when the process ends
 _import_host(_host_dir(), Path(_base.name))
 _import_pack()

@@ -140,6 +140,7 @@ class Server:
         kit: a built demo kit to link in.
         port: the port to listen on; a free one by default.
         start_within: seconds until it must answer.
+        through: a command that starts what its further arguments say, in its own process.
     """
 
     def __init__(
@@ -151,11 +152,12 @@ class Server:
         kit: Path | str | None = None,
         port: int | None = None,
         start_within: float = 180,
+        through: Sequence[str] = (),
     ):
         self.host_dir, self.workspace = Path(host_dir), Path(workspace).resolve()
         self.args, self.kit = list(args), Path(kit) if kit else None
         self.port = port or free_port()
-        self.start_within = start_within
+        self.start_within, self.through = start_within, list(through)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = self.workspace / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -167,7 +169,7 @@ class Server:
         command = command_line(self.host_dir, self.workspace, self.port, ["--disable-api-nodes", *self.args])
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [*self.through, *command],
                 env=environment(),
                 cwd=self.workspace,
                 stdin=subprocess.DEVNULL,

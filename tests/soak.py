@@ -2,10 +2,11 @@
 
 python3 dev.py soak [--kills 50] [--seed N]
 
-A run of the kit's example is queued and the server's process killed (SIGKILL) a random time later, wherever it is:
-loading, encoding, training, writing a checkpoint, sampling, validating, saving. Then the server is started anew and the
-same workflow queued, until that many kills were survived and the run has finished. Its LoRA must be, tensor for tensor
-and byte for byte, that of a run that was never stopped.
+A run of the kit's example is queued and the server's process killed (SIGKILL) a random time after a random one of the
+run's messages, so that short moments are met as often as long ones: loading, encoding, training, writing a checkpoint,
+sampling, validating, saving the LoRA. Then the server is started anew and the same workflow queued, until that many
+kills were survived and the run has finished. Its LoRA must be, tensor for tensor and byte for byte, that of a run that
+was never stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +27,49 @@ from kit.concepts import Concept
 from kit.demo import demo_prompt, node, node_id, only, write_data
 
 CONCEPT = Concept(1)
+STEPS = 12
 CONFIG = {
-    "steps": 12, "batch_size": 1, "rank": 4, "sample_every": 4, "sample_prompts": "a star", "sample_steps": 2,
+    "steps": STEPS, "batch_size": 1, "rank": 4, "sample_every": 4, "sample_prompts": "a star", "sample_steps": 2,
     "save_every": 6,
 }  # fmt: skip
-VALIDATION = {"validation_share": 0.2, "validation_every": 4}
-LONGEST = 12.0  # seconds after the start of the run's node until which a kill may come
+EVERY_STEP = {"checkpoint_minutes": 0.0, "validation_share": 0.2, "validation_every": 4}
+MOST_MESSAGES = 16
+"""of a run's start, after one of which a kill comes; a step has three or four"""
+SHORTEST_DELAY = 0.05
+"""seconds; the longest delay is what a step takes, on this machine and at this moment"""
+
+
+@dataclass
+class Figures:
+    """What a soak found."""
+
+    met: Counter[str] = field(default_factory=Counter)
+    """kills by where they met the run"""
+    went_on: int = 0
+    """starts that went on from a checkpoint"""
+    runs: int = 0
+    """that were finished in the end"""
+    tensors: int = 0
+    """compared"""
+    wrong: list[str] = field(default_factory=list)
+    """keys of tensors that differ"""
+
+    @property
+    def kills(self) -> int:
+        return sum(self.met.values())
 
 
 def prompt_for(client: Client, name: str) -> dict[str, Any]:
-    """The example, short, with a checkpoint after every step."""
-    prompt = only(demo_prompt(client, CONCEPT, CONFIG), "KilnSaveLoRA")
+    """The example, short, with a checkpoint after every step and without captioner and regularisation pictures."""
+    prompt = demo_prompt(client, CONCEPT, CONFIG)
     train = node(prompt, "KilnTrainLoRA")["inputs"]
     train["name"], train["previous_run"] = name, "continue it if nothing changed"
-    prompt["options"] = {
-        "class_type": "KilnRunOptions",
-        "inputs": {
-            "config": train["config"],
-            "checkpoint_minutes": 0.0,
-            "validation_share": 0.2,
-            "validation_every": 4,
-        },
-    }
+    train["dataset"] = node(prompt, "KilnCaptionImages")["inputs"]["dataset"]
+    node(prompt, "KilnLoadDataset")["inputs"]["regularisation_folder"] = "none"
+    prompt["options"] = {"class_type": "KilnRunOptions", "inputs": {"config": train["config"], **EVERY_STEP}}
     train["config"] = ["options", 0]
     node(prompt, "KilnSaveLoRA")["inputs"]["filename"] = name
-    return prompt
+    return only(prompt, "KilnSaveLoRA")
 
 
 def lora_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
@@ -58,54 +78,62 @@ def lora_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
     return load_file(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].removeprefix("Saved "))
 
 
-def killed(server: Server, name: str, delay: float) -> str | None:
-    """Kills the server so long after the run began. Gives where it was; None: the run had ended before."""
-    where = ["queued"]
+def goes_on(run: dict[str, Any]) -> bool:
+    """Whether a run began at a checkpoint."""
+    return any(note.startswith("Goes on from step") for note in run["notes"])
+
+
+def killed(server: Server, name: str, at: int, share: float, figures: Figures) -> bool:
+    """Kills the server a share of a step's time after one of the run's messages; False: the run had ended before."""
+    where, heard, went_on = "queued", 0, False
+    timer: threading.Timer | None = None
     with server.client() as client:
-        prompt = prompt_for(client, name)
-        timer = threading.Timer(delay, server.kill)
 
         def on_event(kind: str, data: dict[str, Any]) -> None:
-            if kind == "kiln.run":
-                where[0] = data["phase"] or data["state"]
-                if not timer.is_alive() and not timer.finished.is_set():
-                    timer.start()
+            nonlocal where, heard, went_on, timer
+            if kind != "kiln.run":
+                return
+            where, heard = data["phase"] or data["state"], heard + 1
+            went_on = goes_on(data)
+            if timer is None and heard > at:
+                timer = threading.Timer(share * max(SHORTEST_DELAY, data["seconds_per_step"]), server.kill)
+                timer.start()
 
         try:
-            client.run(prompt, on_event=on_event)
+            client.run(prompt_for(client, name), on_event=on_event)
         except (HostError, OSError):
-            return where[0]
+            figures.met[where] += 1
+            figures.went_on += went_on
+            return True
         finally:
-            timer.cancel()
-    return None
+            if timer is not None:
+                timer.cancel()
+    return False
 
 
-def soak(host_dir: Path, workspace: Path, kit: Path, kills: int, seed: int) -> tuple[Counter[str], int, list[str]]:
-    """(kills by where they met the run, runs that were finished, keys of tensors that differ)."""
-    draw = random.Random(seed)
+def soak(host_dir: Path, workspace: Path, kit: Path, kills: int, seed: int) -> Figures:
+    """Survives so many kills."""
+    draw, figures = random.Random(seed), Figures()
     with Server(host_dir, workspace, kit=kit) as server, server.client() as client:
         write_data(workspace / "input", CONCEPT)
         expected = lora_of(client, prompt_for(client, "whole"))
-    met: Counter[str] = Counter()
-    wrong: list[str] = []
-    runs = 0
-    while sum(met.values()) < kills:
-        name = f"killed_{runs}"
-        while sum(met.values()) < kills:
+    while figures.kills < kills:
+        name, is_under_way = f"killed_{figures.runs}", True
+        while figures.kills < kills and is_under_way:
             with Server(host_dir, workspace, kit=kit) as server:
-                where = killed(server, name, draw.uniform(0.0, LONGEST))
-            if where is None:
-                break
-            met[where] += 1
-            print(f"kill {sum(met.values())}: {where}", flush=True)
+                is_under_way = killed(server, name, draw.randrange(MOST_MESSAGES), draw.random(), figures)
+            print(f"{figures.kills} kills, {figures.went_on} starts from a checkpoint: {dict(figures.met)}", flush=True)
         with Server(host_dir, workspace, kit=kit) as server, server.client() as client:
             found = lora_of(client, prompt_for(client, name))
-        runs += 1
+            figures.went_on += goes_on(client.get("/kiln/runs")[-1])
+        figures.runs += 1
         same = {key for key in expected.keys() & found.keys() if expected[key].equal(found[key])}
         differs = sorted((expected.keys() | found.keys()) - same)
-        wrong += differs
-        print(f"run {runs}: {'the same LoRA' if not differs else f'DIFFERS in {len(differs)} tensors'}", flush=True)
-    return met, runs, wrong
+        figures.tensors += len(expected)
+        figures.wrong += differs
+        told = "the same LoRA" if not differs else f"DIFFERS in {len(differs)} tensors"
+        print(f"run {figures.runs}: {told}", flush=True)
+    return figures
 
 
 def main() -> int:
@@ -117,10 +145,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
-    met, runs, wrong = soak(options.host_dir, options.workspace, options.kit, options.kills, options.seed)
-    print(f"{sum(met.values())} kills survived in {runs} runs, {time.monotonic() - started:.0f} s: {dict(met)}")
-    print("every LoRA is the same to the last byte" if not wrong else f"{len(wrong)} tensors differ: {wrong[:5]}")
-    return 1 if wrong else 0
+    figures = soak(options.host_dir, options.workspace, options.kit, options.kills, options.seed)
+    print(
+        f"{figures.kills} kills survived in {figures.runs} runs, {figures.went_on} starts from a checkpoint, "
+        f"{time.monotonic() - started:.0f} s; where they met the run: {dict(figures.met)}"
+    )
+    if figures.wrong:
+        print(f"{len(figures.wrong)} of {figures.tensors} tensors differ: {figures.wrong[:5]}")
+        return 1
+    print(f"all {figures.tensors} tensors are the same to the last byte")
+    return 0
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_captions_are_not_written_through_a_link(place: Path) -> None:
 
 
 def test_a_lora_is_not_written_through_a_link(place: Path) -> None:
-    (place / "models" / "loras" / ".anna.safetensors.partial").symlink_to(place / "outside" / "victim")
+    (place / "models" / "loras" / ".anna.safetensors.writing").symlink_to(place / "outside" / "victim")
     assert Path(str(SaveLoRA.execute({"a": torch.ones(1)}, "anna").args[0])).is_file()
     assert not (place / "outside" / "victim").exists()
 

@@ -1,13 +1,20 @@
-"""Small whole runs, for tests that start many of them."""
+"""Small whole runs, for tests that start many of them, and stop them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import comfy.model_management
 import pytest
 import torch
-from lora_kiln.training import events
+from lora_kiln.training import events, host
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.run_folder import CONTINUE
+from lora_kiln.training.trainer import Trained, train_lora
+
+import models
 
 SIDE = 64
 STEPS = 4
@@ -25,13 +32,64 @@ def dataset(settings: DatasetSettings = SETTINGS) -> Dataset:
     return Dataset(tuple(pictures), settings)
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Presses the host's own stop button when a step is done."""
+def changed(**values: Any) -> LoRAConfig:
+    """The usual recipe with other values."""
+    return LoRAConfig(**{**vars(CONFIG), **values})
+
+
+def run(
+    config: LoRAConfig,
+    name: str = "test",
+    previous: str = CONTINUE,
+    data: Dataset | None = None,
+    small: models.Small | None = None,
+) -> Trained:
+    """A run on SD1.5, small, that goes on where one of its name stopped."""
+    small = small or models.sd15()
+    return train_lora(small.model, small.clip, small.vae, data or dataset(), config, name, None, previous)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
+    """Does something when a step is done."""
     done = events.RunEvents.step
 
-    def pressing(self, *args):
+    def acting(self, *args):
         done(self, *args)
         if len(self.losses) == step:
-            comfy.model_management.interrupt_current_processing()
+            act()
 
-    monkeypatch.setattr(events.RunEvents, "step", pressing)
+    monkeypatch.setattr(events.RunEvents, "step", acting)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses the host's own stop button when a step is done."""
+    at_step(monkeypatch, step, comfy.model_management.interrupt_current_processing)
+
+
+def stopped_at(
+    monkeypatch: pytest.MonkeyPatch, step: int, config: LoRAConfig, name: str = "test", data: Dataset | None = None
+) -> None:
+    """A run that was stopped when a step was done."""
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, step)
+        with pytest.raises(host.Interrupted):
+            run(config, name, data=data)
+    comfy.model_management.interrupt_current_processing(False)
+
+
+def assert_same(ours: Trained, theirs: Trained) -> None:
+    """Two runs gave the same to the last bit."""
+    assert ours.losses == theirs.losses
+    assert ours.lora.keys() == theirs.lora.keys()
+    assert [name for name in ours.lora if not torch.equal(ours.lora[name], theirs.lora[name])] == []
+
+
+def assert_untouched(small: models.Small, before: dict[str, torch.Tensor]) -> None:
+    """MODEL, CLIP and VAE are as they were, and the host is as if nothing had been trained."""
+    after = models.state(small)
+    assert after.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert models.hooks(small.model.model) == 0
+    assert not any(parameter.requires_grad for parameter in small.model.model.diffusion_model.parameters())
+    assert comfy.model_management.in_training is False
+    assert small.model.patches == {}

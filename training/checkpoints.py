@@ -1,8 +1,9 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
-A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (all else, with the digest of
-the former). It is written under another name and renamed when it is whole, and what was cut off by a crash is known by
-its digest, so that one that can be read is whole.
+A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (all else, with a digest of
+both). It is written under another name and renamed when it is whole, and what was cut off by a crash is known by its
+digest, so that one that can be read is whole. One that is made again at its step is `step000120-2`: the first is
+deleted when the second is there.
 """
 
 import hashlib
@@ -10,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 TENSORS, FACTS = "state.safetensors", "state.json"
-FORMAT = 1
-NAME = re.compile(r"step(\d{6,12})")
+FORMAT = 2
+NAME = re.compile(r"step(\d{6,12})(?:-(\d{1,9}))?")
 LARGEST_FACTS = 64 * 2**20
 
 
@@ -40,14 +42,22 @@ class State:
     """plain JSON"""
 
 
+def forget(folder: Path, step: int) -> None:
+    """Deletes the checkpoints of a step and of later ones."""
+    for path in checkpoints(folder):
+        if _order(path)[0] >= step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def write_state(folder: Path, state: State) -> Path:
-    """Writes a checkpoint into the folder of checkpoints; one of the same step is replaced.
+    """Writes a checkpoint into the folder of checkpoints, and then deletes those of the same step.
 
     Raises:
         OSError: the disk is full, the folder read-only ...
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step{state.step:06}"
+    same = [path for path in checkpoints(folder) if _order(path)[0] == state.step]
+    path = folder / (f"step{state.step:06}" + (f"-{_order(same[-1])[1] + 1}" if same else ""))
     unfinished = folder / f".{path.name}.writing"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -57,19 +67,18 @@ def write_state(folder: Path, state: State) -> Path:
             save_file(tensors, unfinished / TENSORS)
         except SafetensorError as error:  # how safetensors says that the disk is full
             raise OSError(str(error)) from error
-        facts = {
-            "format": FORMAT, "step": state.step, "digest": _digest(unfinished / TENSORS), "facts": state.facts,
-        }  # fmt: skip
+        digest = _digest(unfinished / TENSORS, state.step, state.facts)
+        facts = {"format": FORMAT, "step": state.step, "digest": digest, "facts": state.facts}
         (unfinished / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        for name in (TENSORS, FACTS):
-            sync(unfinished / name)
-        if path.exists():
-            shutil.rmtree(path)
+        for place in (unfinished / TENSORS, unfinished / FACTS, unfinished):
+            sync(place)
         os.replace(unfinished, path)
         sync(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+    for each in same:
+        shutil.rmtree(each, ignore_errors=True)
     return path
 
 
@@ -85,11 +94,11 @@ def read_state(path: Path) -> State:
         found = json.loads((path / FACTS).read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise Damaged(f"{path} has another format than {FORMAT}")
-        if found["digest"] != _digest(path / TENSORS):
-            raise Damaged(f"{path / TENSORS} is not what was written")
         step, facts = found["step"], found["facts"]
         if not (isinstance(step, int) and step >= 0 and isinstance(facts, dict)):
             raise Damaged(f"{path / FACTS} does not say what it must")
+        if found["digest"] != _digest(path / TENSORS, step, facts):
+            raise Damaged(f"{path} is not what was written")
         return State(step, load_file(path / TENSORS), facts)
     except Damaged:
         raise
@@ -100,7 +109,7 @@ def read_state(path: Path) -> State:
 def checkpoints(folder: Path) -> list[Path]:
     """Those that are there, oldest step first."""
     found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step")))
+    return sorted(found, key=_order)
 
 
 def newest_state(folder: Path) -> tuple[State | None, list[str]]:
@@ -114,27 +123,36 @@ def newest_state(folder: Path) -> tuple[State | None, list[str]]:
     return None, damage
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest checkpoints, and what a crash has left unfinished."""
-    for path in [*checkpoints(folder)[:-keep], *folder.glob(".step*.writing")]:
+def prune(newest: Path, keep: int) -> None:
+    """Deletes all checkpoints but the newest, and what a crash has left unfinished.
+
+    Args:
+        newest: the one that was just written: those of later steps are damaged, or the run went back behind them.
+        keep: how many stay.
+    """
+    known = checkpoints(newest.parent)
+    end = known.index(newest) + 1
+    for path in [*known[: max(0, end - keep)], *known[end:], *newest.parent.glob(".step*.writing")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there with its old or its new content, never with part of it.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives where to write a file that is there with its old or its new content, never with part of it.
 
     Raises:
         OSError: the disk is full, the folder read-only ...
     """
     unfinished = path.with_name(f".{path.name}.writing")
+    unfinished.unlink(missing_ok=True)  # a link that lies there would be written through
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        yield unfinished
         sync(unfinished)
         os.replace(unfinished, path)
         sync(path.parent)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def sync(path: Path) -> None:
@@ -167,8 +185,16 @@ def put_into(places: Iterable[torch.Tensor], prefix: str, tensors: Mapping[str, 
             place.copy_(found)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _order(path: Path) -> tuple[int, int]:
+    """(step, which of that step), by a checkpoint's name."""
+    found = NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1]), int(found[2] or 1)
+
+
+def _digest(path: Path, step: int, facts: Mapping[str, Any]) -> str:
+    """Of the file of tensors and of all else."""
+    digest = hashlib.blake2b(json.dumps([step, facts]).encode(), digest_size=16)
     with path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)

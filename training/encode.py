@@ -13,7 +13,8 @@ from . import host
 from .buckets import Fit
 from .cache import Cache
 from .dataset import Dataset, Picture, Sample, size_conditioning
-from .problems import raise_if_any
+from .pictures import PictureError
+from .problems import InputError, raise_if_any
 
 MEMORY = 512 * 2**20
 """bytes of what lies in a cache that are held in memory too"""
@@ -112,7 +113,7 @@ class Encoded:
     def _encoded_picture(self, view: View) -> torch.Tensor:
         index, fit, flipped = view
         picture = self._dataset.pictures[index]
-        pixels = picture.load(fit)
+        pixels = self._read(index, False, lambda: picture.load(fit))
         latent = host.encode_pixels(self._vae, (pixels.flip(1) if flipped else pixels)[None]).float()[0].clone()
         if not latent.isfinite().all():
             problem = (
@@ -122,6 +123,22 @@ class Encoded:
             raise_if_any("VAE", [problem])
         return latent
 
+    def _read(self, index: int, is_mask: bool, load: Callable[[], Any]) -> Any:
+        """What a picture's file holds, if it is still the one whose name in the cache the value will have.
+
+        Raises:
+            InputError: it was taken away or replaced.
+        """
+        picture = self._dataset.pictures[index]
+        try:
+            found = load()
+            is_same = self._names is None or self._names.is_same(index, is_mask)
+        except (OSError, PictureError) as error:
+            raise InputError("The dataset", [unreadable(picture, error)]) from error
+        if not is_same:
+            raise InputError("The dataset", [f"{picture.name} was replaced while the run was going on: queue again."])
+        return found
+
     def _mask(self, view: View) -> torch.Tensor:
         """In the latent's size, white = 1."""
         name = self._names and self._names.mask(*view)
@@ -129,7 +146,7 @@ class Encoded:
 
     def _loaded_mask(self, view: View) -> torch.Tensor:
         index, fit, flipped = view
-        mask = self._dataset.pictures[index].load_mask(fit)
+        mask = self._read(index, True, lambda: self._dataset.pictures[index].load_mask(fit))
         assert mask is not None
         mask = mask.flip(1) if flipped else mask
         size = self._latent(view).shape[-2:]
@@ -209,12 +226,22 @@ class _Names:
         is_grey = self._dataset.pictures[index].mask_path is not None  # the same file may be a mask or have one
         return _name("mask", self._vae_print, is_grey, self._content(index, is_mask=True), astuple(fit), flipped)
 
+    def is_same(self, index: int, is_mask: bool) -> bool:
+        """Whether a picture or its mask is what it was when it was first looked at."""
+        now = content_digest(self._dataset.pictures[index], is_mask, self._cache)
+        return self._content(index, is_mask) == now
+
     def _content(self, index: int, is_mask: bool) -> str:
         """A digest of a picture or of its mask."""
         key = (index, is_mask)
         if key not in self._contents:
             self._contents[key] = content_digest(self._dataset.pictures[index], is_mask, self._cache)
         return self._contents[key]
+
+
+def unreadable(picture: Picture, error: Exception) -> str:
+    """What to do about a picture that is not there any more."""
+    return f"{picture.name} cannot be read any more ({error}): put it back, or queue again without it."
 
 
 def content_digest(picture: Picture, is_mask: bool, cache: Cache | None) -> str:

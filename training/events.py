@@ -64,7 +64,7 @@ class RunEvents:
         self.marks: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         self.notes: list[str] = []
-        self.smoothed = 0.0
+        self.smoothed = self.largest = 0.0
         self.started_at = time.time()
         self._average = 0.0
         self._started = self._last_step = time.monotonic()
@@ -85,10 +85,12 @@ class RunEvents:
             losses: of every step.
             elapsed: seconds that the run took before.
         """
-        rates = {line["step"]: line.get("learning_rate", 0.0) for line in lines if "loss" in line}
+        rates = {line["step"]: _count(line, "learning_rate") for line in lines if "loss" in line}
         for step, loss in enumerate(losses, start=1):
-            self._add(float(loss), float(rates.get(step) or 0.0))
-        self.validation = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+            self._add(float(loss), float(rates.get(step, 0.0)))
+        self.validation = [
+            (line["step"], line["validation_loss"]) for line in lines if _is_number(line, "validation_loss")
+        ]
         self.marks = [mark for line in lines if (mark := _mark_of(line))]
         self.samples = [sample for line in lines if (sample := _sample_of(line))]
         self._started -= elapsed
@@ -152,7 +154,7 @@ class RunEvents:
     def cut(self, step: int) -> None:
         """Forgets what came after a step: the run has gone back to it."""
         losses, rates = self.losses[:step], self.rates[:step]
-        self.losses, self.rates, self._average = [], [], 0.0
+        self.losses, self.rates, self._average, self.largest = [], [], 0.0, 0.0
         for loss, rate in zip(losses, rates, strict=True):
             self._add(loss, rate)
         self.validation = [each for each in self.validation if each[0] <= step]
@@ -219,6 +221,7 @@ class RunEvents:
     def _add(self, loss: float, rate: float) -> None:
         self._average = SMOOTHING * self._average + (1.0 - SMOOTHING) * loss
         self.smoothed = self._average / (1.0 - SMOOTHING ** (len(self.losses) + 1))
+        self.largest = max(self.largest, loss)
         self.rates.append(rate)
         self.losses.append(loss)  # last: the page may ask from another thread
 

@@ -1,7 +1,5 @@
 """The saved LoRA: its tensors, their form and number format, and the file."""
 
-import contextlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from safetensors.torch import save_file
 
 from . import host
 from .adapters import EXACT, Adapter
+from .checkpoints import whole
 from .host import LayerNames
 from .lora_keys import ALPHA, DOWN, ENTRIES, UP, Layers, layers_of, scale_of
 from .lora_model import DTYPES, LoRAModel, usual_dtype
@@ -210,15 +209,12 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    partial = None
     try:
         path = free_path(path)
-        partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # a link that lies there would be written through
-        whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-        save_file(whole, partial, {**metadata, **file_hashes(whole, metadata)})
-        os.replace(partial, path)
+        ours = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+        with whole(path) as unfinished:
+            save_file(ours, unfinished, {**metadata, **file_hashes(ours, metadata)})
     except (OSError, SafetensorError) as error:
         raise_if_any(
             "Save LoRA",
@@ -227,10 +223,6 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
                 "Make room or set the folder's rights and queue again: the LoRA itself is not lost."
             ],
         )
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink()
     return path
 
 

@@ -91,7 +91,7 @@ class Learner:
             put_into([*self.ema.averages, *self.ema.updates.values()], "ema", tensors)
         try:
             load_optimizer_state(self.optimizer, tensors, plain["optimizer"])
-        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
             raise Damaged(f"the checkpoint's optimizer does not fit this recipe: {error}") from error
         for flat in self.flats:
             flat.refresh()

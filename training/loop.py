@@ -19,14 +19,15 @@ LAG = 2
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradients are no longer numbers.
+    """The loss or its gradients are no longer numbers, or the loss is larger than it can be of a model that learns.
 
     Args:
         what: e.g. "The loss is nan".
-        step: the optimizer step, from 1.
+        step: the optimizer step, from 1; what was learned up to the one before led to it.
     """
 
     def __init__(self, what: str, step: int, learning_rate: float):
+        self.step = step
         super().__init__(
             f"{what} at step {step}: training has diverged. Lower learning_rate (now {learning_rate:g}), "
             "or raise warmup, or use precision fp32."
@@ -48,7 +49,8 @@ def train(
 
     Args:
         batch_at: the batch of (step, forward pass within the step); its cond may carry a graph. May raise to end.
-        on_step: told (steps done, loss, the model's learning rate) of every step, on a GPU some steps later.
+        on_step: told (steps done, loss, the model's learning rate) of every step, on a GPU some steps later. May raise
+            to end.
         pauses_at: after how many steps done `on_pause` is called, with all of them done and told; asked once a step.
         on_pause: True ends the run there. May raise to end.
         start: steps done before, which are not done again.
@@ -74,6 +76,8 @@ def train(
                 break
         for outcome in outcomes.read(wait=True):
             on_step(*outcome)
+    except Diverged:  # what came after it counts no more
+        raise
     except BaseException:
         with contextlib.suppress(RuntimeError):  # what ends the run counts, not what the last steps had to say
             for outcome in outcomes.read(wait=True):

@@ -11,7 +11,7 @@ import torch
 from .cache import Cache
 from .config import LoRAConfig
 from .dataset import Dataset
-from .encode import content_digest
+from .encode import content_digest, unreadable
 from .pictures import PictureError
 from .problems import raise_if_any
 
@@ -70,9 +70,7 @@ def dataset_facts(dataset: Dataset, cache: Cache | None) -> dict[str, Any]:
         try:
             contents = [content_digest(picture, is_mask, cache) for is_mask in (False, True)]
         except (OSError, PictureError) as error:
-            problems.append(
-                f"{picture.name} cannot be read any more ({error}): put it back, or queue again without it."
-            )
+            problems.append(unreadable(picture, error))
             continue
         about = [picture.name, dataset.caption(index), picture.repeats, picture.is_regularisation]
         digest.update(json.dumps([*about, repr(picture.folder), *contents]).encode())

@@ -82,20 +82,20 @@ class RunFolder:
             known = read_record(self.path)
         except ValueError:
             known = {"format": FORMAT}
-        self._try("run.json", lambda: checkpoints.write_whole(self.path / RECORD, _text({**known, **facts})))
+        self._write(RECORD, _text({**known, **facts}))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it is on its way to the disk within seconds."""
-        self._try("metrics.jsonl", lambda: self._append(_text(line)))
+        self._try("metrics.jsonl", lambda: self._append(_text(line)), once=True)
 
     def checkpoint(self, state: State, keep: int) -> Path | None:
         """Writes a checkpoint and deletes older ones; None where it could not be written, and the older ones stay."""
         self.flush()
         path: list[Path] = []
-        self._try("a checkpoint", lambda: path.append(checkpoints.write_state(self.checkpoints, state)), once=False)
+        self._try("a checkpoint", lambda: path.append(checkpoints.write_state(self.checkpoints, state)))
         if not path:
             return None
-        checkpoints.prune(self.checkpoints, max(1, keep))
+        checkpoints.prune(path[0], max(1, keep))
         return path[0]
 
     def keep_picture(self, name: str, pixels: torch.Tensor) -> Path | None:
@@ -106,10 +106,11 @@ class RunFolder:
 
         def write() -> None:
             self.samples.mkdir(exist_ok=True)
-            image.save(path)
+            with checkpoints.whole(path) as unfinished:
+                image.save(unfinished, "PNG")
             written.append(path)
 
-        self._try("a sample picture", write, once=False)
+        self._try("a sample picture", write)
         return path if written else None
 
     def picture(self, name: str) -> torch.Tensor | None:
@@ -125,13 +126,13 @@ class RunFolder:
         self._close_metrics()  # the file is replaced: what is written on would go into the old one
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         text = "".join(_text(line) + "\n" for line in lines)
-        self._try("metrics.jsonl", lambda: checkpoints.write_whole(self.path / METRICS, text))
+        self._write(METRICS, text)
         return lines
 
     def flush(self) -> None:
         """Hands the lines so far to the system."""
         if self._metrics is not None:
-            self._try("metrics.jsonl", self._metrics.flush)
+            self._try("metrics.jsonl", self._metrics.flush, once=True)
         self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -141,7 +142,7 @@ class RunFolder:
 
     def own(self, facts: Mapping[str, Any]) -> None:
         """Says who holds the folder."""
-        self._try(OWNER, lambda: checkpoints.write_whole(self.path / OWNER, _text(facts)))
+        self._write(OWNER, _text(facts))
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
@@ -155,8 +156,19 @@ class RunFolder:
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
-    def _try(self, what: str, write: Any, once: bool = True) -> None:
-        """Writes; what cannot be written is noted, and training goes on: what was learned is not lost by it."""
+    def _write(self, name: str, text: str) -> None:
+        def write() -> None:
+            with checkpoints.whole(self.path / name) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+
+        self._try(name, write)
+
+    def _try(self, what: str, write: Any, once: bool = False) -> None:
+        """Writes; what cannot be written is noted, and training goes on: what was learned is not lost by it.
+
+        Args:
+            once: after it has failed it is not tried again, since what follows would not fit to what is there.
+        """
         if once and self._is_broken:
             return
         try:

@@ -1,6 +1,7 @@
 """A whole run: from the graph's MODEL, CLIP, VAE and data to a LoRA."""
 
 import contextlib
+import errno
 import math
 import os
 import platform
@@ -27,7 +28,7 @@ from .attach import (
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
-from .checkpoints import Damaged, State, newest_state
+from .checkpoints import Damaged, State, checkpoints, forget, newest_state
 from .config import LoRAConfig
 from .continuing import continued
 from .controls import Controls
@@ -45,10 +46,11 @@ from .metadata import RunFacts, lora_metadata
 from .objective import zero_terminal_sigmas
 from .optimizers import check_optimizer
 from .origin import Origin, dataset_facts, lora_digest
+from .past import Past, past_of
 from .prefetch import on_device, prefetched
-from .problems import raise_if_any
+from .problems import InputError, raise_if_any
 from .report import data_facts, notes_about, run_report
-from .run_folder import ANEW, Opened, open_run
+from .run_folder import ANEW, CONTINUE_CHANGED, Opened, open_run
 from .sampling import Sampler
 from .validation import Validations, hold_out, mean_loss, noised, samples_of
 
@@ -56,8 +58,14 @@ OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
     "fewer targets; or lower resolution in Load Dataset."
 )
+OUT_OF_RAM = (
+    "The computer's memory (RAM) is full. Close other programs; or in LoRA Config lower batch_size or rank, or choose "
+    "fewer targets; or lower resolution in Load Dataset."
+)
 MOST_STEPS_BACK = 3
-"""times a run goes back to its last checkpoint when the loss is no number"""
+"""times a run goes back to its last good checkpoint when it diverges"""
+EXPLODED, FEWEST_LOSSES = 100.0, 20
+"""times the largest of the losses before, of which there are so many, a loss is an explosion"""
 HEARTBEAT = 0.1
 """seconds between two looks at a paused run's controls"""
 
@@ -216,6 +224,7 @@ class _Run:
             "vae": host.model_fingerprint(self.vae), "start": lora_digest(self.start),
         }  # fmt: skip
         origin = Origin(config, dataset_facts(dataset, cache), models)
+        self.origin = origin
         root = host.runs_root()
         self.run: Opened = open_run(root, self.name, origin, previous)
         self.folder = self.run.folder
@@ -253,22 +262,20 @@ class _Run:
     def _restore_history(self) -> None:
         """Takes over what a stopped run had told and drawn."""
         state = self.run.state
-        if state is None:
+        if state is None or not self.run.is_same:
             return
-        facts = state.facts
-        losses = state.tensors["losses"].tolist() if self.run.is_same else []
-        lines = self.folder.cut_metrics(state.step) if self.run.is_same else []
-        self.events.restore(lines, losses, float(facts.get("elapsed", 0.0)) if self.run.is_same else 0.0)
-        if not self.run.is_same:
-            return
-        self.rate_changes = [(int(step), float(factor)) for step, factor in facts["rate_changes"]]
+        try:
+            with refused(state):
+                past = past_of(state)
+        except InputError as error:
+            self.events.ended("failed", str(error))
+            raise
+        self.events.restore(self.folder.cut_metrics(state.step), past.losses, past.elapsed)
+        self.rate_changes, self.best = past.rate_changes, past.best
         self.controls.rate_factor = self._rate_factor_at(state.step)
-        self.controls.sample_prompts = tuple(facts["sample_prompts"])
-        self.validations.losses = [(int(step), float(loss)) for step, loss in facts["validations"]]
-        self.best = {
-            name.removeprefix("best:"): tensor for name, tensor in state.tensors.items() if name.startswith("best:")
-        }
-        self.is_over, self.looked_at = bool(facts["is_over"]), int(facts["looked_at"])
+        self.controls.sample_prompts = past.sample_prompts
+        self.validations.losses = past.validations
+        self.is_over, self.looked_at = past.is_over, past.looked_at
         for sample in self.events.samples:
             pixels = self.folder.picture(str(sample.get("filename")))
             if pixels is not None:
@@ -282,21 +289,25 @@ class _Run:
         except host.Interrupted:
             self._ended("interrupted", self._keep())
             raise
-        except torch.OutOfMemoryError:
-            self._ended("failed", f"{OUT_OF_MEMORY} {self._keep()}")
+        except Diverged as error:
+            self._ended("failed", f"{error} {self._keep(is_good=False)}".strip())
             raise
         except Exception as error:
-            self._ended("failed", f"{error} {self._keep()}".strip())
+            better = full_memory(error)
+            self._ended("failed", f"{better or error} {self._keep()}".strip())
+            if better is not None:
+                raise better from error
             raise
 
     def _ended(self, state: str, message: str) -> None:
-        self.folder.record(
-            {"state": state, "message": message, "elapsed": self.events.elapsed, "notes": self._all_notes()}
-        )
+        self._tell_unwritten()
+        self.folder.record({"state": state, "message": message, "elapsed": self.events.elapsed, "notes": self.notes})
+        self._tell_unwritten()
         self.events.ended(state, message)
 
-    def _all_notes(self) -> list[str]:
-        return [*self.notes, *self.folder.notes]
+    def _tell_unwritten(self) -> None:
+        for note in self.folder.notes:
+            self._note(note)
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -318,6 +329,8 @@ class _Run:
         if self.held_out is not None:
             self.held_out_encoded = encode_samples(self.held_out, samples_of(self.held_out), [], *given)
         self.notes += cache.notes if cache is not None else []
+        if dataset_facts(self.given[0], cache) != self.origin.dataset:
+            raise_if_any("The dataset", ["pictures, masks or captions changed while they were read: queue again."])
         spread = latent_spread(encoded)
         if not 0.4 < spread < 2.5:
             self._note(
@@ -334,9 +347,8 @@ class _Run:
                 attachments.enter_context(torch.cuda.device(self.device))
             learner = self.builder.fitted(partial(self._try_out, encoded), attachments)
             attachments.callback(learner.engine.release)
-            self.adapters, self.learner = learner.nets.adapters, learner
-            if self.run.state is not None:
-                self._load(self.run.state)
+            self.adapters = learner.nets.adapters
+            self._load(learner, self.run.state)
             self._train(learner, encoded)
         lora = self._lora()
         self._checkpoint(is_last=True)
@@ -356,17 +368,18 @@ class _Run:
     # ---------------------------------------------------------------- training
 
     def _train(self, learner: Learner, encoded: Encoded) -> None:
-        """Trains to the end, going back to the last checkpoint where the loss is no number and the recipe says so."""
+        """Trains to the end, going back to the last good checkpoint where it diverges and the recipe says so."""
         for back in range(MOST_STEPS_BACK + 1):
             try:
                 if not self.is_over:
                     self._train_on(learner, encoded, len(self.events.losses))
                 return
             except Diverged as error:
+                forget(self.folder.checkpoints, error.step - 1)
                 state, _ = newest_state(self.folder.checkpoints)
                 if self.config.on_divergence != "step back" or state is None or back == MOST_STEPS_BACK:
                     raise
-                self._step_back(state, error)
+                self._step_back(learner, state, error)
 
     def _train_on(self, learner: Learner, encoded: Encoded, start: int) -> None:
         config, steps, nets = self.config, self.plan.steps, learner.nets
@@ -387,6 +400,10 @@ class _Run:
                 return self._with_live_text(nets, encoded, made_at(step, micro), step, micro)
 
             def on_step(step: int, loss: float, rate: float) -> None:
+                if step > FEWEST_LOSSES and loss > EXPLODED * self.events.largest:
+                    self.learner = None  # it has made that step, and is nothing to keep
+                    what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
+                    raise Diverged(what, step, config.learning_rate)
                 self.folder.log({"step": step, "loss": loss, "learning_rate": rate})
                 self.events.step(loss, rate)
 
@@ -466,11 +483,12 @@ class _Run:
     def _rate_factor_at(self, step: int) -> float:
         return next((factor for since, factor in reversed(self.rate_changes) if since <= step), 1.0)
 
-    def _step_back(self, state: State, error: Diverged) -> None:
-        self._load(state)
+    def _step_back(self, learner: Learner, state: State, error: Diverged) -> None:
+        self._load(learner, state)
         self.folder.cut_metrics(state.step)
         self.events.cut(state.step)
         self.validations.losses = [each for each in self.validations.losses if each[0] <= state.step]
+        self.looked_at = min(self.looked_at, state.step)
         self.controls.rate_factor = 0.5 * self._rate_factor_at(state.step)
         self.rate_changes.append((state.step, self.controls.rate_factor))
         self._mark(state.step, "learning_rate", f"x {self.controls.rate_factor:g}")
@@ -487,46 +505,43 @@ class _Run:
         assert self.learner is not None
         step = len(self.events.losses)
         self.events.preparing("saving")
-        tensors, plain = self.learner.state()
-        tensors["losses"] = torch.tensor(self.events.losses, dtype=torch.float64)
-        tensors |= {f"best:{name}": tensor for name, tensor in self.best.items()}
-        facts = {
-            **plain, "elapsed": self.events.elapsed, "rate_changes": self.rate_changes,
-            "sample_prompts": list(self.controls.sample_prompts), "validations": self.validations.losses,
-            "is_over": self.is_over or is_last, "looked_at": self.looked_at,
-        }  # fmt: skip
-        path = self.folder.checkpoint(State(step, tensors, facts), self.config.keep_checkpoints)
+        past = Past(
+            self.events.losses, self.events.elapsed, self.rate_changes, self.controls.sample_prompts,
+            self.validations.losses, self.is_over or is_last, self.looked_at, self.best,
+        )  # fmt: skip
+        path = self.folder.checkpoint(past.put_into(*self.learner.state()), self.config.keep_checkpoints)
         self.checkpointed_at = time.monotonic()
         if path is not None:
             self.events.mark(step, "checkpoint")
-        for note in self.folder.notes:
-            self._note(note)
+        self._tell_unwritten()
         return path
 
-    def _load(self, state: State) -> None:
-        """Goes on from a state.
+    def _load(self, learner: Learner, state: State | None) -> None:
+        """Goes on from a state, if there is one.
 
         Raises:
             InputError: it does not fit this recipe.
         """
-        assert self.learner is not None
-        try:
-            self.learner.load(state.tensors, state.facts, self.run.is_same)
-        except (Damaged, KeyError) as error:
-            problem = (
-                f"previous_run: the run that stopped at step {state.step} cannot be continued with this recipe "
-                f"({error}). Undo the changes, or choose to start anew."
-            )
-            raise_if_any("Train LoRA", [problem])
+        self.learner = None  # half loaded it would be kept in place of the checkpoint
+        if state is not None:
+            with refused(state):
+                learner.load(state.tensors, state.facts, self.run.is_same)
+        self.learner = learner
 
-    def _keep(self) -> str:
-        """Keeps what was learned when a run ends early. Gives where, in words."""
+    def _keep(self, is_good: bool = True) -> str:
+        """Keeps what was learned when a run ends early. Gives where, in words.
+
+        Args:
+            is_good: whether the run may go on from here.
+        """
         steps = len(self.events.losses)
-        if steps == 0 or self.learner is None:
-            return "Nothing was learned yet."
         told = []
+        if not is_good and (kept := checkpoints(self.folder.checkpoints)):
+            told.append(f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from {kept[-1].name}.")
+        if steps == 0 or self.learner is None:
+            return " ".join(told) if steps else "Nothing was learned yet."
         try:
-            if self._checkpoint() is not None:
+            if is_good and self._checkpoint() is not None:
                 told.append(f"Queue the workflow again, and it goes on from step {steps}.")
         except Exception as error:  # whatever stopped the run comes first
             told.append(f"No checkpoint of step {steps} could be made: {error}")
@@ -619,8 +634,7 @@ class _Run:
 
     def _keep_sample(self, sample: SamplePicture, number: int) -> None:
         path = self.folder.keep_picture(f"step{sample.step:06}-{number}.png", sample.pixels)
-        for note in self.folder.notes:
-            self._note(note)
+        self._tell_unwritten()
         if path is not None:
             filename, subfolder = host.output_place(path)
             told = {
@@ -688,3 +702,29 @@ class _Run:
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,
             base, self.device, self.notes,
         )  # fmt: skip
+
+
+@contextmanager
+def refused(state: State) -> Iterator[None]:
+    """Says what to do about a checkpoint that a run cannot go on from.
+
+    Raises:
+        InputError: in place of `Damaged`.
+    """
+    try:
+        yield
+    except Damaged as error:
+        problem = (
+            f"previous_run: the run that stopped at step {state.step} cannot be continued with this recipe "
+            f"({error}). Undo the changes, or choose to start anew."
+        )
+        raise InputError("Train LoRA", [problem]) from error
+
+
+def full_memory(error: Exception) -> Exception | None:
+    """In place of an error that says that memory is full one that says what to do; None: it is another."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return torch.OutOfMemoryError(OUT_OF_MEMORY)
+    is_ram = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    is_ram = is_ram or "can't allocate memory" in str(error)  # as PyTorch says it
+    return MemoryError(OUT_OF_RAM) if is_ram else None

@@ -119,9 +119,19 @@ def only(prompt: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def draw(
-    client: Client, texts: Sequence[str], lora: str | None = None, strength: float = 1.0, seed: int = 0, steps: int = 14
+    client: Client,
+    texts: Sequence[str],
+    lora: str | None = None,
+    strength: float = 1.0,
+    seed: int = 0,
+    steps: int = 14,
+    untold: str = "",
 ) -> Tensor:
-    """One picture a text from the kit's checkpoint, by the core's own nodes: (B, H, W, 3) in 0 to 1."""
+    """One picture a text from the kit's checkpoint, by the core's own nodes: (B, H, W, 3) in 0 to 1.
+
+    Args:
+        untold: the negative prompt. Spaces say nothing, but with more of them the host draws anew what it has drawn.
+    """
     prompt: dict[str, Any] = {"c": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)}
     model, clip = ["c", 0], ["c", 1]
     if lora:
@@ -129,7 +139,7 @@ def draw(
             "LoraLoader", model=model, clip=clip, lora_name=lora, strength_model=strength, strength_clip=strength
         )
         model, clip = ["l", 0], ["l", 1]
-    prompt["n"] = _node("CLIPTextEncode", text="", clip=clip)
+    prompt["n"] = _node("CLIPTextEncode", text=untold, clip=clip)
     prompt["e"] = _node("EmptyLatentImage", width=128, height=128, batch_size=1)
     for i, text in enumerate(texts):
         prompt[f"p{i}"] = _node("CLIPTextEncode", text=text, clip=clip)

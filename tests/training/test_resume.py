@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 
-import comfy.model_management
 import pytest
-import torch
-from lora_kiln.training import events, host
-from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training import events
 from lora_kiln.training.problems import InputError
-from lora_kiln.training.run_folder import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE, read_metrics
-from lora_kiln.training.trainer import Trained, train_lora
+from lora_kiln.training.run_folder import ANEW, CONTINUE_CHANGED, REFUSE, read_metrics
 
-import models
-from training_runs import CONFIG, dataset, interrupt_at
+from training_runs import CONFIG, assert_same, changed, run, stopped_at
 
 STEPS = CONFIG.steps
 
@@ -24,29 +19,6 @@ def lora_folder(folders, monkeypatch):
     import folder_paths
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders / "loras")], {".safetensors"}))
-
-
-def changed(**values) -> LoRAConfig:
-    return LoRAConfig(**{**vars(CONFIG), **values})
-
-
-def run(config: LoRAConfig, name: str = "test", previous: str = CONTINUE, data=None) -> Trained:
-    small = models.sd15()
-    return train_lora(small.model, small.clip, small.vae, data or dataset(), config, name, None, previous)
-
-
-def stopped_at(monkeypatch: pytest.MonkeyPatch, step: int, config: LoRAConfig, name: str = "test", data=None) -> None:
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, step)
-        with pytest.raises(host.Interrupted):
-            run(config, name, data=data)
-    comfy.model_management.interrupt_current_processing(False)
-
-
-def assert_same(ours: Trained, theirs: Trained) -> None:
-    assert ours.losses == theirs.losses
-    assert ours.lora.keys() == theirs.lora.keys()
-    assert [name for name in ours.lora if not torch.equal(ours.lora[name], theirs.lora[name])] == []
 
 
 @pytest.mark.parametrize(
@@ -176,7 +148,7 @@ def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypat
         done(self, *args)
         if len(self.losses) == 3 and not broke:
             broke.append(3)
-            raise Diverged("The loss is nan", 3, 0.01)
+            raise Diverged("The loss is nan", 4, 0.01)
 
     monkeypatch.setattr(events.RunEvents, "step", diverging)
     trained = run(

@@ -14,7 +14,7 @@ from lora_kiln.training.trainer import train_lora
 from safetensors.torch import load_file
 
 import models
-from training_runs import CONFIG, SIDE, dataset, interrupt_at
+from training_runs import CONFIG, SIDE, assert_untouched, changed, dataset, interrupt_at
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +28,6 @@ def lora_folder(folders, monkeypatch):
 
 def run(small: models.Small, config: LoRAConfig = CONFIG, data: Dataset | None = None):
     return train_lora(small.model, small.clip, small.vae, data or dataset(), config, "test")
-
-
-def assert_untouched(small: models.Small, before: dict[str, torch.Tensor]) -> None:
-    after = models.state(small)
-    assert after.keys() == before.keys()
-    assert [name for name in before if not torch.equal(before[name], after[name])] == []
-    assert models.hooks(small.model.model) == 0
-    assert not any(parameter.requires_grad for parameter in small.model.model.diffusion_model.parameters())
-    assert comfy.model_management.in_training is False
-    assert small.model.patches == {}
 
 
 @pytest.mark.parametrize("make", [models.sd15, models.sdxl])
@@ -210,13 +200,8 @@ def test_the_report_says_what_was_done():
 # ---------------------------------------------------------------- adapters, text encoders, continuing
 
 
-def changed(**values) -> LoRAConfig:
-    return LoRAConfig(**{**vars(CONFIG), **values})
-
-
 def outputs(model, clip, text: str = "picture number 1") -> torch.Tensor:
     """What the host makes of MODEL and CLIP: x_0 for a fixed latent and noise level."""
-    import comfy.model_management
 
     with torch.inference_mode():
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))

@@ -11,6 +11,7 @@ const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
 const WIDTH = 400;
 const TRAIN_HEIGHT = 600;
+const TEXT_HEIGHT = 72;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
 const store = new RunStore();
@@ -167,6 +168,7 @@ function addComparisonView(node) {
   });
   widget.serialize = false;
   passOnToCanvas(view.root);
+  for (const name of ["prompts", "negative_prompt"]) widgetOf(name).options.getMaxHeight = () => TEXT_HEIGHT; // the rest is for pictures
   for (const name of ["strength", "step"]) after(widgetOf(name), "callback", () => view.mark(chosen()));
   after(node, "onConfigure", () => view.mark(chosen()));
   after(node, "onExecuted", (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));

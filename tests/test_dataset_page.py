@@ -117,6 +117,33 @@ def test_the_node_shows_the_pictures_as_they_will_be_trained(page, server: Serve
     assert box["width"] > 200 and box["height"] > 100
 
 
+def test_regularisation_pictures_stand_in_the_sheet_too(page, server: Server, cats: Path):
+    base = draw(server.workspace / "input" / f"{cats.name}_base" / "old.png").parent
+    open_node(page, server, cats.name)
+    page.wait_for_selector(SHEET)
+    hides_hosts = "window.app.graph.nodes[0].hideOutputImages"
+    assert page.evaluate(hides_hosts) is True
+    page.evaluate(
+        """folder => {
+          const widget = window.app.graph.nodes[0].widgets.find(widget => widget.name === 'regularisation_folder');
+          widget.value = folder;
+          widget.callback?.(folder);
+        }""",
+        base.name,
+    )
+    old = page.locator(f"{SHEET}[data-name='old.png']")
+    old.wait_for()
+    assert page.locator(SHEET).count() == 4
+    assert "regularisation" in old.inner_text() and "1 for regularisation" in page.inner_text(".kiln-status")
+    old.click()
+    assert page.locator(FIELDS).count() == 1  # its own folder's captions
+    assert base.name in page.inner_text(".kiln-editor h2")
+    page.keyboard.press("Escape")
+    page.evaluate(CHOOSE, "none")
+    page.locator(".kiln-hint").wait_for()
+    assert page.evaluate(hides_hosts) is False  # pictures over a wire are shown by the host alone
+
+
 def test_the_nodes_settings_change_the_buckets(page, server: Server, cats: Path):
     open_node(page, server, cats.name)
     page.wait_for_selector(SHEET)

@@ -1,6 +1,5 @@
 """Apply LoRA Preview: what the LoRA does at each strength."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +8,16 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.comparison import Drawing, LastDrawn, Row, Versions, comparison_sheet, draw_rows
+from ..training.comparison import Drawing, LastDrawn, Row, Versions, check_size, comparison_sheet, draw_rows
 from ..training.export import AS_TRAINED, in_precision
 from ..training.lora_files import for_host
 from ..training.problems import raise_if_any
 from .types import CATEGORY, LoraModel
 
 STRENGTHS, STEPS = "strengths", "strengths and steps"
+STRONGEST = 10
+MOST_TOLD = 10
+NO_STEPS = "No earlier steps of this LoRA's run lie in models/loras: save_every in LoRA Config keeps some."
 LAST = LastDrawn()
 
 
@@ -45,7 +47,7 @@ class ApplyLoRAPreview(io.ComfyNode):
                     tooltip="One column each, with commas between; 0 is the model without the LoRA.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
+                    "strength", default=1.0, min=-STRONGEST, max=STRONGEST, step=0.05,
                     tooltip="Strength of the LoRA on the MODEL and CLIP that come out; 0.7 to 1 is usual.",
                 ),
                 io.Int.Input(
@@ -112,11 +114,13 @@ class ApplyLoRAPreview(io.ComfyNode):
         columns = parse_strengths(strengths)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
         drawing = Drawing(seed, width, height, steps, cfg, negative_prompt, sampler, scheduler)
-        versions = Versions(lora, {name: host.lora_path(name, "lora", "LoRA file") for name in host.lora_files()})
+        versions = Versions(lora, host.lora_places() if step or compare == STEPS else {})
         chosen = for_host(in_precision(versions.at(step), AS_TRAINED), host.layer_names(model, clip))
         rows = versions.chosen() if compare == STEPS else [0]
+        check_size(rows, lines, columns, drawing)
+        note = NO_STEPS if compare == STEPS and rows == [0] else ""
         place = str(cls.hidden.unique_id) if cls.hidden is not None else ""
-        grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing)
+        grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing, note)
         return io.NodeOutput(grid, *host.with_lora(model, clip, chosen, strength), ui=shown)
 
 
@@ -129,46 +133,53 @@ def drawn(
     prompts: list[str],
     strengths: list[float],
     drawing: Drawing,
+    note: str,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """(the grid, what the page gets), drawn anew unless this place drew just that last.
 
     Args:
         things: MODEL, CLIP, VAE and LoRA.
+        note: what the page says above the pictures.
     """
-    settings = (steps, prompts, strengths, drawing)
+    settings = (steps, prompts, strengths, drawing, note)
     if found := LAST.find(place, things, settings):
         return found[0] / 255.0, found[1]
     model, clip, vae, _ = things
     progress = host.progress_bar(len(steps) * len(prompts) * len(strengths))
     rows = draw_rows(model, clip, vae, versions, steps, prompts, strengths, drawing, progress)
     grid = comparison_sheet(rows, strengths)
-    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [for_page(cls, rows, strengths)]}
+    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [for_page(cls, rows, strengths, note)]}
     LAST.keep(place, things, settings, ((grid * 255.0).round().to(torch.uint8), shown))
     return grid, shown
 
 
-def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float]) -> dict[str, Any]:
-    """Rows of {prompt, step, label, pictures: places of files, one a strength}, and the strengths."""
+def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float], note: str) -> dict[str, Any]:
+    """Rows of {number and text of the prompt, step, label, a picture's place a strength}, and the strengths."""
     told = []
     for row in rows:
         files = ui.PreviewImage(torch.stack(row.pictures), cls=cls).as_dict()["images"]
-        told.append({"prompt": row.prompt, "step": row.step, "label": row.label, "pictures": files})
-    return {"strengths": strengths, "rows": told}
+        told.append(
+            {"number": row.number, "prompt": row.prompt, "step": row.step, "label": row.label, "pictures": files}
+        )
+    return {"strengths": strengths, "rows": told, "note": note}
 
 
 def parse_strengths(text: str) -> list[float]:
-    """Numbers separated by commas, spaces or lines.
+    """Different numbers separated by commas, spaces or lines.
 
     Raises:
-        InputError: none, or something that is no number.
+        InputError: none, something that is no number, or more than the outputs can have.
     """
     values, problems = [], []
     for part in re.split(r"[,;\s]+", text.strip(", ;\t\r\n")):
         try:
             values.append(float(part))
-            if not math.isfinite(values[-1]):
+            if not abs(values[-1]) <= STRONGEST:
                 raise ValueError
         except ValueError:
-            problems.append(f"strengths holds {part!r}; write numbers separated by commas, as in 0, 0.6, 0.8, 1.")
-    raise_if_any("Apply LoRA Preview", problems)
-    return values
+            problems.append(
+                f"strengths holds {part[:40]!r}; write numbers from -{STRONGEST} to {STRONGEST} separated by commas, as "
+                "in 0, 0.6, 0.8, 1."
+            )
+    raise_if_any("Apply LoRA Preview", problems[:MOST_TOLD])
+    return list(dict.fromkeys(values))

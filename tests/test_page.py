@@ -132,7 +132,13 @@ def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(page, s
     assert [each for each in range(6) if page.locator(CHOICE).nth(each).get_attribute("aria-pressed") == "true"] == [1]
     page.evaluate("window.app.queuePrompt(0)")
     page.wait_for_function(IDLE, timeout=120_000)
+    done = list(server.client().get("/history").values())[-1]
+    assert done["status"]["status_str"] == "success"
+    sent = next(each for each in done["prompt"][2].values() if each["class_type"] == "KilnApplyLoRAPreview")
+    assert sent["inputs"]["strength"] == 0.5 and sent["inputs"]["step"] > 0
     assert page.locator(f"{CHOICE} img").evaluate_all("images => images.map(image => image.src)") == before
+    page.evaluate("window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")  # makes all nodes anew
+    page.wait_for_function(f"document.querySelectorAll('{CHOICE}').length === 6", timeout=30_000)
 
 
 def press(page, action: str) -> None:
@@ -168,13 +174,13 @@ def test_the_comparison_shows_prompts_as_text_and_opens_large(page, server: Serv
     page.evaluate(CENTRE, "KilnApplyLoRAPreview")
     trick = "<img src=x onerror='window.pwned=1'>"
     picture = {"filename": "no.png", "subfolder": "", "type": "temp"}
-    row = {"prompt": trick, "step": 0, "label": trick, "pictures": [picture, picture]}
+    row = {"number": 0, "prompt": trick, "step": 0, "label": trick, "pictures": [picture, picture]}
     page.evaluate(
         """shown => window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].onExecuted({kiln_preview: [shown]})""",
         {"strengths": [0, 1], "rows": [row, row | {"step": 7}]},
     )
     assert page.locator(".kiln-comparison .kiln-prompt").inner_text() == trick
-    page.locator(CHOICE).first.dblclick()
+    page.locator(".kiln-large").first.dispatch_event("click")
     assert trick in page.locator(".kiln-overlay").inner_text()
     page.keyboard.press("Escape")
     assert page.evaluate("window.pwned") is None

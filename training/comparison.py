@@ -10,12 +10,14 @@ import torch
 
 from . import host
 from .export import AS_TRAINED, in_precision
-from .lora_files import earlier_files, for_host, read_lora_file
+from .lora_files import earlier_files, for_host, read_lora_file, step_of
 from .problems import InputError
 from .sheets import strength_grid
 
 MOST_STEPS = 8
 """of a run in one comparison; more are thinned out evenly"""
+MOST_PICTURES, MOST_PIXELS = 400, 2**28
+"""of one comparison; as many pixels are a sheet of 3 GB in memory"""
 SUBJECT = "Apply LoRA Preview"
 
 
@@ -38,6 +40,8 @@ class Drawing:
 class Row:
     """A prompt with the LoRA of one step, at each strength."""
 
+    number: int
+    """of the prompt, from 0"""
     prompt: str
     step: int
     """0 = the LoRA as it came in"""
@@ -57,6 +61,8 @@ class Versions:
     def __init__(self, lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]):
         self.lora = lora
         self.files = earlier_files(lora, files)
+        self.last = step_of(getattr(lora, "metadata", {}))
+        """how many steps the LoRA itself was trained for; None where it is not known"""
 
     def at(self, step: int) -> Mapping[str, torch.Tensor]:
         """The LoRA after so many steps; 0 = as it came in.
@@ -64,7 +70,7 @@ class Versions:
         Raises:
             InputError: its run has no file of that step, or it cannot be read.
         """
-        if step == 0:
+        if step in (0, self.last):
             return self.lora
         if step not in self.files:
             there = f"there are {', '.join(map(str, self.files))}" if self.files else "there is none of this LoRA's run"
@@ -82,8 +88,23 @@ class Versions:
         """What a step is called in the comparison."""
         if step:
             return f"step {step}"
-        last = getattr(self.lora, "metadata", {}).get("ss_steps", "")
-        return f"step {last}" if last.isdigit() else "the LoRA"
+        return "the LoRA" if self.last is None else f"step {self.last}"
+
+
+def check_size(steps: Sequence[int], prompts: Sequence[str], strengths: Sequence[float], drawing: Drawing) -> None:
+    """Refuses, before anything is drawn, what would not fit into memory.
+
+    Raises:
+        InputError: too many pictures, or too large ones.
+    """
+    count = len(steps) * len(prompts) * len(strengths)
+    if count > MOST_PICTURES or count * drawing.width * drawing.height > MOST_PIXELS:
+        problem = (
+            f"{len(prompts)} prompts x {len(strengths)} strengths x {len(steps)} steps of the run are {count} pictures "
+            f"of {drawing.width} x {drawing.height}; at most {MOST_PICTURES}, and {MOST_PIXELS // 10**6} million pixels "
+            "in all, can be compared at once. Write fewer prompts or strengths, or smaller pictures."
+        )
+        raise InputError(SUBJECT, [problem])
 
 
 def draw_rows(
@@ -105,7 +126,7 @@ def draw_rows(
     """
     names = host.layer_names(model, clip)
     rows = {
-        (number, step): Row(prompt, step, versions.label(step), [])
+        (number, step): Row(number, prompt, step, versions.label(step), [])
         for number, prompt in enumerate(prompts)
         for step in steps
     }

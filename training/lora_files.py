@@ -124,26 +124,32 @@ def earlier_files(lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]) -
         files: where they may be, by the names that the host gives them.
     """
     own: Mapping[str, str] = getattr(lora, "metadata", {})
-    name, session, last = own.get("ss_output_name"), own.get("ss_session_id"), _step(own)
+    name, session, last = own.get("ss_output_name"), own.get("ss_session_id"), step_of(own)
     if not name or not session or last is None:
         return {}
     found = {}
+    first = _last_part(name)
     for file, path in files.items():
-        if not file.replace("\\", "/").rpartition("/")[2].startswith(name):
+        if not _last_part(file).startswith(first):
             continue
         try:
             metadata = read_header(path).metadata
         except InputError:
             continue
-        step = _step(metadata)
+        step = step_of(metadata)
         if metadata.get("ss_session_id") == session and step is not None and step < last:
             found[step] = path
     return dict(sorted(found.items()))
 
 
-def _step(metadata: Mapping[str, str]) -> int | None:
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def step_of(metadata: Mapping[str, str]) -> int | None:
+    """The optimizer steps that a LoRA was trained for, by its file; None where it does not say."""
     text = metadata.get("ss_steps", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _wrong_with(key: str, tensor: torch.Tensor) -> str:

@@ -5,9 +5,10 @@ import { samplePath } from "./samples.mjs";
 import { addStyle } from "./style.mjs";
 
 export const MIN_HEIGHT = 180;
+const EMPTY = "The pictures appear here. Click one to go on with its strength.";
 const keyOf = (row, column) => `${row}/${column}`;
 
-/** Rows in groups of one prompt: [{prompt, rows: [{index, step, label, cells: [{key, strength, step, file}]}]}]. */
+/** Rows in groups of one prompt, by its number: [{prompt, rows: [{index, step, label, cells: [{key, strength, step, file}]}]}]. */
 export function groupsOf({ strengths = [], rows = [] } = {}) {
   const groups = new Map();
   rows.forEach((row, index) => {
@@ -15,8 +16,8 @@ export function groupsOf({ strengths = [], rows = [] } = {}) {
       const file = row.pictures?.[column];
       return file ? [{ key: keyOf(index, column), strength, step: row.step, file }] : [];
     });
-    const group = groups.get(row.prompt) ?? { prompt: row.prompt, rows: [] };
-    groups.set(row.prompt, group);
+    const group = groups.get(row.number) ?? { prompt: row.prompt, rows: [] };
+    groups.set(row.number, group);
     group.rows.push({ index, step: row.step, label: row.label, cells });
   });
   return [...groups.values()];
@@ -30,6 +31,7 @@ export function choiceText({ strength, step }, shown) {
 }
 
 export class ComparisonView {
+  isEmpty = true;
   #shown = null;
   #cells = new Map(); // key -> {cell, button}
   #chosen = { strength: 1, step: 0 };
@@ -39,18 +41,21 @@ export class ComparisonView {
     addStyle();
     this.host = host;
     this.choice = element("span", { className: "kiln-facts" });
-    this.hint = element("div", { className: "kiln-hint" }, "The pictures appear here. Click one to go on with its strength.");
+    this.hint = element("div", { className: "kiln-hint" });
     this.sheet = element("div", { className: "kiln-comparison-sheet", tabIndex: -1, "data-capture-wheel": "true" });
     this.root = element("div", { className: "kiln-comparison" },
       element("div", { className: "kiln-head" }, this.choice), this.hint, this.sheet);
+    this.show(null);
   }
 
   /** Shows what the node has drawn: {strengths, rows: [{prompt, step, label, pictures}]}; null clears. */
   show(shown) {
+    this.isEmpty = !shown?.rows?.length;
     this.#shown = shown;
     this.#cells.clear();
     const groups = groupsOf(shown ?? undefined);
-    this.hint.hidden = groups.length > 0;
+    setText(this.hint, groups.length ? (shown.note ?? "") : EMPTY);
+    this.hint.hidden = !this.hint.textContent;
     this.sheet.style.setProperty("--kiln-columns", shown?.strengths?.length ?? 1);
     const isNamed = groups.some((group) => group.rows.length > 1);
     this.sheet.classList.toggle("kiln-named", isNamed);
@@ -90,8 +95,7 @@ export class ComparisonView {
     picture.src = this.host.urlOf(samplePath(cell.file));
     const title = `Go on with ${row.label} at strength ${cell.strength}`;
     const face = element("button", { type: "button", className: "kiln-choice", title, onclick: () => this.host.choose(cell) }, picture);
-    face.ondblclick = () => this.#open(cell.key);
-    const large = button("⤢", "Open large (or double-click)", () => this.#open(cell.key), "kiln-large");
+    const large = button("⤢", "Open large", () => this.#open(cell.key), "kiln-large");
     this.#cells.set(cell.key, { cell, face });
     return element("div", { className: "kiln-comparison-cell" }, face, large);
   }

@@ -146,6 +146,7 @@ class DatasetView {
       this.unwatch = this.folder.watch(() => this.paintSoon());
       this.paint();
     }
+    this.leavePrior();
     const isTold = (done, total) => {
       if (turn !== this.turn) return false;
       if (done < total) this.status.textContent = `Looking at picture ${done} of ${total} …`;
@@ -155,7 +156,10 @@ class DatasetView {
       const found = await this.folder.look(this.api, this.query(name), isTold);
       if (turn !== this.turn) return;
       this.found = found;
-      this.prior = await this.lookAtPrior(isTold);
+      const prior = await this.lookAtPrior(isTold);
+      if (turn !== this.turn) return;
+      if (prior) this.unwatchPrior = prior.folder.watch(() => this.paintSoon());
+      this.prior = prior;
     } catch (error) {
       if (turn === this.turn) this.say(error.message);
     }
@@ -166,6 +170,7 @@ class DatasetView {
     const name = this.value(PRIOR);
     if (!name || name === NONE) return null;
     const folder = folderOf(name);
+    if (folder === this.folder) return null; // they are in the sheet already
     return { folder, found: await folder.look(this.api, this.query(name), isTold) };
   }
 
@@ -179,6 +184,12 @@ class DatasetView {
     this.unwatch = null;
     this.folder = null;
     this.found = null;
+    this.leavePrior();
+  }
+
+  leavePrior() {
+    this.unwatchPrior?.();
+    this.unwatchPrior = null;
     this.prior = null;
   }
 

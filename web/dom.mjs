@@ -32,7 +32,7 @@ export function onceAFrame(paint) {
   return request;
 }
 
-/** Calls a export function after a method of an object, which may have none of that name. */
+/** Calls a function after a method of an object, which may have none of that name. */
 export function after(object, method, then) {
   const before = object[method];
   object[method] = function () {

@@ -16,6 +16,7 @@ const SILENCE = 10_000; // milliseconds without a message of a run that goes on,
 
 const store = new RunStore();
 const views = new Map(); // node -> its RunView
+const comparisons = new Map(); // node -> shows an output of it
 let heardAt = 0;
 let presets = {};
 
@@ -171,9 +172,20 @@ function addComparisonView(node) {
   for (const name of ["prompts", "negative_prompt"]) widgetOf(name).options.getMaxHeight = () => TEXT_HEIGHT; // the rest is for pictures
   for (const name of ["strength", "step"]) after(widgetOf(name), "callback", () => view.mark(chosen()));
   after(node, "onConfigure", () => view.mark(chosen()));
-  after(node, "onExecuted", (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));
-  hideOwnPreview(node);
+  const show = (output) => output?.kiln_preview && view.show(output.kiln_preview[0]);
+  after(node, "onExecuted", show);
+  comparisons.set(node, show);
+  after(node, "onRemoved", () => comparisons.delete(node));
+  hideOwnPreview(node, () => !view.isEmpty);
   view.mark(chosen());
+}
+
+/** Undo and another tab make every node anew; the page keeps what they had drawn. */
+function showComparisons() {
+  for (const [node, show] of comparisons) {
+    const isInSubgraph = node.graph && node.graph !== rootGraph();
+    show(app.nodeOutputs?.[isInSubgraph ? `${node.graph.id}:${node.id}` : node.id]);
+  }
 }
 
 // ---------------------------------------------------------------- the presets of LoRA Config
@@ -209,7 +221,9 @@ app.registerExtension({
     if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);
     if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
   },
+  onNodeOutputsUpdated: showComparisons,
   afterConfigureGraph() {
+    showComparisons();
     showRuns();
     if (views.size) fetchRuns();
   },

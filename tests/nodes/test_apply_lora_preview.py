@@ -158,6 +158,18 @@ def test_the_model_that_comes_out_has_the_chosen_step(small: Small, earlier, las
     assert_same_picture(drawn(preview(small, last, step=5, strength=0.5)[1], small), expected)
 
 
+def test_a_lora_file_that_cannot_be_reached_is_no_hindrance(small: Small, earlier, last, folders: Path) -> None:
+    (folders / "fox-gone.safetensors").symlink_to(folders / "nowhere.safetensors")
+    folder_paths.filename_list_cache.pop("loras", None)
+    preview(small, last)
+    preview(small, last, compare=STRENGTHS_AND_STEPS)
+
+
+def test_where_no_step_was_saved_it_is_said(small: Small, earlier, lora) -> None:
+    [shown] = output_of(small, LoRAModel(lora, {}, "x"), compare=STRENGTHS_AND_STEPS).ui["kiln_preview"]
+    assert len(shown["rows"]) == 1 and "save_every" in shown["note"]
+
+
 def test_a_step_that_was_not_saved_is_refused_before_anything_is_drawn(small: Small, earlier, last) -> None:
     with pytest.raises(InputError, match=r"step is 6, .*there are 5"):
         preview(small, last, step=6)
@@ -184,13 +196,14 @@ def picture_of(shown, row: int, column: int) -> torch.Tensor:
         ("0 0.5\n1;2", [0.0, 0.5, 1.0, 2.0]),
         (" -1,1e-1 ", [-1.0, 0.1]),
         ("0, 0.5,", [0.0, 0.5]),
+        ("1, 1.0, 0.5", [1.0, 0.5]),
     ],
 )
 def test_strengths_are_numbers_apart(text: str, expected: list[float]) -> None:
     assert parse_strengths(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a lot", "0, one", "0.5.1", "nan", "0, inf"])
+@pytest.mark.parametrize("text", ["", "a lot", "0, one", "0.5.1", "nan", "0, inf", "11"])
 def test_strengths_that_are_no_numbers_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="strengths holds"):
         parse_strengths(text)

@@ -1,12 +1,22 @@
 """A LoRA beside its earlier steps: which files are its run's, what is drawn, and what need not be drawn again."""
 
 import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lora_kiln.training.comparison import MOST_STEPS, LastDrawn, Row, Versions, comparison_sheet
+from lora_kiln.training.comparison import (
+    MOST_STEPS,
+    Drawing,
+    LastDrawn,
+    Row,
+    Versions,
+    check_size,
+    comparison_sheet,
+)
 from lora_kiln.training.export import save_lora
 from lora_kiln.training.lora_files import read_lora_file
 from lora_kiln.training.lora_model import LoRAModel
@@ -70,6 +80,26 @@ def test_a_step_that_was_not_saved_is_refused_with_those_that_were(files):
         Versions(tensors(), files).at(100)
 
 
+def test_a_name_with_a_folder_is_known_by_its_last_part(tmp_path: Path):
+    files = {"people/fox-1": write(tmp_path, "fox-1.safetensors", facts(100, name="people/fox"))}
+    assert Versions(LoRAModel(tensors(), facts(300, name="people/fox"), "fox"), files).chosen() == [100, 0]
+
+
+def test_the_loras_own_step_is_the_lora_itself(files):
+    lora = final()
+    assert Versions(lora, files).at(300) is lora
+
+
+@pytest.mark.parametrize(
+    ("steps", "prompts", "strengths", "side"), [(8, 9, 6, 64), (1, 1, 401, 64), (1, 10**6, 1, 64), (1, 6, 3, 4096)]
+)
+def test_what_would_not_fit_into_memory_is_refused_before_anything_is_drawn(steps, prompts, strengths, side):
+    drawing = Drawing(0, side, side, 1, 1.0, "", "euler", "normal")
+    with pytest.raises(InputError, match="at most 400"):
+        check_size(range(steps), ["x"] * prompts, [1.0] * strengths, drawing)
+    check_size([0], ["x"] * 4, [1.0] * 6, replace(drawing, width=1024, height=1024))
+
+
 @pytest.mark.parametrize("missing", ["ss_output_name", "ss_session_id", "ss_steps"])
 def test_a_lora_that_does_not_say_its_run_has_no_steps(files, missing: str):
     metadata = {key: value for key, value in facts(300).items() if key != missing}
@@ -94,8 +124,8 @@ def test_many_steps_are_thinned_out_evenly(tmp_path: Path, count: int):
 
 def test_the_sheet_names_the_step_where_there_are_several():
     pixels = torch.zeros(64, 64, 3)
-    one = [Row("a cat", 0, "step 9", [pixels])]
-    several = [Row("a cat", 5, "step 5", [pixels]), *one]
+    one = [Row(0, "a cat", 0, "step 9", [pixels])]
+    several = [Row(0, "a cat", 5, "step 5", [pixels]), *one]
     assert comparison_sheet(several, [1.0]).shape[1] > comparison_sheet(one, [1.0]).shape[1]
 
 
@@ -116,12 +146,13 @@ def test_what_was_drawn_is_found_for_the_same_objects_and_settings_only():
 def test_what_was_drawn_keeps_nothing_alive_and_is_bounded():
     last = LastDrawn(places=2)
     things: list[Any] = [Thing() for _ in range(4)]
-    for number, thing in enumerate(things):
-        last.keep(str(number), [thing], (), number)
-    assert [last.find(str(n), [thing], ()) for n, thing in enumerate(things)] == [None, None, 2, 3]
-    things.clear()
+    for number in range(4):
+        last.keep(str(number), [things[number]], (), number)
+    assert [last.find(str(n), [things[n]], ()) for n in range(4)] == [None, None, 2, 3]
+    watched = weakref.ref(things[-1])
+    del things
     gc.collect()
-    assert last.find("3", [Thing()], ()) is None
+    assert watched() is None
 
 
 def test_a_plain_dict_cannot_be_told_apart_and_is_not_kept():

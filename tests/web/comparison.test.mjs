@@ -6,9 +6,9 @@ const file = (name) => ({ filename: name, subfolder: "", type: "temp" });
 const SHOWN = {
   strengths: [0, 0.8],
   rows: [
-    { prompt: "a cat", step: 500, label: "step 500", pictures: [file("a"), file("b")] },
-    { prompt: "a dog", step: 500, label: "step 500", pictures: [file("c"), file("d")] },
-    { prompt: "a cat", step: 0, label: "step 900", pictures: [file("e"), file("f")] },
+    { number: 0, prompt: "a cat", step: 500, label: "step 500", pictures: [file("a"), file("b")] },
+    { number: 1, prompt: "a dog", step: 500, label: "step 500", pictures: [file("c"), file("d")] },
+    { number: 0, prompt: "a cat", step: 0, label: "step 900", pictures: [file("e"), file("f")] },
   ],
 };
 
@@ -23,8 +23,13 @@ test("rows of one prompt stand together, in their order", () => {
   assert.equal(new Set(keys).size, 6);
 });
 
+test("the same prompt twice, with two seeds, is two groups", () => {
+  const row = { prompt: "a cat", step: 0, label: "", pictures: [file("a")] };
+  assert.equal(groupsOf({ strengths: [1], rows: [{ ...row, number: 0 }, { ...row, number: 1 }] }).length, 2);
+});
+
 test("a row with fewer pictures, or none, has fewer cells", () => {
-  const groups = groupsOf({ strengths: [0, 1], rows: [{ prompt: "x", step: 0, label: "", pictures: [file("a")] }, { prompt: "y", step: 0, label: "" }] });
+  const groups = groupsOf({ strengths: [0, 1], rows: [{ number: 0, prompt: "x", step: 0, label: "", pictures: [file("a")] }, { number: 1, prompt: "y", step: 0, label: "" }] });
   assert.deepEqual(groups.map((group) => group.rows[0].cells.length), [1, 0]);
   assert.deepEqual(groupsOf(undefined), []);
 });

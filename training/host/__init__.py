@@ -30,7 +30,7 @@ from .conditioning import (
 from .fingerprints import model_fingerprint
 from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
-from .lora_folder import lora_files, lora_folder, lora_path
+from .lora_folder import lora_files, lora_folder, lora_path, lora_places
 from .loras import LayerNames, base_version, layer_names, with_lora
 from .page import (
     Content,
@@ -124,6 +124,7 @@ __all__ = [
     "lora_files",
     "lora_folder",
     "lora_path",
+    "lora_places",
     "memory",
     "make_room",
     "may_write",

@@ -36,3 +36,9 @@ def lora_path(name: str, field: str, subject: str) -> Path:
         )
         raise InputError(subject, [problem])
     return Path(found)
+
+
+def lora_places() -> dict[str, Path]:
+    """Where each of `lora_files` lies; without links that lead nowhere."""
+    found = {name: folder_paths.get_full_path(KIND, name) for name in lora_files()}
+    return {name: Path(path) for name, path in found.items() if path is not None}

@@ -21,7 +21,7 @@ from soak import CONCEPT, lora_of
 
 STEPS = 4
 SHUT = "shut"
-LEAK_RUNS, WARM_UP = 6, 3
+LEAK_RUNS, WARM_UP = 5, 3
 
 
 class Ground:

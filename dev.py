@@ -360,8 +360,7 @@ def in_fresh_workspace(options: argparse.Namespace, arguments: list[object]) -> 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """All checks, or pytest alone when there are arguments for it. The exit status is 0 when all is well."""
     setup = set_up(options.host)
-    # One thread a process: two workers and their servers share the cores; threads that wait for each other cost most.
-    environ = setup.environ() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environ = setup.environ() | {"HF_HUB_OFFLINE": "1"}
     environ |= {"LORA_KILN_CHROMIUM": browser} if (browser := chromium()) else {}
     environ |= {"LORA_KILN_COMFY_CLI": str(comfy_cli())}
     # A server and a page each: two of them keep two cores busy, and more would take turns.

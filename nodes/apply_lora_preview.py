@@ -178,8 +178,8 @@ def parse_strengths(text: str) -> list[float]:
                 raise ValueError
         except ValueError:
             problems.append(
-                f"strengths holds {part[:40]!r}; write numbers from -{STRONGEST} to {STRONGEST} separated by commas, as "
-                "in 0, 0.6, 0.8, 1."
+                f"strengths holds {part[:40]!r}; write numbers from -{STRONGEST} to {STRONGEST} separated by commas, "
+                "as in 0, 0.6, 0.8, 1."
             )
     raise_if_any("Apply LoRA Preview", problems[:MOST_TOLD])
     return list(dict.fromkeys(values))

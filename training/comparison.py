@@ -101,8 +101,8 @@ def check_size(steps: Sequence[int], prompts: Sequence[str], strengths: Sequence
     if count > MOST_PICTURES or count * drawing.width * drawing.height > MOST_PIXELS:
         problem = (
             f"{len(prompts)} prompts x {len(strengths)} strengths x {len(steps)} steps of the run are {count} pictures "
-            f"of {drawing.width} x {drawing.height}; at most {MOST_PICTURES}, and {MOST_PIXELS // 10**6} million pixels "
-            "in all, can be compared at once. Write fewer prompts or strengths, or smaller pictures."
+            f"of {drawing.width} x {drawing.height}; at most {MOST_PICTURES}, and {MOST_PIXELS // 10**6} million "
+            "pixels in all, can be compared at once. Write fewer prompts or strengths, or smaller pictures."
         )
         raise InputError(SUBJECT, [problem])
 

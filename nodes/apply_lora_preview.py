@@ -11,7 +11,7 @@ from ..training import host
 from ..training.comparison import Drawing, LastDrawn, Row, Versions, check_size, comparison_sheet, draw_rows
 from ..training.export import AS_TRAINED, in_precision
 from ..training.lora_files import for_host
-from ..training.problems import raise_if_any
+from ..training.problems import InputError, raise_if_any
 from .types import CATEGORY, LoraModel
 
 STRENGTHS, STEPS = "strengths", "strengths and steps"
@@ -89,6 +89,15 @@ class ApplyLoRAPreview(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA on, as chosen."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, strengths: Any = None) -> bool | str:
+        try:
+            if isinstance(strengths, str):
+                parse_strengths(strengths)
+        except InputError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(

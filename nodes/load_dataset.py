@@ -190,7 +190,8 @@ class LoadDataset(io.ComfyNode):
         dataset = _read(
             _one(folder), regularisation, from_graph, repeats, stop_at_problems, DatasetSettings(**values)
         )  # fmt: skip
-        host.show_text(_summary(dataset))
+        if from_graph:  # the page shows a folder's pictures by itself, and keeps what it shows up to date
+            host.show_text(_summary(dataset))
         sheet = dataset_sheet(dataset)
         return io.NodeOutput(dataset, sheet, caption_lines(dataset), ui=ui.PreviewImage(sheet, cls=cls))
 

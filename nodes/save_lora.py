@@ -1,6 +1,7 @@
 """Save LoRA: the file, in the Load LoRA list at once."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,4 +109,6 @@ class SaveLoRA(io.ComfyNode):
             else:
                 notes.append("The workflow is too large to be kept in the file.")
         path = save_lora(host.lora_folder() / f"{name}.safetensors", converted, metadata)
+        if path.stem != Path(name).name:
+            notes.append(f"{Path(name).name}.safetensors was there already, and is kept.")
         return io.NodeOutput(str(path), ui=ui.PreviewText("\n".join([f"Saved {path}", *notes])))

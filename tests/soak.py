@@ -75,7 +75,7 @@ def prompt_for(client: Client, name: str) -> dict[str, Any]:
 def lora_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
     """Runs a workflow to its end and gives the LoRA it saved."""
     outputs = client.run(prompt)["outputs"]
-    return load_file(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].removeprefix("Saved "))
+    return load_file(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].splitlines()[0].removeprefix("Saved "))
 
 
 def goes_on(run: dict[str, Any]) -> bool:

@@ -73,7 +73,7 @@ def test_a_run_is_paused_changed_looked_at_and_finished_by_hand(server: Server, 
         person = Person(server)
         outputs = client.run(prompt, on_event=person)["outputs"]
     assert [status for status, _ in person.answers] == [200, 409, 200, 200, 200, 200, 200, 200], person.answers
-    saved = Path(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].removeprefix("Saved "))
+    saved = Path(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].splitlines()[0].removeprefix("Saved "))
     assert saved.is_file()
     last = person.seen[-1]
     assert last["state"] == "finished" and 2 <= last["step"] < STEPS

@@ -84,7 +84,7 @@ def test_from_pictures_to_a_lora_that_every_node_takes(server: Server, client: C
     assert events[-1]["state"] == "finished"
     assert outputs[node_id(prompt, "LossGraphNode")]["images"]
 
-    saved = Path(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].removeprefix("Saved "))
+    saved = Path(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].splitlines()[0].removeprefix("Saved "))
     assert saved.is_file()
     assert saved.name in client.object_info()["LoraLoader"]["input"]["required"]["lora_name"][0]
     assert torch.equal(sampled(client, saved.name), trained)

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def local_models() -> list[str]:
             path.parent.relative_to(root).as_posix()
             for root in host.model_folders(FOLDER)
             if root.is_dir()
-            for path in files_below(root)
+            for path in chain(files_below(root), root.glob("*/config.json"))  # a model's folder may be a link
             if path.name == "config.json"
         }
     )

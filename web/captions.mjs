@@ -180,6 +180,14 @@ export function summary(pictures, captions) {
   return parts.filter((part) => typeof part === "string" || part[0]).map((part) => (part.join ? part.join(" ") : part));
 }
 
+/** What training puts before a caption: the trigger word, unless it stands in it already. */
+export function triggerBefore(caption, trigger) {
+  const word = trigger.trim();
+  const stands = new RegExp(`(?<![\\p{L}\\p{N}_])${word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")}(?![\\p{L}\\p{N}_])`, "iu");
+  if (!word || stands.test(caption)) return "";
+  return caption ? `${word}, ` : word;
+}
+
 export function plural(count, word) {
   return `${count} ${word}${count === 1 ? "" : "s"}`;
 }

@@ -1,6 +1,6 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
-import { plural, summary } from "./captions.mjs";
+import { plural, summary, triggerBefore } from "./captions.mjs";
 import { after, button, element, hideOwnPreview } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
@@ -15,6 +15,7 @@ const EMPTY = [];
 const PAUSE_MILLISECONDS = 250;
 const ASKED = ["folder", "resolution", "extra_resolutions", "bucket_step", "shortest_side", "longest_side", "masked_loss"];
 const PRIOR = "regularisation_folder";
+const TRIGGER = "trigger_word";
 const FOLDER_WIDGETS = ["folder", PRIOR];
 
 /** Puts the dataset's view on a Load Dataset node. api: the host's. */
@@ -27,7 +28,7 @@ export function addDatasetView(node, api) {
     getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
-  hideOwnPreview(node, () => view.items.length > 0); // pictures that come over a wire are shown by the host alone
+  hideOwnPreview(node, () => view.folder !== null); // pictures that come over a wire are shown by the host alone
   view.start();
 }
 
@@ -87,7 +88,7 @@ class DatasetView {
   /** Follows the node: its settings, its workflow, files dropped on it. */
   start() {
     const { node, root } = this;
-    for (const widget of node.widgets.filter((each) => ASKED.includes(each.name) || each.name === PRIOR)) {
+    for (const widget of node.widgets.filter((each) => [...ASKED, PRIOR, TRIGGER].includes(each.name))) {
       after(widget, "callback", () => this.refreshSoon());
     }
     after(node, "onConfigure", () => this.refreshSoon());
@@ -245,8 +246,8 @@ class DatasetView {
     made.root.addEventListener("keydown", (event) => event.key === "Enter" && open());
     const update = () => {
       const caption = folder.captions.text(picture.name).trim();
-      text.textContent = caption || "no caption";
-      text.classList.toggle("kiln-faint", !caption);
+      const trigger = picture.regularisation ? "" : triggerBefore(caption, this.value(TRIGGER) ?? "");
+      text.replaceChildren(element("span", { className: "kiln-faint" }, caption ? trigger : trigger || "no caption"), caption);
       made.update();
     };
     this.updates.push(update);

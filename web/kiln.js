@@ -3,7 +3,7 @@ import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { ComparisonView, MIN_HEIGHT as COMPARISON_HEIGHT } from "./comparison.mjs";
 import { addDatasetView } from "./dataset.mjs";
-import { after, hideOwnPreview } from "./dom.mjs";
+import { after, element, hideOwnPreview, setText } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 
@@ -12,6 +12,7 @@ const CONFIG = "KilnLoRAConfig";
 const WIDTH = 400;
 const TRAIN_HEIGHT = 600;
 const TEXT_HEIGHT = 72;
+const SAVED_HEIGHT = 48;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
 const store = new RunStore();
@@ -188,6 +189,15 @@ function showComparisons() {
   }
 }
 
+// ---------------------------------------------------------------- where Save LoRA saved
+
+function addSavedLine(node) {
+  const line = element("div", { className: "kiln-saved" });
+  const widget = node.addDOMWidget("kiln_saved", "KILN_SAVED", line, { serialize: false, getMinHeight: () => SAVED_HEIGHT });
+  widget.serialize = false;
+  after(node, "onExecuted", (output) => setText(line, output?.text?.join("\n") ?? ""));
+}
+
 // ---------------------------------------------------------------- the presets of LoRA Config
 
 function fillInPresets(node) {
@@ -219,6 +229,7 @@ app.registerExtension({
     if (node.comfyClass === TRAIN) addRunView(node);
     if (node.comfyClass === CONFIG) fillInPresets(node);
     if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);
+    if (node.comfyClass === "KilnSaveLoRA") addSavedLine(node);
     if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
   },
   onNodeOutputsUpdated: showComparisons,

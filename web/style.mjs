@@ -118,7 +118,7 @@ const VIEWS = `
     grid-template-columns: repeat(var(--kiln-columns), minmax(64px, 1fr));
   }
   .kiln-comparison-sheet.kiln-named { grid-template-columns: max-content repeat(var(--kiln-columns), minmax(64px, 1fr)); }
-  &.kiln-comparison .kiln-prompt { grid-column: 1 / -1; padding: 4px 0 0; position: sticky; left: 0; }
+  &.kiln-comparison .kiln-prompt { min-height: 1.35em; grid-column: 1 / -1; padding: 4px 0 0; position: sticky; left: 0; }
   .kiln-strength { text-align: center; font-weight: 600; }
   .kiln-step { align-self: center; padding-right: 4px; color: var(--descrip-text); white-space: nowrap; }
   .kiln-comparison-cell { position: relative; min-width: 0; }
@@ -142,6 +142,10 @@ const VIEWS = `
 `;
 
 const OVERLAY = `
+.kiln-saved {
+  font: 12px/1.35 Inter, system-ui, sans-serif; color: var(--descrip-text); overflow: auto; overflow-wrap: anywhere;
+  white-space: pre-line; user-select: text; cursor: text;
+}
 .kiln-overlay {
   width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0; box-sizing: border-box;
   background: #000e; color: #eee; font: 14px/1.4 Inter, system-ui, sans-serif;

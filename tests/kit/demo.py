@@ -215,7 +215,7 @@ def run_demo(server: Server, client: Client, seed: int, pictures: int, strengths
     print("Training: the example workflow, from pictures to a saved LoRA", flush=True)
     prompt = demo_prompt(client, concept)
     outputs = client.run(prompt, on_event=print_loss)["outputs"]
-    saved = Path(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].removeprefix("Saved "))
+    saved = Path(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].splitlines()[0].removeprefix("Saved "))
     figures.seconds["training"] = round(client.get("/kiln/runs")[-1]["elapsed"], 1)
     phase("workflow")
 

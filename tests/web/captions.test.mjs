@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Captions, chosen, countIn, replaceIn, summary, tagsOf, withoutTag } from "../../web/captions.mjs";
+import { Captions, chosen, countIn, replaceIn, summary, triggerBefore, tagsOf, withoutTag } from "../../web/captions.mjs";
 
 const picture = (name, caption, more = {}) => ({ name, caption, bucket: [512, 512], enlarged: false, same_as: null, ...more });
 const PICTURES = [picture("a", "a cat, red, on grass"), picture("b", "a dog, red"), picture("c", "")];
@@ -171,4 +171,13 @@ test("names and captions of any kind are only text", () => {
   const made = captions(odd);
   assert.equal(made.replace("tag", "x"), 3);
   assert.deepEqual(texts(made), odd.map((each) => `${each.name}, x`));
+});
+
+test("the trigger word is shown before a caption that has it not", () => {
+  assert.equal(triggerBefore("a cat", " ohwx "), "ohwx, ");
+  assert.equal(triggerBefore("", "ohwx"), "ohwx");
+  assert.equal(triggerBefore("An OHWX cat", "ohwx"), "");
+  assert.equal(triggerBefore("ohwxes", "ohwx"), "ohwx, ");
+  assert.equal(triggerBefore("a cat", ""), "");
+  assert.equal(triggerBefore("a+b", "a+b"), "");
 });

@@ -6,10 +6,12 @@ when the fault is gone, gives the same LoRA as if there had been none. `tests/te
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -380,6 +382,22 @@ def test_a_checkpoint_that_is_made_again_is_never_missing(states: Path):
     state, _ = newest_state(states)
     assert state is not None and state.facts == {"b": "newest"}
     assert len(checkpoints.checkpoints(states)) == 3
+
+
+def test_a_file_system_that_syncs_no_folder_takes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sync, refused = os.fsync, []
+
+    def syncing_files(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            refused.append(handle)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", syncing_files)
+    assert read_state(write_state(tmp_path, State(1, {"a": torch.ones(8)}))).step == 1
+    with checkpoints.whole(tmp_path / "a") as unfinished:
+        unfinished.write_text("b")
+    assert (tmp_path / "a").read_text() == "b" and len(refused) == 3
 
 
 def test_what_is_damaged_is_not_kept_in_place_of_what_is_whole(states: Path):

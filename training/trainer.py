@@ -233,16 +233,16 @@ class _Run:
                 self.plan.steps, self.name, self.folder.id, workflow, self.controls, self.plan.epoch_of,
                 self.picture_rows,
             )  # fmt: skip
-            self.events.notes = self.notes
-            for note in self.run.notes:
-                self._note(note)
-            self.checkpointed_at = time.monotonic()
-            self._restore_history()
-            self.folder.own(
-                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            )
-            self.folder.record(self._record(workflow, origin))
             try:
+                self.events.notes = self.notes
+                for note in self.run.notes:
+                    self._note(note)
+                self.checkpointed_at = time.monotonic()
+                self._restore_history()
+                self.folder.own(
+                    {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+                )
+                self.folder.record(self._record(workflow, origin))
                 yield
             finally:
                 with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met

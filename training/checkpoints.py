@@ -8,6 +8,7 @@ deleted when the second is there.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -112,10 +113,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_order)
 
 
-def newest_state(folder: Path) -> tuple[State | None, list[str]]:
-    """(the newest checkpoint that is whole, why newer ones are not)."""
+def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
+    """(the newest checkpoint of a step before the given one that is whole, why newer ones are not)."""
     damage = []
     for path in reversed(checkpoints(folder)):
+        if _order(path)[0] >= before:
+            continue
         try:
             return read_state(path), damage
         except Damaged as error:

@@ -20,6 +20,8 @@ from soak import CONCEPT, prompt_for
 CONFIG = {"steps": 2, "sample_every": 2, "save_every": 1}
 WARM_UP = 10
 """runs until all is loaded, and the allocator has what it needs"""
+FEWEST = WARM_UP + 2
+"""runs that can tell anything: two to compare"""
 MOST_GROWTH = 0.5
 """MB a run that memory may grow: a tenth of what the numbers that a run learns take"""
 
@@ -85,13 +87,15 @@ def main() -> int:
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=50)
     options = parser.parse_args()
+    if options.runs < FEWEST:
+        parser.error(f"--runs is {options.runs}: the first {WARM_UP} only warm up, so it takes {FEWEST} or more.")
     with Server(options.host_dir, options.workspace, kit=options.kit) as server:
         write_data(options.workspace / "input", CONCEPT)
         found = leaks(server, options.runs)
     for number, each in enumerate(found, start=1):
         print(f"run {number}: {each.ram:.1f} MB, GPU {each.gpu:.1f} MB, {each.files} files, {each.threads} threads")
-    grown = growth(found[min(WARM_UP, len(found)) - 1 :])
-    print(f"since run {min(WARM_UP, len(found))}: {grown}")
+    grown = growth(found[WARM_UP - 1 :])
+    print(f"since run {WARM_UP}: {grown}")
     most = MOST_GROWTH * options.runs
     return int(grown.ram > most or grown.gpu > 1.0 or grown.files > 0 or grown.threads > 0)
 

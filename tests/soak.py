@@ -74,7 +74,12 @@ def prompt_for(client: Client, name: str) -> dict[str, Any]:
 
 def lora_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
     """Runs a workflow to its end and gives the LoRA it saved."""
-    outputs = client.run(prompt)["outputs"]
+    return saved_lora(prompt, client.run(prompt))
+
+
+def saved_lora(prompt: dict[str, Any], history: dict[str, Any]) -> dict[str, Any]:
+    """The LoRA that a workflow which has ended saved."""
+    outputs = history["outputs"]
     return load_file(outputs[node_id(prompt, "KilnSaveLoRA")]["text"][0].splitlines()[0].removeprefix("Saved "))
 
 

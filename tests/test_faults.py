@@ -17,7 +17,7 @@ import leaks
 from disk import SmallDisk
 from host import Client, PromptFailed, PromptInterrupted, Server
 from kit.demo import draw, node_id, write_data
-from soak import CONCEPT, lora_of
+from soak import CONCEPT, lora_of, saved_lora
 
 STEPS = 4
 SHUT = "shut"
@@ -118,7 +118,7 @@ def test_two_queues_give_each_its_lora(ground: Ground):
         prompts = {one: ground.prompt(one, "one"), other: ground.prompt(other, "other")}
         ids = {client: client.queue(prompt) for client, prompt in prompts.items()}
         for client, prompt_id in ids.items():
-            client.wait(prompt_id)
+            ground.assert_whole(saved_lora(prompts[client], client.wait(prompt_id)))
     for name in ("one", "other"):
         ground.assert_nothing_is_lost(name)
 
@@ -139,6 +139,14 @@ def test_a_run_that_another_process_has_open_is_refused_and_its_owner_named(grou
         with ground.server.client() as client, pytest.raises(PromptFailed, match="is open in process 4711 on attic"):
             client.run(ground.prompt(client, name))
     ground.assert_nothing_is_lost(name)
+
+
+def test_too_few_runs_to_tell_a_leak_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    given = ["leaks", "--host-dir", "h", "--workspace", "w", "--kit", "k", "--runs", str(leaks.WARM_UP + 1)]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit):
+        leaks.main()
+    assert "it takes 12 or more" in capsys.readouterr().err
 
 
 def test_runs_one_after_another_leave_nothing_behind(ground: Ground):

@@ -12,6 +12,7 @@ import pytest
 
 from host import PACK, Server
 from kit.demo import WORKFLOW
+from test_page import open_page
 
 DOCS, TEXTS = PACK / "web" / "docs", PACK / "locales" / "zh"
 SYNTAX = set("@{}|%")
@@ -108,8 +109,7 @@ def test_a_page_in_chinese_has_chinese_titles_fields_and_help(page, server: Serv
     client = server.client()
     client.post("/settings/Comfy.Locale", "zh")
     try:
-        page.goto(server.url)
-        page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=60_000)
+        open_page(page, server)
         page.evaluate("workflow => window.app.loadGraphData(workflow)", json.loads(WORKFLOW.read_text("utf-8")))
         titles = page.evaluate("window.app.graph.nodes.map(node => [node.type, node.title])")
         ours = {kind: title for kind, title in titles if kind in texts}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from lora_kiln.training.export import save_lora
 from lora_kiln.training.metadata import workflow_metadata
@@ -96,7 +98,17 @@ IDLE = """async () => {
 }"""
 
 
-def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(page, server: Server, kit_dir: Path):
+@pytest.fixture
+def queue(server: Server) -> Iterator[None]:
+    """Ends what a test that failed has left running: it would hold up all others."""
+    yield
+    server.client().post("/queue", {"clear": True})
+    server.client().post("/interrupt", {})
+
+
+def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(
+    page, server: Server, queue: None, kit_dir: Path
+):
     write_data(server.workspace / "input", CONCEPT)
     open_page(page, server)
     open_short_workflow(page)
@@ -143,7 +155,7 @@ def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(page, s
 
 def press(page, action: str) -> None:
     """A control of the run, as soon as it takes it."""
-    page.locator(f".kiln-controls [data-action={action}]:enabled").dispatch_event("click")
+    page.locator(f".kiln-controls [data-action={action}]:enabled").dispatch_event("click", timeout=120_000)
 
 
 def open_short_workflow(page) -> None:

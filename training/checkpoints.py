@@ -8,6 +8,7 @@ deleted when the second is there.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -112,10 +113,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_order)
 
 
-def newest_state(folder: Path) -> tuple[State | None, list[str]]:
-    """(the newest checkpoint that is whole, why newer ones are not)."""
+def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
+    """(the newest checkpoint of a step before the given one that is whole, why newer ones are not)."""
     damage = []
     for path in reversed(checkpoints(folder)):
+        if _order(path)[0] >= before:
+            continue
         try:
             return read_state(path), damage
         except Damaged as error:
@@ -157,9 +160,15 @@ def whole(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    if path.is_dir():
+        with suppress(OSError):  # Windows opens no folders, and some network file systems sync none: all is written
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

@@ -158,7 +158,9 @@ class RunEvents:
         for loss, rate in zip(losses, rates, strict=True):
             self._add(loss, rate)
         self.validation = [each for each in self.validation if each[0] <= step]
-        self._sent["points"] = 0
+        self.marks = [each for each in self.marks if each["step"] <= step]
+        self.samples = [each for each in self.samples if each["step"] <= step]
+        self._sent = dict.fromkeys(self._sent, 0)  # the page knows what it has, and takes the rest
 
     def ended(self, state: str, message: str) -> None:
         """state: finished, interrupted or failed."""

@@ -23,11 +23,14 @@ class Diverged(RuntimeError):
 
     Args:
         what: e.g. "The loss is nan".
-        step: the optimizer step, from 1; what was learned up to the one before led to it.
+        step: the optimizer step, from 1.
+        is_loss: whether it is the loss: then what was learned up to the step before is no good either.
     """
 
-    def __init__(self, what: str, step: int, learning_rate: float):
+    def __init__(self, what: str, step: int, learning_rate: float, is_loss: bool = True):
         self.step = step
+        self.spoilt = step - 1 if is_loss else step
+        """the first step up to which what was learned is no good"""
         super().__init__(
             f"{what} at step {step}: training has diverged. Lower learning_rate (now {learning_rate:g}), "
             "or raise warmup, or use precision fp32."
@@ -120,6 +123,7 @@ class Outcomes:
             loss, norm = map(float, outcome)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._pending.clear()
-                what = "The gradients are no numbers" if math.isfinite(loss) else f"The loss is {loss}"
-                raise Diverged(what, number, self.step.config.learning_rate)
+                is_loss = not math.isfinite(loss)
+                what = f"The loss is {loss}" if is_loss else "The gradients are no numbers"
+                raise Diverged(what, number, self.step.config.learning_rate, is_loss)
             yield number, loss, learning_rate

@@ -31,6 +31,8 @@ class Past:
     """the last step at whose end all was done that was due there"""
     best: dict[str, torch.Tensor]
     """the LoRA of the best validation, where it is kept"""
+    steps_back: int
+    """times the run went back to an earlier checkpoint"""
 
     def put_into(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> State:
         """A checkpoint that holds this beside what else is given."""
@@ -57,6 +59,7 @@ def past_of(state: State) -> Past:
             is_over=facts["is_over"],
             looked_at=facts["looked_at"],
             best={key.removeprefix(BEST): each for key, each in state.tensors.items() if key.startswith(BEST)},
+            steps_back=facts["steps_back"],
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(f"the checkpoint does not say how the run went: {error!r}") from error
@@ -68,6 +71,7 @@ def past_of(state: State) -> Past:
         "validations": all(step >= 0 and not math.isnan(loss) for step, loss in past.validations),
         "is_over": isinstance(past.is_over, bool),
         "looked_at": type(past.looked_at) is int and past.looked_at >= 0,
+        "steps_back": type(past.steps_back) is int and past.steps_back >= 0,
     }
     if wrong := [name for name, right in is_right.items() if not right]:
         raise Damaged(f"the checkpoint holds no {', '.join(wrong)} of a run of {state.step} steps")

@@ -28,7 +28,7 @@ from .attach import (
 )
 from .batches import Batch, Plan, make_batch
 from .cache import Cache, open_cache
-from .checkpoints import Damaged, State, checkpoints, forget, newest_state
+from .checkpoints import Damaged, State, forget, newest_state
 from .config import LoRAConfig
 from .continuing import continued
 from .controls import Controls
@@ -150,6 +150,8 @@ class _Run:
     """the last step at whose end all was done that was due there"""
     is_over: bool = False
     """whether the run ended before its last step because it was told to"""
+    steps_back: int = 0
+    """times it diverged and went back"""
 
     def __post_init__(self) -> None:
         self.given = self.dataset, self.config
@@ -233,16 +235,16 @@ class _Run:
                 self.plan.steps, self.name, self.folder.id, workflow, self.controls, self.plan.epoch_of,
                 self.picture_rows,
             )  # fmt: skip
-            self.events.notes = self.notes
-            for note in self.run.notes:
-                self._note(note)
-            self.checkpointed_at = time.monotonic()
-            self._restore_history()
-            self.folder.own(
-                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            )
-            self.folder.record(self._record(workflow, origin))
             try:
+                self.events.notes = self.notes
+                for note in self.run.notes:
+                    self._note(note)
+                self.checkpointed_at = time.monotonic()
+                self._restore_history()
+                self.folder.own(
+                    {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+                )
+                self.folder.record(self._record(workflow, origin))
                 yield
             finally:
                 with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
@@ -271,15 +273,19 @@ class _Run:
             self.events.ended("failed", str(error))
             raise
         self.events.restore(self.folder.cut_metrics(state.step), past.losses, past.elapsed)
-        self.rate_changes, self.best = past.rate_changes, past.best
+        self.rate_changes, self.steps_back = past.rate_changes, past.steps_back
         self.controls.rate_factor = self._rate_factor_at(state.step)
         self.controls.sample_prompts = past.sample_prompts
-        self.validations.losses = past.validations
-        self.is_over, self.looked_at = past.is_over, past.looked_at
+        self.is_over = past.is_over
+        self._restore_looks(past)
         for sample in self.events.samples:
             pixels = self.folder.picture(str(sample.get("filename")))
             if pixels is not None:
                 self.samples.append(SamplePicture(int(sample["step"]), str(sample["prompt"]), pixels))
+
+    def _restore_looks(self, past: Past) -> None:
+        """Takes over what was seen of the LoRA up to a step."""
+        self.validations.losses, self.best, self.looked_at = past.validations, past.best, past.looked_at
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
@@ -350,7 +356,7 @@ class _Run:
             self.adapters = learner.nets.adapters
             self._load(learner, self.run.state)
             self._train(learner, encoded)
-        lora = self._lora()
+        lora = self._lora(takes_best=True)
         self._checkpoint(is_last=True)
         self._ended("finished", "")
         return Trained(lora, self.events.losses, self.samples, self._report())
@@ -369,15 +375,19 @@ class _Run:
 
     def _train(self, learner: Learner, encoded: Encoded) -> None:
         """Trains to the end, going back to the last good checkpoint where it diverges and the recipe says so."""
-        for back in range(MOST_STEPS_BACK + 1):
+        if self.config.on_divergence == "step back" and not self.events.losses:
+            self._checkpoint()
+        while not self.is_over:
             try:
-                if not self.is_over:
-                    self._train_on(learner, encoded, len(self.events.losses))
+                self._train_on(learner, encoded, len(self.events.losses))
                 return
             except Diverged as error:
-                forget(self.folder.checkpoints, error.step - 1)
-                state, _ = newest_state(self.folder.checkpoints)
-                if self.config.on_divergence != "step back" or state is None or back == MOST_STEPS_BACK:
+                forget(self.folder.checkpoints, error.spoilt)
+                if self.config.on_divergence != "step back" or self.steps_back >= MOST_STEPS_BACK:
+                    raise
+                # From the very step before it would take the same step again: no rate changes its gradients.
+                state, _ = newest_state(self.folder.checkpoints, before=error.step - 1)
+                if state is None:
                     raise
                 self._step_back(learner, state, error)
 
@@ -387,8 +397,6 @@ class _Run:
         with prefetched(partial(self._batch, nets, encoded), order, self.device) as made_at:
             if config.sample_every and start == 0:
                 self._sample(learner, encoded, 0)
-            if config.on_divergence == "step back" and start == 0:
-                self._checkpoint()
             self.events.started()
             if self.looked_at < start and self._is_due_at(start) and self._on_pause(learner, encoded, start):
                 return
@@ -400,7 +408,7 @@ class _Run:
                 return self._with_live_text(nets, encoded, made_at(step, micro), step, micro)
 
             def on_step(step: int, loss: float, rate: float) -> None:
-                if step > FEWEST_LOSSES and loss > EXPLODED * self.events.largest:
+                if step > FEWEST_LOSSES and loss > EXPLODED * self.events.largest > 0:
                     self.learner = None  # it has made that step, and is nothing to keep
                     what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
                     raise Diverged(what, step, config.learning_rate)
@@ -437,7 +445,7 @@ class _Run:
         if self._validates_at(step):
             self._validate(learner, self.held_out_encoded, step)
         if self._saves_at(step):
-            self._save(f"step{step:06}")
+            self._save()
         if self._samples_at(step):
             self._sample(learner, encoded, step)
         self.looked_at = step
@@ -462,7 +470,7 @@ class _Run:
                 self._mark(step, "note", "other sampling prompts")
             if controls.take("checkpoint"):
                 self._checkpoint()
-                self._save(f"step{step:06}")
+                self._save()
             if controls.take("sample") and controls.sample_prompts:
                 self._sample(learner, encoded, step)
             if controls.take("finish"):
@@ -485,14 +493,17 @@ class _Run:
 
     def _step_back(self, learner: Learner, state: State, error: Diverged) -> None:
         self._load(learner, state)
+        with refused(state):
+            self._restore_looks(past_of(state))
         self.folder.cut_metrics(state.step)
         self.events.cut(state.step)
-        self.validations.losses = [each for each in self.validations.losses if each[0] <= state.step]
-        self.looked_at = min(self.looked_at, state.step)
+        self.samples = [each for each in self.samples if each.step <= state.step]
+        self.steps_back += 1
         self.controls.rate_factor = 0.5 * self._rate_factor_at(state.step)
         self.rate_changes.append((state.step, self.controls.rate_factor))
         self._mark(state.step, "learning_rate", f"x {self.controls.rate_factor:g}")
         self._note(f"{error} Went back to step {state.step} with the learning rate x {self.controls.rate_factor:g}.")
+        self._checkpoint()  # in place of those of the way that was given up
 
     def _mark(self, step: int, kind: str, text: str = "") -> None:
         self.events.mark(step, kind, text)
@@ -507,7 +518,7 @@ class _Run:
         self.events.preparing("saving")
         past = Past(
             self.events.losses, self.events.elapsed, self.rate_changes, self.controls.sample_prompts,
-            self.validations.losses, self.is_over or is_last, self.looked_at, self.best,
+            self.validations.losses, self.is_over or is_last, self.looked_at, self.best, self.steps_back,
         )  # fmt: skip
         path = self.folder.checkpoint(past.put_into(*self.learner.state()), self.config.keep_checkpoints)
         self.checkpointed_at = time.monotonic()
@@ -536,8 +547,13 @@ class _Run:
         """
         steps = len(self.events.losses)
         told = []
-        if not is_good and (kept := checkpoints(self.folder.checkpoints)):
-            told.append(f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from {kept[-1].name}.")
+        if not is_good:
+            state, _ = newest_state(self.folder.checkpoints)
+            told.append(
+                f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from step {state.step}."
+                if state is not None
+                else "No checkpoint is left to go on from: a better recipe starts anew."
+            )
         if steps == 0 or self.learner is None:
             return " ".join(told) if steps else "Nothing was learned yet."
         try:
@@ -546,8 +562,8 @@ class _Run:
         except Exception as error:  # whatever stopped the run comes first
             told.append(f"No checkpoint of step {steps} could be made: {error}")
         try:
-            path = self._save(f"step{steps:06}-partial")
-            told.append(f"What was learned in {steps} steps is kept in {path}.")
+            path = self._save("-partial", takes_best=True)
+            told.append(f"What was learned in {self._step_of_lora(takes_best=True)} steps is kept in {path}.")
         except Exception as error:  # likewise
             told.append(f"What was learned in {steps} steps could not be saved as a LoRA: {error}")
         return " ".join(told)
@@ -670,11 +686,19 @@ class _Run:
         with self.learner.in_use():
             return lora_tensors(self.adapters, self.names)
 
-    def _lora(self) -> LoRAModel:
-        """The LoRA as it is now, or as it was at its best where that is to be kept."""
-        tensors = self.best or self._tensors()
+    def _step_of_lora(self, takes_best: bool) -> int:
+        best = self.validations.best if takes_best and self.best else None
+        return best[0] if best else len(self.events.losses)
+
+    def _lora(self, takes_best: bool = False) -> LoRAModel:
+        """The LoRA as it is now.
+
+        Args:
+            takes_best: as it was at its best, where that is to be kept.
+        """
+        tensors = (takes_best and self.best) or self._tensors()
         version, architecture = host.base_version(self.model)
-        step = len(self.events.losses)
+        step = self._step_of_lora(takes_best)
         facts = RunFacts(
             self.name, version, architecture, self.family.prediction, step, self.plan.steps,
             self.plan.epoch_of(max(0, step - 1)) + 1, self.plan.epoch_of(self.plan.steps - 1) + 1, self.started_at,
@@ -685,9 +709,10 @@ class _Run:
         layers = {names.kohya: names for names in self.names.values()}
         return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers, self.config.save_precision)
 
-    def _save(self, suffix: str) -> str:
-        lora = in_precision(self._lora(), AS_TRAINED)
-        path = save_lora(host.lora_folder() / f"{self.name}-{suffix}.safetensors", lora, lora.metadata)
+    def _save(self, suffix: str = "", takes_best: bool = False) -> str:
+        lora = in_precision(self._lora(takes_best), AS_TRAINED)
+        name = f"{self.name}-step{self._step_of_lora(takes_best):06}{suffix}.safetensors"
+        path = save_lora(host.lora_folder() / name, lora, lora.metadata)
         host.say("wrote %s", path)
         self.events.resume_clock()
         return str(path)

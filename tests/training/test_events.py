@@ -157,6 +157,27 @@ def test_new_marks_samples_and_validations_are_told_once(page: Page) -> None:
     assert a_run.history()["best"] == {"step": 1, "validation_loss": 0.5}
 
 
+def test_a_run_that_goes_back_forgets_what_came_after(page: Page) -> None:
+    a_run = run()
+    for step in (1, 2, 3):
+        learn(a_run, [1.0])
+        a_run.validated(step, 0.5)
+        a_run.mark(step, "sample")
+        a_run.sampled({"step": step, "prompt": "a"})
+    a_run.cut(2)
+    page.heard()
+    learn(a_run, [2.0])
+    a_run.validated(3, 0.4)
+    a_run.mark(3, "note")
+    a_run.started()
+    history, heard = a_run.history(), page.heard()
+    assert [point[:2] for point in history["points"]] == [[1, 1.0], [2, 1.0], [3, 2.0]]
+    assert [mark["kind"] for mark in history["marks"]] == ["sample", "sample", "note"]
+    assert [sample["step"] for sample in history["samples"]] == [1, 2]
+    assert [3, 0.4] in [each for m in heard for each in m["validation"]]
+    assert "note" in [mark["kind"] for m in heard for mark in m["marks"]]
+
+
 def test_thinning_keeps_every_spike_and_the_last_point() -> None:
     points = [[step, 1.0, 0.0] for step in range(1, 10_001)]
     points[4321][1], points[77][1] = 9.0, -3.0

@@ -6,10 +6,12 @@ when the fault is gone, gives the same LoRA as if there had been none. `tests/te
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from lora_kiln.training.dataset import Dataset, Picture
 from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
 from lora_kiln.training.run_folder import ANEW, CONTINUE_CHANGED, RunFolder, read_metrics
+from lora_kiln.training.step import Step
 from lora_kiln.training.trainer import Trained
 from PIL import Image
 
@@ -97,6 +100,11 @@ def run_folder(folders: Path, name: str = "test") -> Path:
 def message() -> str:
     """What the page and run.json say of the last run."""
     return events.histories()[-1]["message"]
+
+
+def times_back() -> int:
+    """How often the last run went back."""
+    return sum("Went back" in note for note in events.histories()[-1]["notes"])
 
 
 # ---------------------------------------------------------------- the disk
@@ -206,12 +214,70 @@ def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, 
         at_step(patched, step, raise_rate)
         with pytest.raises(Diverged, match=f"{words}.* at step {step + 2}: .*Lower learning_rate"):
             ground.again(wild)
-    assert f"a better recipe goes on from step{step:06}" in message()
+    assert f"a better recipe goes on from step {step}." in message()
     assert_untouched(ground.small, ground.before)
     state, damage = newest_state(run_folder(folders) / "checkpoints")
     assert state is not None and state.step == step and not damage
     trained = ground.again(replace(wild, learning_rate=1e-4), previous=CONTINUE_CHANGED)
     assert "Takes over what the run" in trained.report and max(trained.losses) < 10.0
+
+
+def when_moving(monkeypatch: pytest.MonkeyPatch, act: Callable[[Step, int], Any]) -> None:
+    """Does something to a step, from 1, when its loss and gradients are there and nothing has moved yet."""
+    move = Step.move
+
+    def acting(self: Step) -> None:
+        act(self, events.histories()[-1]["step"] + 1)
+        move(self)
+
+    monkeypatch.setattr(Step, "move", acting)
+
+
+def spoil_gradients(step: Step, number: int) -> None:
+    if number == 3:
+        for parameter in step.parameters:
+            assert parameter.grad is not None
+            parameter.grad.fill_(torch.nan)
+
+
+def spoil_loss(step: Step, number: int) -> None:
+    if number == 3:
+        step.loss.fill_(torch.nan)
+
+
+def test_gradients_that_are_no_numbers_leave_the_checkpoint_before_them(ground, folders, monkeypatch):
+    config = replace(CONFIG, keep_checkpoints=1)
+    with monkeypatch.context() as patched, pytest.raises(Diverged, match="The gradients are no numbers at step 3"):
+        when_moving(patched, spoil_gradients)
+        ground.again(config)
+    assert "a better recipe goes on from step 2." in message()
+    assert_untouched(ground.small, ground.before)
+    trained = ground.again(replace(config, learning_rate=1e-4), previous=CONTINUE_CHANGED)
+    assert "had learned in 2 steps" in trained.report
+
+
+def test_gradients_that_are_no_numbers_are_gone_back_behind(ground, folders, monkeypatch):
+    """From the step before, any rate leads to the same gradients."""
+    with monkeypatch.context() as patched:
+        when_moving(patched, lambda step, number: times_back() or spoil_gradients(step, number))
+        trained = ground.again(replace(CONFIG, on_divergence="step back"))
+    assert "Went back to step 1 " in trained.report and len(trained.losses) == 3
+
+
+def test_a_loss_that_spoils_the_only_checkpoint_says_that_none_is_left(ground, folders, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Diverged, match="The loss is nan at step 3"):
+        when_moving(patched, spoil_loss)
+        ground.again(replace(CONFIG, keep_checkpoints=1))
+    assert newest_state(run_folder(folders) / "checkpoints") == (None, [])
+    assert "No checkpoint is left to go on from" in message() and "is kept in" in message()
+    ground.assert_nothing_is_lost()
+
+
+def test_a_loss_after_losses_of_zero_is_no_explosion(ground, monkeypatch):
+    with monkeypatch.context() as patched:
+        when_moving(patched, lambda step, number: number > 21 or step.loss.zero_())
+        trained = ground.again(replace(CONFIG, steps=22))
+    assert trained.losses[:21] == [0.0] * 21 and trained.losses[21] > 0.0
 
 
 # ---------------------------------------------------------------- pictures
@@ -382,6 +448,22 @@ def test_a_checkpoint_that_is_made_again_is_never_missing(states: Path):
     assert len(checkpoints.checkpoints(states)) == 3
 
 
+def test_a_file_system_that_syncs_no_folder_takes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sync, refused = os.fsync, []
+
+    def syncing_files(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            refused.append(handle)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", syncing_files)
+    assert read_state(write_state(tmp_path, State(1, {"a": torch.ones(8)}))).step == 1
+    with checkpoints.whole(tmp_path / "a") as unfinished:
+        unfinished.write_text("b")
+    assert (tmp_path / "a").read_text() == "b" and len(refused) == 3
+
+
 def test_what_is_damaged_is_not_kept_in_place_of_what_is_whole(states: Path):
     (states / "step000003" / checkpoints.TENSORS).write_bytes(b"")
     checkpoints.prune(write_state(states, State(2, {"a": torch.ones(8)}, {"b": "again"})), keep=1)
@@ -392,7 +474,7 @@ def test_what_is_damaged_is_not_kept_in_place_of_what_is_whole(states: Path):
 
 WRONG = [
     *(lambda facts, key=key: facts.pop(key) for key in ("elapsed", "rate_changes", "sample_prompts", "validations")),
-    *(lambda facts, key=key: facts.pop(key) for key in ("is_over", "looked_at", "optimizer")),
+    *(lambda facts, key=key: facts.pop(key) for key in ("is_over", "looked_at", "steps_back", "optimizer")),
     lambda facts: facts.update(elapsed="long"),
     lambda facts: facts.update(elapsed=1e400),
     lambda facts: facts.update(rate_changes=[[1]]),
@@ -402,6 +484,7 @@ WRONG = [
     lambda facts: facts.update(validations=[[0, float("nan")]]),
     lambda facts: facts.update(is_over="no"),
     lambda facts: facts.update(looked_at=[2]),
+    lambda facts: facts.update(steps_back=-1),
     lambda facts: facts.update(optimizer=[]),
     lambda facts: facts["optimizer"].update(state={"x": {}}),
     lambda facts: facts["optimizer"].update(groups=[]),

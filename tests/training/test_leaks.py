@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import comfy.model_management
 import pytest
 import torch
 from lora_kiln.training import host
+from lora_kiln.training.checkpoints import read_state, write_state
+from lora_kiln.training.problems import InputError
 from torch import nn
 
 import models
-from training_runs import at_step, changed, run
+from training_runs import at_step, changed, run, stopped_at
 
 CONFIG = changed(
     steps=2, batch_size=1, checkpoint_minutes=0.0, sample_every=1, sample_prompts=("a",), sample_steps=1,
@@ -71,5 +75,20 @@ def test_runs_leave_nothing_behind(act: Callable[[], None], monkeypatch: pytest.
             run(CONFIG, f"run_{number}", small=small)
         except (host.Interrupted, OSError):
             comfy.model_management.interrupt_current_processing(False)
+        found.append(alive(small))
+    assert all(each == found[WARM_UP] for each in found[WARM_UP:]), found[WARM_UP:]
+
+
+def test_refused_runs_leave_nothing_behind(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    """Their checkpoint is of no run."""
+    small, runs = models.sd15(), folders / "output" / "lora_kiln"
+    stopped_at(monkeypatch, 1, CONFIG, "stopped")
+    checkpoint = next((runs / "stopped").glob("*/checkpoints/step*"))
+    write_state(checkpoint.parent, replace(read_state(checkpoint), facts={}))
+    found: list[dict[str, Any]] = []
+    for number in range(WARM_UP + RUNS):
+        shutil.copytree(runs / "stopped", runs / f"run_{number}")
+        with pytest.raises(InputError, match="cannot be continued"):
+            run(CONFIG, f"run_{number}", small=small)
         found.append(alive(small))
     assert all(each == found[WARM_UP] for each in found[WARM_UP:]), found[WARM_UP:]

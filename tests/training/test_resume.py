@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from lora_kiln.training import events
+import torch
+from lora_kiln.training import events, trainer
+from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
 from lora_kiln.training.run_folder import ANEW, CONTINUE_CHANGED, REFUSE, read_metrics
+from safetensors.torch import load_file
 
 from training_runs import CONFIG, assert_same, changed, run, stopped_at
 
 STEPS = CONFIG.steps
 
 
+class Killed(BaseException):
+    """The end of the process: nothing is written any more."""
+
+
 @pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch):
+def lora_folder(folders, monkeypatch) -> Path:
     import folder_paths
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders / "loras")], {".safetensors"}))
+    path = folders / "loras"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -100,11 +111,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch, folders):
 
 def test_the_loss_that_is_no_number_steps_back_where_asked():
     steady = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=1e30, steps=3)
-    from lora_kiln.training.loop import Diverged
-
     with pytest.raises(Diverged):
         run(steady)
-    assert len([note for note in events.histories()[-1]["notes"] if "Went back" in note]) == 3
+    assert times_back() == 3
 
 
 def test_the_record_holds_what_the_lora_follows_from(folders):
@@ -139,8 +148,6 @@ def test_what_stopped_the_run_is_said_even_if_nothing_can_be_kept(monkeypatch):
 
 
 def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypatch, folders):
-    from lora_kiln.training.loop import Diverged
-
     stopped_at(monkeypatch, 2, CONFIG)
     done, broke = events.RunEvents.step, []
 
@@ -158,3 +165,101 @@ def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypat
     assert "Went back to step 2" in trained.report and len(trained.losses) == STEPS
     told = [line["step"] for line in read_metrics(folders / "output" / "lora_kiln" / last["run"]) if "loss" in line]
     assert told == list(range(1, STEPS + 1))
+
+
+# ---------------------------------------------------------------- the best, and the way back
+
+BEST = changed(
+    validation_share=0.3, validation_every=1, keep_best=True, save_every=1, save_precision="fp32",
+    checkpoint_minutes=0.0,
+)  # fmt: skip
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, loss_at: Callable[[int], float]) -> None:
+    """Lets validation find a loss that depends on the step."""
+    monkeypatch.setattr(trainer, "mean_loss", lambda *_: loss_at(events.histories()[-1]["step"]))
+
+
+def assert_is(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    found = load_file(file)
+    assert found.keys() == tensors.keys()
+    assert [name for name in found if not torch.equal(found[name], tensors[name])] == []
+
+
+def times_back() -> int:
+    return sum("Went back" in note for note in events.histories()[-1]["notes"])
+
+
+def test_files_on_the_way_hold_their_own_step_and_the_last_the_best(monkeypatch, lora_folder):
+    measured(monkeypatch, lambda step: abs(step - 2))
+    last = run(changed(**{**vars(BEST), "keep_best": False}), "last")
+    best = run(BEST)
+    for step in (1, 2, 3):
+        assert_is(
+            lora_folder / f"test-step{step:06}.safetensors", load_file(lora_folder / f"last-step{step:06}.safetensors")
+        )
+    assert_is(lora_folder / "test-step000002.safetensors", best.lora)
+    assert (best.lora.metadata["ss_steps"], last.lora.metadata["ss_steps"]) == ("2", str(STEPS))
+
+
+def test_what_is_kept_of_a_stopped_run_is_the_best_under_its_own_step(monkeypatch, lora_folder):
+    measured(monkeypatch, lambda step: abs(step - 2))
+    stopped_at(monkeypatch, 3, BEST)
+    assert_is(
+        lora_folder / "test-step000002-partial.safetensors", load_file(lora_folder / "test-step000002.safetensors")
+    )
+    assert "What was learned in 2 steps is kept in" in events.histories()[-1]["message"]
+
+
+def test_nothing_of_the_way_that_was_given_up_stays(monkeypatch, lora_folder):
+    """Step 3 is the best and is drawn by hand, step 4 diverges; killed after the step back or not, it is the same."""
+    config = changed(**{**vars(BEST), "on_divergence": "step back", "sample_every": STEPS, "sample_prompts": ("a",)})
+    done, given_up = events.RunEvents.step, []
+
+    def diverging(self, *args):
+        done(self, *args)
+        step = len(self.losses)
+        if step == 3 and not given_up:
+            self.controls.ask("sample")
+        if step == 4 and not given_up:
+            given_up.append(step)
+            raise Diverged("The loss is nan", step, 0.01)
+
+    def killing(self, *args):
+        diverging(self, *args)
+        if given_up and len(self.losses) == 3:
+            raise Killed
+
+    measured(monkeypatch, lambda step: 1.0 if step == 3 and not given_up else 2.0 + abs(step - 2))
+    with monkeypatch.context() as patched:
+        patched.setattr(events.RunEvents, "step", diverging)
+        whole = run(config, "whole")
+    history = events.histories()[-1]
+    assert "Went back to step 2" in whole.report
+    assert_is(lora_folder / "whole-step000002.safetensors", whole.lora)
+    assert [sample.step for sample in whole.samples] == [sample["step"] for sample in history["samples"]] == [0, STEPS]
+    assert [mark["step"] for mark in history["marks"] if mark["kind"] == "sample"] == [0, STEPS]
+    given_up.clear()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(events.RunEvents, "step", killing)
+        run(config)
+    resumed = run(config)
+    assert "Goes on from step 2" in resumed.report
+    assert_same(resumed, whole)
+
+
+def test_steps_back_are_counted_over_a_stop(monkeypatch):
+    wild = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=1e30, steps=3)
+    started = events.RunEvents.started
+
+    def killing(self):
+        started(self)
+        if times_back() == 2:
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(events.RunEvents, "started", killing)
+        run(wild)
+    with pytest.raises(Diverged):
+        run(wild)
+    assert times_back() == 1

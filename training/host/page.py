@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import comfy.cli_args
 import comfy.model_management
 import comfy.utils
 import psutil
@@ -186,11 +187,15 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 def _refuses_other_sites(respond: Handler) -> Handler:
-    """What the host itself does from 0.20 on: a request that another site's page sends gets no answer."""
+    """What the host itself does from 0.20 on: a request that another site's page sends gets no answer.
+
+    As there, `--enable-cors-header` lets them through.
+    """
 
     @functools.wraps(respond)
     async def guarded(request: web.Request) -> web.Response:
-        if request.headers.get("Sec-Fetch-Site") == "cross-site":
+        is_from_elsewhere = request.headers.get("Sec-Fetch-Site") == "cross-site"
+        if is_from_elsewhere and not comfy.cli_args.args.enable_cors_header:
             return _error(403, "Requests from pages of other sites are refused.")
         return await respond(request)
 

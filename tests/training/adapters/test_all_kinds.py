@@ -199,8 +199,9 @@ def test_recomputed_activations_see_the_same_dropout(kind: str, name: str, reent
         torch.manual_seed(99)  # whatever else draws in between
         (expected[how] ** 2).sum().backward()
         gradients[how] = [parameter.grad.clone() for parameter in adapter.parameters()]
-    assert torch.equal(expected["plain"], expected["recomputed"])
-    assert all(torch.equal(a, b) for a, b in zip(gradients["plain"], gradients["recomputed"], strict=True))
+    # Another draw differs by whole entries; where tensors lie in memory moves the last bits of a product.
+    torch.testing.assert_close(expected["plain"], expected["recomputed"])
+    torch.testing.assert_close(gradients["plain"], gradients["recomputed"])
     adapter.clear_dropout()
     assert (p or q) == 0 or not torch.allclose(adapter(layer, layer, x), expected["plain"])
 

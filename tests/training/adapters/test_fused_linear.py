@@ -41,7 +41,7 @@ def results(name: str, is_fused: bool, dtype: torch.dtype = torch.float32) -> li
 def test_it_gives_what_layer_and_adapter_give_apart(name: str) -> None:
     for fused, apart in zip(results(name, True), results(name, False), strict=True):
         assert fused.shape == apart.shape
-        torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -213,8 +213,8 @@ def test_conditionings_of_other_lengths_are_predicted_each_for_itself(name):
             assert torch.allclose(together[row : row + 1], one, atol=1e-4)
 
 
-def _cut(value: torch.Tensor) -> torch.Tensor:
-    return value[:, :4] if value.dtype == torch.int64 else value
+def _cut(value: torch.Tensor | None) -> torch.Tensor | None:
+    return value[:, :4] if value is not None and value.dtype == torch.int64 else value
 
 
 # ---------------------------------------------------------------- what belongs together

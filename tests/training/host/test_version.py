@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from lora_kiln.training.host.version import OLDEST, numbers, refuse_if_too_old
 
@@ -17,6 +21,15 @@ def test_an_older_host_is_refused_with_what_to_do(version: str):
 @pytest.mark.parametrize("version", [OLDEST, f"{OLDEST}-rc1", "0.30.0", "0.100", "1.0.0", "v2", "nightly"])
 def test_others_are_not(version: str):
     refuse_if_too_old(version)
+
+
+def test_a_host_without_the_nodes_api_hears_the_same(tmp_path: Path):
+    """Nothing else is asked of it before."""
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.3.20"')
+    (tmp_path / "lora_kiln").symlink_to(PACK)
+    code = "import asyncio, lora_kiln; asyncio.run(lora_kiln.comfy_entrypoint())"
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert told.stderr.strip().splitlines()[-1].startswith(f"ImportError: LoRA Kiln needs ComfyUI {OLDEST} or later")
 
 
 def test_what_is_compared_are_numbers():

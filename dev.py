@@ -363,9 +363,9 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     environ = setup.environ() | {"HF_HUB_OFFLINE": "1"}
     environ |= {"LORA_KILN_CHROMIUM": browser} if (browser := chromium()) else {}
     environ |= {"LORA_KILN_COMFY_CLI": str(comfy_cli())}
-    # A server and a page each: two of them keep two cores busy, and more would take turns.
+    # Three on the two cores of CI: while one waits for its server or its page another works.
     python = [setup.python, "-m"]
-    pytest = [*python, "pytest", *(rest or ["-n", "2", "--dist", "loadfile"])]
+    pytest = [*python, "pytest", *(rest or ["-n", "3", "--dist", "loadfile"])]
     steps: dict[str, Callable[[], bool]] = {"pytest": lambda: passes(pytest, environ)}
     if not rest:
         steps = {

@@ -124,12 +124,20 @@ class ApplyLoRAPreview(io.ComfyNode):
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
         drawing = Drawing(seed, width, height, steps, cfg, negative_prompt, sampler, scheduler)
         versions = Versions(lora, host.lora_places() if step or compare == STEPS else {})
+        notes = []
+        if not versions.has(step):  # chosen for another run: what was trained since must not be lost by it
+            there = ", ".join(map(str, versions.files)) or "none"
+            notes.append(f"The run has no file of step {step} (it has: {there}): the LoRA as it comes in goes on.")
+            host.say("Apply LoRA Preview: %s", notes[-1])
+            step = 0
         chosen = for_host(in_precision(versions.at(step), AS_TRAINED), host.layer_names(model, clip))
         rows = versions.chosen() if compare == STEPS else [0]
         check_size(rows, lines, columns, drawing)
-        note = NO_STEPS if compare == STEPS and rows == [0] else ""
+        if compare == STEPS and rows == [0]:
+            notes.append(NO_STEPS)
         place = str(cls.hidden.unique_id) if cls.hidden is not None else ""
-        grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing, note)
+        grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing)
+        shown = {**shown, "kiln_preview": [{**shown["kiln_preview"][0], "note": "\n".join(notes)}]}
         return io.NodeOutput(grid, *host.with_lora(model, clip, chosen, strength), ui=shown)
 
 
@@ -142,27 +150,25 @@ def drawn(
     prompts: list[str],
     strengths: list[float],
     drawing: Drawing,
-    note: str,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """(the grid, what the page gets), drawn anew unless this place drew just that last.
 
     Args:
         things: MODEL, CLIP, VAE and LoRA.
-        note: what the page says above the pictures.
     """
-    settings = (steps, prompts, strengths, drawing, note)
+    settings = (steps, prompts, strengths, drawing)
     if found := LAST.find(place, things, settings):
         return found[0] / 255.0, found[1]
     model, clip, vae, _ = things
     progress = host.progress_bar(len(steps) * len(prompts) * len(strengths))
     rows = draw_rows(model, clip, vae, versions, steps, prompts, strengths, drawing, progress)
     grid = comparison_sheet(rows, strengths)
-    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [for_page(cls, rows, strengths, note)]}
+    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [for_page(cls, rows, strengths)]}
     LAST.keep(place, things, settings, ((grid * 255.0).round().to(torch.uint8), shown))
     return grid, shown
 
 
-def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float], note: str) -> dict[str, Any]:
+def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float]) -> dict[str, Any]:
     """Rows of {number and text of the prompt, step, label, a picture's place a strength}, and the strengths."""
     told = []
     for row in rows:
@@ -170,7 +176,7 @@ def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float], n
         told.append(
             {"number": row.number, "prompt": row.prompt, "step": row.step, "label": row.label, "pictures": files}
         )
-    return {"strengths": strengths, "rows": told, "note": note}
+    return {"strengths": strengths, "rows": told}
 
 
 def parse_strengths(text: str) -> list[float]:

@@ -64,19 +64,17 @@ class Versions:
         self.last = step_of(getattr(lora, "metadata", {}))
         """how many steps the LoRA itself was trained for; None where it is not known"""
 
+    def has(self, step: int) -> bool:
+        """Whether `at` knows a step."""
+        return step in (0, self.last, *self.files)
+
     def at(self, step: int) -> Mapping[str, torch.Tensor]:
-        """The LoRA after so many steps; 0 = as it came in.
+        """The LoRA after so many steps, one that `has` knows; 0 = as it came in.
 
         Raises:
-            InputError: its run has no file of that step, or it cannot be read.
+            InputError: its file cannot be read.
         """
-        if step in (0, self.last):
-            return self.lora
-        if step not in self.files:
-            there = f"there are {', '.join(map(str, self.files))}" if self.files else "there is none of this LoRA's run"
-            problem = f"step is {step}, which is no file that the run has saved: {there}. Choose one, or 0."
-            raise InputError(SUBJECT, [problem])
-        return read_lora_file(self.files[step])
+        return self.lora if step in (0, self.last) else read_lora_file(self.files[step])
 
     def chosen(self) -> list[int]:
         """The steps to compare, the LoRA as it came in last."""

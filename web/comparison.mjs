@@ -23,11 +23,11 @@ export function groupsOf({ strengths = [], rows = [] } = {}) {
   return [...groups.values()];
 }
 
-/** What is chosen, in words: "Goes on: strength 0.8 of step 500". */
+/** What is chosen, in words: "Output: step 500 at strength 0.8". */
 export function choiceText({ strength, step }, shown) {
   const label = shown?.rows?.find((row) => row.step === step)?.label ?? (step ? `step ${step}` : "the LoRA");
   const text = String(Number(Number(strength).toFixed(4)));
-  return Number(strength) === 0 ? "Goes on: the model without the LoRA" : `Goes on: ${label} at strength ${text}`;
+  return Number(strength) === 0 ? "Output: the model without the LoRA" : `Output: ${label} at strength ${text}`;
 }
 
 export class ComparisonView {

@@ -170,9 +170,13 @@ def test_where_no_step_was_saved_it_is_said(small: Small, earlier, lora) -> None
     assert len(shown["rows"]) == 1 and "save_every" in shown["note"]
 
 
-def test_a_step_that_was_not_saved_is_refused_before_anything_is_drawn(small: Small, earlier, last) -> None:
-    with pytest.raises(InputError, match=r"step is 6, .*there are 5"):
-        preview(small, last, step=6)
+def test_a_step_of_another_run_stops_nothing_and_it_is_said(small: Small, earlier, last) -> None:
+    output = output_of(small, last, step=6)
+    [shown] = output.ui["kiln_preview"]
+    assert "no file of step 6 (it has: 5)" in shown["note"]
+    expected = drawn(host.with_lora(small.model, small.clip, last, 1.0)[0], small)
+    assert_same_picture(drawn(output.args[1], small), expected)
+    assert output_of(small, last, step=5).ui["kiln_preview"][0]["note"] == ""
 
 
 def test_choosing_another_strength_draws_nothing_anew(small: Small, earlier, last) -> None:
@@ -204,9 +208,11 @@ def test_strengths_are_numbers_apart(text: str, expected: list[float]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a lot", "0, one", "0.5.1", "nan", "0, inf", "11"])
-def test_strengths_that_are_no_numbers_are_refused(text: str) -> None:
+def test_strengths_that_are_no_numbers_are_refused_before_anything_runs(text: str) -> None:
     with pytest.raises(InputError, match="strengths holds"):
         parse_strengths(text)
+    assert "strengths holds" in str(ApplyLoRAPreview.validate_inputs(strengths=text))
+    assert ApplyLoRAPreview.validate_inputs(strengths="0, 1") is True
 
 
 def test_a_lora_with_diffusers_keys_does_what_it_does_with_kohyas(small: Small, lora) -> None:

@@ -73,11 +73,10 @@ def test_a_step_is_read_from_its_file_and_0_is_the_lora_itself(files):
     assert torch.equal(versions.at(200)["lora_unet_a.lora_up.weight"], torch.full((4, 2), 2.0))
 
 
-def test_a_step_that_was_not_saved_is_refused_with_those_that_were(files):
-    with pytest.raises(InputError, match=r"step is 150, .*: there are 100, 200\. Choose one, or 0"):
-        Versions(final(), files).at(150)
-    with pytest.raises(InputError, match="there is none"):
-        Versions(tensors(), files).at(100)
+def test_only_steps_that_were_saved_are_known(files):
+    versions = Versions(final(), files)
+    assert [step for step in (0, 100, 150, 200, 300, 900) if versions.has(step)] == [0, 100, 200, 300]
+    assert not Versions(tensors(), files).has(100)
 
 
 def test_a_name_with_a_folder_is_known_by_its_last_part(tmp_path: Path):

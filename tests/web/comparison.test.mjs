@@ -35,9 +35,9 @@ test("a row with fewer pictures, or none, has fewer cells", () => {
 });
 
 test("the choice is said in words", () => {
-  assert.equal(choiceText({ strength: 0.8, step: 500 }, SHOWN), "Goes on: step 500 at strength 0.8");
-  assert.equal(choiceText({ strength: 0.7000000001, step: 0 }, SHOWN), "Goes on: step 900 at strength 0.7");
-  assert.equal(choiceText({ strength: 1, step: 0 }, null), "Goes on: the LoRA at strength 1");
-  assert.equal(choiceText({ strength: 1, step: 70 }, SHOWN), "Goes on: step 70 at strength 1");
-  assert.equal(choiceText({ strength: 0, step: 0 }, SHOWN), "Goes on: the model without the LoRA");
+  assert.equal(choiceText({ strength: 0.8, step: 500 }, SHOWN), "Output: step 500 at strength 0.8");
+  assert.equal(choiceText({ strength: 0.7000000001, step: 0 }, SHOWN), "Output: step 900 at strength 0.7");
+  assert.equal(choiceText({ strength: 1, step: 0 }, null), "Output: the LoRA at strength 1");
+  assert.equal(choiceText({ strength: 1, step: 70 }, SHOWN), "Output: step 70 at strength 1");
+  assert.equal(choiceText({ strength: 0, step: 0 }, SHOWN), "Output: the model without the LoRA");
 });

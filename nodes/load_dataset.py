@@ -190,8 +190,7 @@ class LoadDataset(io.ComfyNode):
         dataset = _read(
             _one(folder), regularisation, from_graph, repeats, stop_at_problems, DatasetSettings(**values)
         )  # fmt: skip
-        if from_graph:  # the page shows a folder's pictures by itself, and keeps what it shows up to date
-            host.show_text(_summary(dataset))
+        host.show_text(_summary(dataset))
         sheet = dataset_sheet(dataset)
         return io.NodeOutput(dataset, sheet, caption_lines(dataset), ui=ui.PreviewImage(sheet, cls=cls))
 

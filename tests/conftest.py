@@ -51,11 +51,11 @@ def host_version() -> str:
 def _import_host(host_dir: Path, base: Path) -> None:
     """Puts the host on sys.path, on the CPU where there is no CUDA, with `base` as its base directory."""
     sys.path.insert(0, str(host_dir))
-    import utils.extra_config  # noqa: F401  (first, as main.py does: some hosts' nodes.py hides it behind comfy/utils.py)
     from comfy.cli_args import args
 
     args.cpu = not has_cuda()
     args.base_directory = str(base)
+    import utils.extra_config  # noqa: F401  (before nodes.py, as main.py does: some hosts' hides it behind comfy/utils.py)
 
 
 def _import_pack() -> None:

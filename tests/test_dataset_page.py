@@ -139,6 +139,16 @@ def test_regularisation_pictures_stand_in_the_sheet_too(page, server: Server, ca
     assert page.locator(FIELDS).count() == 1  # its own folder's captions
     assert base.name in page.inner_text(".kiln-editor h2")
     page.keyboard.press("Escape")
+    page.evaluate(
+        """() => {
+          const source = window.LiteGraph.createNode('LoadImage');
+          window.app.graph.add(source);
+          source.connect(0, window.app.graph.nodes[0], 'images');
+        }"""
+    )
+    assert page.evaluate(hides_hosts) is False
+    page.evaluate("window.app.graph.remove(window.app.graph.nodes[1])")
+    assert page.evaluate(hides_hosts) is True
     page.evaluate(CHOOSE, "none")
     page.locator(".kiln-hint").wait_for()
     assert page.evaluate(hides_hosts) is False  # pictures over a wire are shown by the host alone

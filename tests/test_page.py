@@ -200,6 +200,22 @@ def test_the_comparison_shows_prompts_as_text_and_opens_large(page, server: Serv
     assert page.locator(".kiln-overlay").count() == 0
 
 
+def test_save_lora_says_as_text_where_it_saved_and_again_after_undo(page, server: Server):
+    open_page(page, server)
+    open_workflow(page)
+    node = "window.app.graph.findNodesByType('KilnSaveLoRA')[0]"
+    told = "Saved <img src=x onerror='window.pwned=1'>"
+    output = {"text": [told]}
+    page.evaluate(f"output => {node}.onExecuted(output)", output)
+    line = page.locator(".kiln-saved")
+    assert line.text_content() == told and page.evaluate("window.pwned") is None
+    page.evaluate(
+        "workflow => window.app.loadGraphData(workflow, false)", page.evaluate("window.app.graph.serialize()")
+    )
+    page.evaluate(f"output => {{ window.app.nodeOutputs = {{[{node}.id]: output}}; }}", output)  # as undo puts it back
+    assert page.locator(".kiln-saved").text_content() == told
+
+
 def test_a_preset_fills_in_its_fields_and_leaves_the_rest(page, server: Server):
     open_page(page, server)
     open_workflow(page)

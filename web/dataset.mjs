@@ -28,7 +28,8 @@ export function addDatasetView(node, api) {
     getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
-  hideOwnPreview(node, () => view.folder !== null); // pictures that come over a wire are shown by the host alone
+  const isWired = () => node.inputs?.find((input) => input.name === "images")?.link != null;
+  hideOwnPreview(node, () => view.folder !== null && !isWired()); // what comes over a wire is shown by the host alone
   view.start();
 }
 

@@ -43,7 +43,7 @@ export function after(object, method, then) {
 }
 
 /** The host would show a node's pictures once more below ours: it does so only while `isHidden` says no. */
-export function hideOwnPreview(node, isHidden = () => true) {
+export function hideOwnPreview(node, isHidden) {
   Object.defineProperty(node, "hideOutputImages", { get: isHidden, configurable: true }); // in Vue nodes
   const draw = node.onDrawBackground;
   node.onDrawBackground = function () {

@@ -6,6 +6,7 @@ import { addDatasetView } from "./dataset.mjs";
 import { after, element, hideOwnPreview, setText } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
+import { addStyle } from "./style.mjs";
 
 const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
@@ -17,7 +18,7 @@ const SILENCE = 10_000; // milliseconds without a message of a run that goes on,
 
 const store = new RunStore();
 const views = new Map(); // node -> its RunView
-const comparisons = new Map(); // node -> shows an output of it
+const shows = new Map(); // node -> shows an output of it
 let heardAt = 0;
 let presets = {};
 
@@ -173,29 +174,35 @@ function addComparisonView(node) {
   for (const name of ["prompts", "negative_prompt"]) widgetOf(name).options.getMaxHeight = () => TEXT_HEIGHT; // the rest is for pictures
   for (const name of ["strength", "step"]) after(widgetOf(name), "callback", () => view.mark(chosen()));
   after(node, "onConfigure", () => view.mark(chosen()));
-  const show = (output) => output?.kiln_preview && view.show(output.kiln_preview[0]);
-  after(node, "onExecuted", show);
-  comparisons.set(node, show);
-  after(node, "onRemoved", () => comparisons.delete(node));
+  showOutputs(node, (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));
   hideOwnPreview(node, () => !view.isEmpty);
   view.mark(chosen());
-}
-
-/** Undo and another tab make every node anew; the page keeps what they had drawn. */
-function showComparisons() {
-  for (const [node, show] of comparisons) {
-    const isInSubgraph = node.graph && node.graph !== rootGraph();
-    show(app.nodeOutputs?.[isInSubgraph ? `${node.graph.id}:${node.id}` : node.id]);
-  }
 }
 
 // ---------------------------------------------------------------- where Save LoRA saved
 
 function addSavedLine(node) {
+  addStyle();
   const line = element("div", { className: "kiln-saved" });
   const widget = node.addDOMWidget("kiln_saved", "KILN_SAVED", line, { serialize: false, getMinHeight: () => SAVED_HEIGHT });
   widget.serialize = false;
-  after(node, "onExecuted", (output) => setText(line, output?.text?.join("\n") ?? ""));
+  showOutputs(node, (output) => output?.text && setText(line, output.text.join("\n")));
+}
+
+// ---------------------------------------------------------------- what nodes have put out
+
+function showOutputs(node, show) {
+  after(node, "onExecuted", show);
+  shows.set(node, show);
+  after(node, "onRemoved", () => shows.delete(node));
+}
+
+/** Undo and another tab make every node anew; the page keeps what they had put out. */
+function showKeptOutputs() {
+  for (const [node, show] of shows) {
+    const isInSubgraph = node.graph && node.graph !== rootGraph();
+    show(app.nodeOutputs?.[isInSubgraph ? `${node.graph.id}:${node.id}` : node.id]);
+  }
 }
 
 // ---------------------------------------------------------------- the presets of LoRA Config
@@ -232,9 +239,9 @@ app.registerExtension({
     if (node.comfyClass === "KilnSaveLoRA") addSavedLine(node);
     if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
   },
-  onNodeOutputsUpdated: showComparisons,
+  onNodeOutputsUpdated: showKeptOutputs,
   afterConfigureGraph() {
-    showComparisons();
+    showKeptOutputs();
     showRuns();
     if (views.size) fetchRuns();
   },

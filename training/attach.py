@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import host
 from .adapters import Adapter, new_adapter
 from .adapters.base import CONVOLUTIONS, is_linear, layer_shape
 from .config import LoRAConfig
@@ -264,13 +265,10 @@ def _count(adapters: Sequence[Adapter]) -> str:
 
 def _adapted(layer: Any, adapter: Adapter) -> Callable[..., Tensor]:
     base = layer.forward
-    # The host hangs functions on layers that change weights as they are fetched.
-    is_own = "forward" not in vars(layer) and not (
-        getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None)
-    )
+    is_plain = host.is_plain(layer)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if is_own and not args and not kwargs:
+        if is_plain and not args and not kwargs:
             output = adapter.fused(layer, x)
             if output is not None:
                 return output

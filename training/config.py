@@ -23,7 +23,7 @@ HUBER_SCHEDULES = ("constant", "exponential", "snr")
 TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 LOWEST_PRODIGY_RATE = 0.1
 PRECISIONS = ("auto", "bf16", "fp32")
-BASE_PRECISIONS = ("as loaded", "fp8")
+BASE_PRECISIONS = ("as loaded", "fp8", "fp8 matmul")
 ON_DIVERGENCE = ("stop", "step back")
 """step back: to the last checkpoint, with half the learning rate"""
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
@@ -122,7 +122,8 @@ class LoRAConfig:
     precision: str = "auto"
     """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. Adapters are always fp32."""
     base_precision: str = "as loaded"
-    """How the base model's weights are held; one of BASE_PRECISIONS. fp8: the blocks' linear weights in 8 bit."""
+    """How the base model's weights are held; one of BASE_PRECISIONS. fp8: the blocks' linear weights in 8 bit;
+    fp8 matmul: and multiplied in 8 bit."""
     save_precision: str = "fp16"
     """Number format of the saved LoRA."""
     gradient_checkpointing: bool = False

@@ -128,7 +128,7 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
         "ss_total_batch_size": config.batch_size * config.gradient_accumulation,
         "ss_gradient_accumulation_steps": config.gradient_accumulation,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
-        "ss_fp8_base": config.base_precision == "fp8",
+        "ss_fp8_base": config.base_precision != "as loaded",
         "ss_max_grad_norm": config.max_grad_norm,
         "ss_min_snr_gamma": config.min_snr_gamma or None,
         "ss_debiased_estimation": config.debiased_estimation,

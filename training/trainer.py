@@ -721,7 +721,7 @@ class _Run:
         base = (
             f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
-            f"{', linear weights in fp8' if self.config.base_precision == 'fp8' else ''}"
+            f"{f', linear weights in {base}' if (base := self.config.base_precision) != 'as loaded' else ''}"
         )
         return run_report(
             self.name, self.config, self.dataset, self.adapters, self.events.losses, time.time() - self.started_at,

@@ -10,7 +10,7 @@ PROGRAM = '''
 import importlib.util, sys, torch
 from torch.nn import functional as F
 spec = importlib.util.spec_from_file_location("kernels", sys.argv[1])
-kernels = importlib.util.module_from_spec(spec)
+kernels = sys.modules["kernels"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kernels)
 device = sys.argv[2]
 generator = torch.Generator().manual_seed(0)
@@ -50,12 +50,60 @@ for silu in (True, False):
 
 for shape in ((2, 3, 10), (5, 1400), (1, 2)):
     compare(kernels.geglu, lambda x: x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1]), draw(*shape), shape)
+
+for shape in ((2, 3, 5, 16), (3, 24), (1, 2, 7, 120), (5000,)):
+    weight, x = draw(shape[-1], shift=1.0), draw(*shape)
+    compare(lambda x: kernels.rms_norm(x, weight, 1e-6), lambda x: F.rms_norm(x, weight.shape, weight, 1e-6), x, shape)
+    if len(shape) > 2:  # as heads lie beside each other
+        def apart(norm):
+            return lambda x: norm(x.transpose(1, 2))
+        ours = apart(lambda x: kernels.rms_norm(x, weight, 1e-6))
+        compare(ours, apart(lambda x: F.rms_norm(x, weight.shape, weight, 1e-6)), x, shape)
+
+def turned(x, turns):
+    pairs = x.unflatten(-1, (-1, 2))
+    return (turns * pairs[..., None, :]).sum(-1).flatten(-2)
+
+for shape, places in (((2, 3, 5, 16), (1, 1, 5)), ((2, 5, 3, 24), (2, 5, 1)), ((1, 2, 7, 120), (1, 1, 7))):
+    turns = draw(*places, shape[-1] // 2, 2, 2)
+    compare(lambda x: kernels.rotate(x, turns), lambda x: turned(x, turns), draw(*shape), shape)
+    turns = draw(shape[0], shape[2], shape[1], shape[-1] // 2, 2, 2).transpose(1, 2)
+    compare(lambda x: kernels.rotate(x, turns), lambda x: turned(x, turns), draw(*shape), shape)
+
+for part in (slice(None), slice(3, 9), slice(0, 1400)):
+    x = draw(2, 3, 1500)
+    compare(lambda x: kernels.gelu(x[..., part]), lambda x: F.gelu(x[..., part], approximate="tanh"), x, part)
+
+codes = torch.arange(256, dtype=torch.uint8)
+numbers = codes[(codes & 127) != 127].repeat(7)[:1750].view(torch.float8_e4m3fn).view(5, 350).to(device)
+scale = torch.exp2(torch.arange(5.0) * 20 - 60)[:, None].to(device)
+for dtype in (torch.float32, torch.bfloat16):
+    assert torch.equal(kernels.from_e4m3(numbers, None, dtype), numbers.to(dtype))
+    assert torch.equal(kernels.from_e4m3(numbers, scale, dtype), numbers.to(dtype) * scale.to(dtype))
+assert torch.equal(kernels.transposed(numbers).view(torch.uint8), numbers.view(torch.uint8).T)
+
+for width in (16, 5000):
+    for factors in (None, torch.exp2(draw(width).round())):
+        x = draw(6, width) * torch.logspace(-20, 20, 6, device=device)[:, None]
+        x[2] = 0
+        made, by = kernels.rows_to_e4m3(x, factors)
+        exact = x if factors is None else x * factors
+        largest = exact.abs().amax(1, keepdim=True)
+        torch.testing.assert_close(by[largest > 0], (largest / 448)[largest > 0])
+        nearest = (exact / by).clamp(-448, 448).to(torch.float8_e4m3fn)
+        assert torch.equal(made.view(torch.uint8), nearest.view(torch.uint8))
 print("same")
 '''
 
 
 def test_they_give_what_torch_gives() -> None:
     environ = os.environ if has_cuda() else os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", PROGRAM, str(PACK / "training" / "kernels.py"), "cuda" if has_cuda() else "cpu"]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(PACK / "training" / "kernels" / "__init__.py"),
+        "cuda" if has_cuda() else "cpu",
+    ]
     result = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert result.returncode == 0 and "same" in result.stdout, result.stderr[-3000:]

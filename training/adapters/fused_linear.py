@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .. import host
 
 
 class LowRankLinear(torch.autograd.Function):
@@ -30,11 +31,12 @@ class LowRankLinear(torch.autograd.Function):
         """(rows, in) -> (rows, out).
 
         Args:
+            weight: (out, in), plain or quantised.
             down: (rank, in); up: (out, rank), in the arithmetic of x: the parameters or their copies.
             down_parameter, up_parameter: float32, each with its `.grad`.
         """
         hidden = x @ down.T
-        output = F.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
+        output = host.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
         ctx.save_for_backward(x, hidden, weight, down, up)
         ctx.scale, ctx.parameters = scale, (down_parameter, up_parameter)
         return output
@@ -50,7 +52,7 @@ class LowRankLinear(torch.autograd.Function):
         _add_product(up_parameter.grad, gradient.T, hidden, ctx.scale)
         toward_x = None
         if ctx.needs_input_grad[0]:
-            toward_x = (gradient @ weight).addmm_(toward_hidden, down)
+            toward_x = host.linear_backward(gradient, weight).addmm_(toward_hidden, down)
         return toward_x, *(None,) * 7
 
 

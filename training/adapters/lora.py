@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import AddedAdapter, apply_weight, layer_shape, mix_channels, saved
+from .. import host
+from .base import AddedAdapter, apply_weight, is_linear, layer_shape, mix_channels, saved
 from .fused_linear import LowRankLinear
 
 PAIRS = (
@@ -46,15 +47,16 @@ class LoRA(AddedAdapter):
 
     def fused(self, layer: Any, x: Tensor) -> Tensor | None:
         weight, down = layer.weight, self.copies.get("down", self.down)
-        is_alike = type(weight) in (Tensor, nn.Parameter) and x.dtype == weight.dtype == down.dtype
-        is_alike = is_alike and (layer.bias is None or layer.bias.dtype == x.dtype)
+        is_quantised = host.is_quantised(weight)
+        is_alike = is_quantised or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
+        is_alike = is_alike and x.dtype == down.dtype and (layer.bias is None or layer.bias.dtype == x.dtype)
         is_whole = self.rank_mask is None and not self.dropout and not self.is_left_out
         has_places = self.down.grad is not None and self.up.grad is not None
         if not (is_alike and is_whole and has_places and x.device == weight.device and torch.is_grad_enabled()):
             return None
-        if isinstance(layer, nn.Linear) and x.dim() > 1:
+        if is_linear(layer) and x.dim() > 1:
             return self._fused_rows(x, weight, layer.bias)
-        if _mixes_channels(layer) and x.is_contiguous(memory_format=torch.channels_last):
+        if not is_quantised and _mixes_channels(layer) and x.is_contiguous(memory_format=torch.channels_last):
             return self._fused_rows(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
         return None
 

@@ -1,9 +1,10 @@
 """The only room that knows ComfyUI: everything else asks here.
 
 `view` makes a trainable twin of the graph's MODEL, `streaming` leaves its weights in RAM, `quantise` holds them in
-fewer bits, `conditioning` turns text and pictures into what the model takes, `text_encoder` makes a trainable twin of
-the CLIP, `loras` knows key names and patches, `places` the host's folders, `lora_folder` those of LoRAs, `recipes`
-the files of other trainers, `page` progress, interrupt and the page, `fingerprints` tells models apart.
+fewer bits, `products` multiplies by them, `fusion` has faster forms of layers, `conditioning` turns text and pictures
+into what the model takes, `text_encoder` makes a trainable twin of the CLIP, `loras` knows key names and patches,
+`places` the host's folders, `lora_folder` those of LoRAs, `recipes` the files of other trainers, `page` progress,
+interrupt and the page, `fingerprints` tells models apart.
 """
 
 from . import version  # noqa: F401  (first: it refuses a host that is too old)
@@ -67,6 +68,8 @@ from .places import (
     runs_root,
     thumbnail_address,
 )
+from .products import fp8_matmul_obstacle, is_plain, linear, linear_backward
+from .quantise import FP8_MATMUL, is_quantised
 from .recipes import read_recipe, recipe_files, recipe_path
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
@@ -87,6 +90,7 @@ from .view import (
 
 __all__ = [
     "Content",
+    "FP8_MATMUL",
     "Interrupted",
     "LayerNames",
     "Streamed",
@@ -110,24 +114,29 @@ __all__ = [
     "encode_text",
     "encode_text_with",
     "family",
+    "fp8_matmul_obstacle",
     "free_bytes",
     "from_model_space",
     "fuse_layers",
     "inference_device",
     "input_folder",
+    "is_plain",
     "is_plain_unet",
-    "latent_shape",
+    "is_quantised",
     "largest_upload",
+    "latent_shape",
     "layer_names",
     "leaves_roots",
+    "linear",
+    "linear_backward",
     "loaded_for_inference",
     "lora_files",
     "lora_folder",
     "lora_path",
     "lora_places",
-    "memory",
     "make_room",
     "may_write",
+    "memory",
     "model_fingerprint",
     "model_folders",
     "output_place",
@@ -154,8 +163,8 @@ __all__ = [
     "serve_upload",
     "set_sigmas",
     "show_text",
-    "stream_blocks",
     "start_noise",
+    "stream_blocks",
     "takes_guidance",
     "thumbnail_address",
     "to_model_space",

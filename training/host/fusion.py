@@ -1,8 +1,12 @@
-"""Faster forms of a twin's layers: channels last, fused norms and gates, the quickest attention."""
+"""Faster forms of a twin's layers: channels last, fused norms, gates and rotations, the quickest attention."""
 
+import contextlib
+import functools
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
+import comfy.ldm.flux.math
 import torch
 from comfy.ldm.modules.attention import GEGLU, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
@@ -32,17 +36,56 @@ def fuse_layers(twin: Any) -> str:
         if parameter.dim() == 4 and parameter.device == twin.device:  # what waits in RAM stays as it is
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.GroupNorm) and m.weight is not None]
+    root_norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.RMSNorm) and m.weight is not None]
     gates: list[Any] = [m for m in net.modules() if isinstance(m, GEGLU)]
-    if not (norms or gates):
+    gelus: list[Any] = [m for m in net.modules() if isinstance(m, nn.GELU) and m.approximate == "tanh"]
+    if not (norms or root_norms or gates or gelus):
         return ""
     if obstacle := _obstacle(twin.device):
         return obstacle
     with_silu = _take_silu(net)
     for norm in norms:
         norm.forward = _FusedNorm(norm, id(norm) in with_silu)
+    for norm in root_norms:
+        if norm.weight.dim() == 1:
+            norm.forward = _FusedRMSNorm(norm)
     for gate in gates:
         gate.forward = _FusedGEGLU(gate)
+    for gelu in gelus:
+        gelu.forward = _gelu
     return ""
+
+
+@contextlib.contextmanager
+def fused_rotation() -> Iterator[None]:
+    """While it lasts, the rotary embedding that Flux shares with many models is one kernel, there and back.
+
+    It is a function of the host's, which no module holds; so it is replaced in its place, and put back.
+    """
+    place = comfy.ldm.flux.math
+    before = getattr(place, "_apply_rope1", None)
+    if before is None or not torch.cuda.is_available() or _obstacle(torch.device("cuda")):
+        yield
+        return
+    place._apply_rope1 = functools.partial(_rotated, before)
+    try:
+        yield
+    finally:
+        place._apply_rope1 = before
+
+
+def _rotated(slow: Any, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """x with its pairs turned, as the host's own function does it."""
+    is_usual = x.is_cuda and x.dtype in HALF and turns.dtype == torch.float32 and not turns.requires_grad
+    if not is_usual or (x.dim(), turns.dim()) != (4, 6) or turns.shape[3] * 2 != x.shape[-1]:
+        return slow(x, turns)
+    from ..kernels import rotate
+
+    if 1 not in (x.shape[2], turns.shape[2]):
+        turns = turns[:, :, : x.shape[2]]
+    if any(own not in (1, length) for own, length in zip(turns.shape[:3], x.shape[:3], strict=True)):
+        return slow(x, turns)
+    return rotate(x, turns)
 
 
 def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
@@ -81,6 +124,24 @@ class _FusedNorm:
         return nn.functional.silu(output) if self.silu else output
 
 
+class _FusedRMSNorm:
+    """An RMS norm's forward."""
+
+    def __init__(self, norm: nn.RMSNorm):
+        self.eps = norm.eps
+        self.parameters = norm._parameters
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.parameters["weight"]
+        assert weight is not None
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        if x.is_cuda and x.dtype in HALF and x.dim() <= 4 and x.stride(-1) == 1:
+            from ..kernels import rms_norm
+
+            return rms_norm(x, weight, eps)
+        return nn.functional.rms_norm(x, weight.shape, weight.to(x), eps)
+
+
 class _FusedGEGLU:
     """A gated layer's forward."""
 
@@ -95,6 +156,14 @@ class _FusedGEGLU:
             return geglu(x.contiguous())
         value, gate = x.chunk(2, dim=-1)
         return value * nn.functional.gelu(gate)
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    if x.is_cuda and x.dtype in HALF:
+        from ..kernels import gelu
+
+        return gelu(x)
+    return nn.functional.gelu(x, approximate="tanh")
 
 
 def _take_silu(net: nn.Module) -> set[int]:
@@ -113,6 +182,12 @@ def _take_silu(net: nn.Module) -> set[int]:
     return norms
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device."""
+    return not _obstacle(device)
+
+
+@functools.cache
 def _obstacle(device: torch.device) -> str:
     """Why Triton's kernels cannot run here; empty where one did."""
     try:

@@ -1,26 +1,21 @@
-"""Weights in fewer bits than the arithmetic: the host's own quantised checkpoints, and fp8 made here.
+"""Weights in fewer bits than the arithmetic: the host's own quantised checkpoints, and fp8 made here."""
 
-A quantised linear layer of a twin computes with the weight made dense on the fly, in the forward pass and again in
-the backward pass; in between only the quantised weight is kept. The host's own way of training through such a layer
-rounds the layer's input to the weight's format as well, or keeps the dense weight for the backward pass.
-"""
-
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_class
 from comfy_kitchen.tensor import BaseLayoutParams
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-AS_LOADED = "as loaded"
+from .fusion import has_kernels
+
+AS_LOADED, FP8_MATMUL = "as loaded", "fp8 matmul"
+"""of config.BASE_PRECISIONS"""
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
-ROWS = "KilnFP8RowsLayout"
+ROWS, MULTIPLIED_ROWS = "KilnFP8RowsLayout", "KilnFP8MultipliedRowsLayout"
 SMALLEST_EXPONENT = -120
 """of a row's scale, so that a row of nothing but noise does not divide by zero"""
 
@@ -49,7 +44,7 @@ class FP8RowsLayout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: Tensor, params: Params) -> Tensor:
-        return qdata.to(params.orig_dtype).mul_(params.scale.to(params.orig_dtype))
+        return _from_e4m3(qdata, params.scale, params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: Any) -> tuple[Tensor, Tensor]:
@@ -60,12 +55,31 @@ class FP8RowsLayout(QuantizedLayout):
         return {"": qdata, "_scale": params.scale}
 
 
+class FP8MultipliedRowsLayout(FP8RowsLayout):
+    """The same, of weights that are multiplied as they are; see `products`."""
+
+
 register_layout_class(ROWS, FP8RowsLayout)
+register_layout_class(MULTIPLIED_ROWS, FP8MultipliedRowsLayout)
 
 
-def to_fp8(weight: Tensor, dtype: torch.dtype) -> Any:
-    """A weight (out, in) in 8 bit, as the host's QuantizedTensor; made dense again it is of `dtype`."""
-    return QuantizedTensor.from_float(weight, ROWS).to(dtype)
+def to_fp8(weight: Tensor, dtype: torch.dtype, is_multiplied: bool = False) -> Any:
+    """A weight (out, in) in 8 bit, as the host's QuantizedTensor; made dense again it is of `dtype`.
+
+    Args:
+        is_multiplied: whether it is multiplied in 8 bit too.
+    """
+    return QuantizedTensor.from_float(weight, MULTIPLIED_ROWS if is_multiplied else ROWS).to(dtype)
+
+
+def is_multiplied(weight: Any) -> bool:
+    """Whether a weight is multiplied in 8 bit."""
+    return isinstance(weight, QuantizedTensor) and weight._layout_cls == MULTIPLIED_ROWS
+
+
+def in_fp8(base_precision: str) -> bool:
+    """Whether a choice of config.BASE_PRECISIONS holds weights in 8 bit."""
+    return base_precision != AS_LOADED
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -84,55 +98,15 @@ def is_quantised(weight: Any) -> bool:
 
 def dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight as plain numbers."""
-    return (weight.dequantize() if isinstance(weight, QuantizedTensor) else weight).to(dtype)
+    if isinstance(weight, QuantizedTensor):
+        return weight.dequantize().to(dtype)
+    return _from_e4m3(weight, None, dtype) if weight.dtype == FP8 and weight.dim() == 2 else weight.to(dtype)
 
 
-def compute_quantised(twin: nn.Module) -> list[str]:
-    """Lets every linear layer with a quantised weight compute as this file says.
+def _from_e4m3(numbers: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if numbers.is_cuda and dtype.itemsize <= 4 and has_kernels(numbers.device):
+        from ..kernels import from_e4m3
 
-    Args:
-        twin: from `twin_of`; its layers are changed for good.
-
-    Returns:
-        The names of the layers. Not among them are layers that wrap their weight in functions of other nodes: they
-        compute as the host does.
-    """
-    names = []
-    for name, layer in twin.named_modules():
-        if is_linear(layer) and is_quantised(layer.weight) and "forward" not in vars(layer):
-            functions = (getattr(layer, f"{kind}_function", []) for kind in ("weight", "bias"))
-            if not any(functions):
-                layer.forward = _Quantised(layer)
-                names.append(name)
-    return names
-
-
-class _Quantised:
-    """Stands in for a linear layer's forward. It holds the layer weakly: a twin is to go when the run ends."""
-
-    def __init__(self, layer: nn.Module):
-        self.layer = weakref.ref(layer)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        layer: Any = self.layer()
-        comfy.ops.run_every_op()
-        smoothing = getattr(layer, "pre_quant_scale", None)
-        if smoothing is not None:
-            x = x * smoothing.to(x.device, x.dtype)
-        bias = None if layer.bias is None else layer.bias.to(x.device, x.dtype)
-        return _Linear.apply(x, layer.weight, bias)  # pyright: ignore[reportReturnType]
-
-
-class _Linear(torch.autograd.Function):
-    """y = x W^T + b with a frozen W that is dense only while it is used."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.linear(x, dense(weight, x.dtype), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        (weight,) = ctx.saved_tensors
-        return gradient @ dense(weight, gradient.dtype), None, None
+        return from_e4m3(numbers.contiguous(), scale, dtype)
+    made = numbers.to(dtype)
+    return made if scale is None else made.mul_(scale.to(dtype))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .quantise import AS_LOADED, is_linear, is_quantised
+from .quantise import AS_LOADED, in_fp8, is_linear, is_quantised
 from .view import checkpoint_blocks, repeated_blocks, streamable
 
 ALIGNMENT = 256
@@ -72,7 +72,7 @@ def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
 def weight_bytes(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED) -> int:
     """What all weights of a twin of MODEL take, to know beforehand whether they fit; see `trainable_view`."""
     blocks = repeated_blocks(model.model.diffusion_model)
-    in_fp8 = {id(part) for _, block in blocks for part in block.modules()} if base_precision == "fp8" else set()
+    smaller = {id(part) for _, block in blocks for part in block.modules()} if in_fp8(base_precision) else set()
     total = 0
     for module in model.model.modules():
         for name, parameter in module._parameters.items():
@@ -81,7 +81,7 @@ def weight_bytes(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED
             if is_quantised(parameter) or not parameter.is_floating_point():
                 total += parameter.nbytes
             else:
-                is_fp8 = id(module) in in_fp8 and name == "weight" and is_linear(module)
+                is_fp8 = id(module) in smaller and name == "weight" and is_linear(module)
                 total += parameter.numel() * (1 if is_fp8 else dtype.itemsize)
     return total
 

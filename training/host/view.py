@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from ..problems import raise_if_any
-from .fusion import attention
-from .quantise import AS_LOADED, compute_quantised, is_linear, to_fp8
+from .fusion import attention, fused_rotation
+from .products import compute_quantised
+from .quantise import AS_LOADED, FP8_MATMUL, in_fp8, is_linear, to_fp8
 
 LOADER_STATE = (
     "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key",
@@ -46,7 +47,7 @@ def training_mode() -> Iterator[None]:
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), fused_rotation():
             yield
     finally:
         comfy.model_management.in_training = before
@@ -122,7 +123,8 @@ def twin_of(
     Args:
         patcher: a ModelPatcher of any kind (MODEL, or a CLIP's `patcher`), with its LoRAs and object patches.
         dtype: weights in the model's main float type are converted, quantised ones stay; None = all stay.
-        base_precision: one of config.BASE_PRECISIONS; "fp8" holds the repeated blocks' linear weights in 8 bit.
+        base_precision: one of config.BASE_PRECISIONS; with those of fp8 the repeated blocks' linear weights are in 8
+            bit.
         in_ram: the repeated blocks' weights wait in RAM for `stream_blocks`. Those that need no patch and no other
             number format are no copies then, but the MODEL's own memory, which is only read.
 
@@ -143,7 +145,8 @@ def twin_of(
         weights = _Weights(
             patcher, device, dtype, patcher.model_dtype(),
             {(id(module), name) for block in blocks if in_ram for module, name in streamable(block)},
-            {id(module) for block in blocks if base_precision == "fp8" for module in block.modules()},
+            {id(module) for block in blocks if in_fp8(base_precision) for module in block.modules()},
+            base_precision == FP8_MATMUL,
         )  # fmt: skip
         for prefix, module in list(twin.named_modules()):
             _fill(module, f"{prefix}." if prefix else "", weights)
@@ -217,6 +220,8 @@ class _Weights:
     """what waits in RAM: id of the module, name of the parameter"""
     in_fp8: set[int]
     """ids of the modules whose linear weights are quantised"""
+    is_multiplied: bool
+    """whether those are multiplied in 8 bit too"""
     made: dict[int, nn.Parameter] = field(default_factory=dict)
     """by id of the original, so that what is tied stays tied"""
 
@@ -239,7 +244,7 @@ class _Weights:
             own = _patched(own, key, name, module, self.patcher)
             dtype = self._dtype(own, module, name, is_patched)
         if becomes_fp8 and _is_plain(own):
-            own = to_fp8(own, dtype)
+            own = to_fp8(own, dtype, self.is_multiplied)
         elif own.dtype != dtype:
             own = own.to(dtype)
         return nn.Parameter((own.to("cpu") if waits else own).detach(), requires_grad=False)

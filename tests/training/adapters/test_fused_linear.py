@@ -1,18 +1,36 @@
 """LoRA on a layer as one operation."""
 
+import comfy.ops
 import pytest
 import torch
 from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training.adapters.base import AddedAdapter
 from lora_kiln.training.flat import FlatParameters
+from lora_kiln.training.host.products import compute_quantised
+from lora_kiln.training.host.quantise import to_fp8
 from torch import nn
 
 IN, OUT, RANK, ALPHA = 12, 20, 3, 5.0
 CPU = torch.device("cpu")
+
+
+def in_8_bit(is_multiplied: bool) -> nn.Module:
+    """A layer of the host's whose weight is quantised."""
+    layer = comfy.ops.disable_weight_init.Linear(IN, OUT)
+    layer.bias.data.normal_()
+    weight = to_fp8(torch.randn(OUT, IN), torch.float32, is_multiplied)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    holder = nn.Sequential(layer)
+    assert compute_quantised(holder)
+    return layer
+
+
 LAYERS = {
     "linear": (lambda: nn.Linear(IN, OUT), (2, 7, IN)),
     "linear without bias": (lambda: nn.Linear(IN, OUT, bias=False), (5, IN)),
     "convolution 1x1": (lambda: nn.Conv2d(IN, OUT, 1), (2, IN, 4, 6)),
+    "fp8": (lambda: in_8_bit(False), (2, 7, IN)),
+    "fp8 matmul": (lambda: in_8_bit(True), (2, 7, IN)),
 }
 
 

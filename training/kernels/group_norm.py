@@ -1,8 +1,5 @@
 # pyright: reportArgumentType=false
-"""Triton kernels for what a UNet does between its matrix products; every one reads and writes memory once or twice.
-
-For frozen layers: the gradient is that of the input alone. Sums are float32 and in a fixed order.
-"""
+"""Group norm of channels-last pictures, with SiLU behind it."""
 
 from typing import Any
 
@@ -11,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .launch import launch
 
 ROWS, CHANNELS, ELEMENTS = 32, 64, 1024
 """Sizes of a program's tile."""
@@ -28,41 +27,6 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
         (B, C, H, W), channels last.
     """
     return _GroupNorm.apply(x, groups, weight, bias, eps, silu)
-
-
-def geglu(x: Tensor) -> Tensor:
-    """The first half of the last dimension times GELU of the second (Shazeer, arXiv:2002.05202).
-
-    Args:
-        x: (..., 2 C), contiguous.
-
-    Returns:
-        (..., C)
-    """
-    return _GEGLU.apply(x)
-
-
-class _Pointer(int):
-    """A tensor's place as Triton takes it, without a look at whose memory it is.
-
-    While a CUDA graph is recorded under cudaMallocAsync memory has an address and nothing behind it yet, and Triton
-    would refuse it. Launchers take integers as they are, and what they stand for from `data_ptr` and `dtype`.
-    """
-
-    dtype: torch.dtype
-
-    def __new__(cls, tensor: Tensor) -> "_Pointer":
-        pointer = int.__new__(cls, tensor.data_ptr())
-        pointer.dtype = tensor.dtype
-        return pointer
-
-    def data_ptr(self) -> int:
-        return int(self)
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
-    is_cuda = isinstance(arguments[0], Tensor) and arguments[0].is_cuda
-    kernel[grid](*(_Pointer(each) if is_cuda and isinstance(each, Tensor) else each for each in arguments))
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -104,13 +68,13 @@ def _group_sums(
     partial = torch.empty(2, batch, chunks, channels, device=x.device, dtype=torch.float32)
     sums = torch.empty(2, batch, groups, device=x.device, dtype=torch.float32)
     backward = gradient is not None
-    _launch(
+    launch(
         _channel_sums, (batch, chunks, blocks),
         x, gradient if backward else x, mean if backward else sums, deviation if backward else sums, weight, bias,
         partial[0], partial[1], rows, channels, channels // groups, chunks,
         triton.cdiv(triton.cdiv(rows, chunks), ROWS) * ROWS, backward, silu, ROWS, CHANNELS,
     )  # fmt: skip
-    _launch(
+    launch(
         _gather_groups, (batch, groups),
         partial[0], partial[1], sums[0], sums[1], chunks, channels, channels // groups, rows * (channels // groups),
         eps, backward, ELEMENTS,
@@ -135,7 +99,7 @@ def _apply(
     batch, channels, height, width = x.shape
     rows = height * width
     grid = (batch, triton.cdiv(rows, ROWS), triton.cdiv(channels, CHANNELS))
-    _launch(
+    launch(
         _normalise, grid,
         x, gradient, mean, deviation, first, second, weight, bias, output, rows, channels, channels // groups,
         backward, silu, ROWS, CHANNELS,
@@ -240,48 +204,3 @@ def _normalise(
     elif SILU:
         z *= tl.sigmoid(z)
     tl.store(output + at, z.to(output.dtype.element_ty), there)
-
-
-class _GEGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        width = x.shape[-1] // 2
-        output = torch.empty(*x.shape[:-1], width, device=x.device, dtype=x.dtype)
-        _launch(_geglu_forward, (triton.cdiv(output.numel(), ELEMENTS),), x, output, output.numel(), width, ELEMENTS)
-        ctx.save_for_backward(x)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        gradient, output = gradients[0].contiguous(), torch.empty_like(x)
-        number = gradient.numel()
-        grid = (triton.cdiv(number, ELEMENTS),)
-        _launch(_geglu_backward, grid, x, gradient, output, number, x.shape[-1] // 2, ELEMENTS)
-        return output
-
-
-@triton.jit
-def _geglu_forward(x, output, number, width, ELEMENTS: tl.constexpr):
-    index = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    there = index < number
-    at = index + (index // width) * width
-    value = tl.load(x + at, there, 0.0).to(tl.float32)
-    gate = tl.load(x + at + width, there, 0.0).to(tl.float32)
-    result = value * gate * (0.5 + 0.5 * tl.erf(gate * 0.7071067811865476))
-    tl.store(output + index, result.to(output.dtype.element_ty), there)
-
-
-@triton.jit
-def _geglu_backward(x, gradient, output, number, width, ELEMENTS: tl.constexpr):
-    index = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    there = index < number
-    at = index + (index // width) * width
-    value = tl.load(x + at, there, 0.0).to(tl.float32)
-    gate = tl.load(x + at + width, there, 0.0).to(tl.float32)
-    g = tl.load(gradient + index, there, 0.0).to(tl.float32)
-    normal = 0.5 + 0.5 * tl.erf(gate * 0.7071067811865476)
-    density = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(output + at, (g * gate * normal).to(output.dtype.element_ty), there)
-    tl.store(output + at + width, (g * value * (normal + gate * density)).to(output.dtype.element_ty), there)

@@ -1,0 +1,13 @@
+"""Triton kernels for what a network does between its matrix products; every one reads and writes memory once or twice.
+
+For frozen layers: the gradient is that of the input alone. Sums are float32 and in a fixed order.
+"""
+
+from .e4m3 import from_e4m3, rows_to_e4m3, transposed
+from .geglu import geglu
+from .gelu import gelu
+from .group_norm import group_norm
+from .rms_norm import rms_norm
+from .rotary import rotate
+
+__all__ = ["from_e4m3", "geglu", "gelu", "group_norm", "rms_norm", "rotate", "rows_to_e4m3", "transposed"]

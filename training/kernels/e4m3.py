@@ -1,0 +1,118 @@
+# pyright: reportArgumentType=false
+"""Numbers of 8 bits (e4m3: Micikevicius et al., arXiv:2209.05433), there and back."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch
+
+ELEMENTS, SIDE, BLOCK = 1024, 64, 4096
+"""Sizes of a program's tile."""
+LARGEST = 448.0
+SMALLEST = 2.0**-100
+"""of a row's largest number, so that nothing is divided by zero"""
+
+
+def from_e4m3(numbers: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What e4m3 numbers stand for; a GPU need not know that format.
+
+    Args:
+        numbers: (rows, columns) float8_e4m3fn, contiguous, none of them NaN.
+        scale: (rows, 1) float32; None = 1.
+
+    Returns:
+        (rows, columns) of `dtype`.
+    """
+    rows, columns = numbers.shape
+    output = torch.empty(rows, columns, device=numbers.device, dtype=dtype)
+    launch(
+        _from_e4m3, (rows, triton.cdiv(columns, ELEMENTS)),
+        numbers.view(torch.uint8), output if scale is None else scale, output, columns, scale is not None, ELEMENTS,
+    )  # fmt: skip
+    return output
+
+
+def rows_to_e4m3(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Each row in e4m3 with a scale of its own, which brings its largest number to the format's.
+
+    Args:
+        x: (rows, columns), contiguous.
+        factors: (columns,) float32 that x is multiplied by first; None = 1.
+
+    Returns:
+        (rows, columns) float8_e4m3fn and (rows, 1) float32, whose product is near x.
+    """
+    rows, columns = x.shape
+    numbers = torch.empty(rows, columns, device=x.device, dtype=torch.float8_e4m3fn)
+    scale = torch.empty(rows, 1, device=x.device, dtype=torch.float32)
+    launch(
+        _rows_to_e4m3, (rows,),
+        x, scale if factors is None else factors, numbers.view(torch.uint8), scale, columns, factors is not None,
+        LARGEST, SMALLEST, min(BLOCK, triton.next_power_of_2(columns)),
+    )  # fmt: skip
+    return numbers, scale
+
+
+def transposed(numbers: Tensor) -> Tensor:
+    """(rows, columns) of one byte each, contiguous -> (columns, rows), contiguous."""
+    rows, columns = numbers.shape
+    output = torch.empty(columns, rows, device=numbers.device, dtype=numbers.dtype)
+    launch(
+        _transposed, (triton.cdiv(rows, SIDE), triton.cdiv(columns, SIDE)),
+        numbers.view(torch.uint8), output.view(torch.uint8), rows, columns, SIDE,
+    )  # fmt: skip
+    return output
+
+
+@triton.jit
+def _from_e4m3(numbers, scale, output, columns, SCALED: tl.constexpr, ELEMENTS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
+    there = column < columns
+    code = tl.load(numbers + row * columns + column, there, 0).to(tl.int32)
+    # Its bits as a float32's: four of the exponent and three of the mantissa, too small by 2^120, subnormals too.
+    bits = ((code & 0x80) << 24) | ((code & 0x7F) << 20)
+    value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+    if SCALED:
+        value *= tl.load(scale + row)
+    tl.store(output + row * columns + column, value.to(output.dtype.element_ty), there)
+
+
+@triton.jit
+def _rows_to_e4m3(
+    x, factors, numbers, scale, COLUMNS: tl.constexpr, FACTORS: tl.constexpr, LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, COLUMNS, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * COLUMNS + column, column < COLUMNS, 0.0).to(tl.float32)
+        if FACTORS:
+            value *= tl.load(factors + column, column < COLUMNS, 0.0)
+        largest = tl.maximum(largest, tl.abs(value))
+    by = tl.maximum(tl.max(largest, 0), SMALLEST) / LARGEST
+    tl.store(scale + row, by)
+    for start in range(0, COLUMNS, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * COLUMNS + column, column < COLUMNS, 0.0).to(tl.float32)
+        if FACTORS:
+            value *= tl.load(factors + column, column < COLUMNS, 0.0)
+        value = tl.minimum(tl.maximum(value / by, -LARGEST), LARGEST) * 7.52316384526264e-37  # by 2^-120: see above
+        bits = value.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        magnitude = (magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20  # to the nearest, ties to even
+        code = ((bits >> 24) & 0x80) | magnitude
+        tl.store(numbers + row * COLUMNS + column, code.to(tl.uint8), column < COLUMNS)
+
+
+@triton.jit
+def _transposed(numbers, output, rows, columns, SIDE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * SIDE + tl.arange(0, SIDE)
+    column = tl.program_id(1).to(tl.int64) * SIDE + tl.arange(0, SIDE)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    tile = tl.load(numbers + row[:, None] * columns + column[None, :], inside, 0)
+    inside = (column < columns)[:, None] & (row < rows)[None, :]
+    tl.store(output + column[:, None] * rows + row[None, :], tl.trans(tile), inside)

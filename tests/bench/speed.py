@@ -7,6 +7,8 @@ Models of full size and random weights (bench/models.py); pictures of 512 px for
 rank 16 on the attention projections. On a machine without a GPU it is the demo kit's small model in fp32.
 
 ours               KilnTrainLoRA in the real server, as it is but for fit_memory, which would change what is compared
+ours-fp8           the same with base_precision fp8
+ours-fp8-matmul    the same with base_precision fp8 matmul
 core               the core's TrainLoraNode in the same server; it trains every layer, norm and bias
 core-bypass        the same with bypass_mode
 diffusers          the official scripts' loop (bench/diffusers_peer.py), in a process of its own
@@ -42,9 +44,10 @@ from bench.prompts import BLOCK_LEVEL, core_prompt, lay_out, load_only, our_prom
 from bench.runs import Child, Run, prepare, run_prompt, told_slower, versions
 from host import Client, HostError, Server, has_cuda
 
-PEERS = ("ours", "core", "core-bypass", "diffusers", "diffusers-compile", "diffusers-blocks")
+OURS = {"ours": "as loaded", "ours-fp8": "fp8", "ours-fp8-matmul": "fp8 matmul"}  # peer -> base_precision
 COMPILES = {"diffusers": "", "diffusers-compile": "model", "diffusers-blocks": "blocks"}
-DEFAULT_PEERS = PEERS[:5]
+PEERS = (*OURS, "core", "core-bypass", *COMPILES)
+DEFAULT_PEERS = ("ours", "core", "core-bypass", "diffusers", "diffusers-compile")
 PICTURES = 8
 PREPARED = 20  # pictures of the preparation
 OUR_WARM_UP, WARM_UP = 15, 3  # steps that do not count: ours captures its step
@@ -113,7 +116,7 @@ class Bench:
         cell = Cell(job.model.name, job.batch, job.checkpointing, job.peer, "")
         if job.peer in COMPILES:
             return self._ask_diffusers(job, cell)
-        is_ours = job.peer == "ours"
+        is_ours = job.peer in OURS
         steps = self.steps or (job.model.steps if is_ours else job.model.slow_steps)
         skip = min(OUR_WARM_UP if is_ours else WARM_UP, steps // 2)
         try:
@@ -134,10 +137,10 @@ class Bench:
         """A run of ours or the core's in the server."""
         self._runs += 1
         name, folder = f"{time.time()} {self._runs}", f"kiln_bench/{model.name}-{folder}"
-        if peer == "ours":
+        if peer in OURS:
             prompt = our_prompt(
                 self.info, model, folder, name, steps=steps, batch_size=batch, gradient_checkpointing=checkpointing,
-                precision=self.precision, fit_memory=False,
+                precision=self.precision, fit_memory=False, base_precision=OURS[peer],
             )  # fmt: skip
         else:
             prompt = core_prompt(
@@ -232,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workspace", type=Path, required=True)
     made.add_argument("--kit", type=Path)
     made.add_argument("--models", nargs="+", choices=MODELS, default=["sd15", "sdxl", "flux"] if on_gpu else ["kit"])
-    made.add_argument("--peers", nargs="+", choices=PEERS, default=DEFAULT_PEERS if on_gpu else PEERS[:3])
+    made.add_argument("--peers", nargs="+", choices=PEERS, default=DEFAULT_PEERS if on_gpu else DEFAULT_PEERS[:3])
     made.add_argument("--batch", nargs="+", type=int, default=[1, 4])
     made.add_argument("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"] if on_gpu else ["off"])
     made.add_argument("--repeats", type=int, default=3 if on_gpu else 1)

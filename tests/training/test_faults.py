@@ -44,6 +44,7 @@ from training_runs import (
     stopped_at,
 )
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 CONFIG = changed(steps=3, batch_size=1, checkpoint_minutes=0.0)
 BUSY = changed(
     steps=2, batch_size=1, checkpoint_minutes=0.0, keep_checkpoints=1, save_every=1, sample_every=2,
@@ -51,15 +52,6 @@ BUSY = changed(
 )  # fmt: skip
 """writes all that a run can write"""
 CUTS = 30
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch) -> Path:
-    import folder_paths
-
-    path = folders / "loras"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
-    return path
 
 
 @dataclass

@@ -16,20 +16,12 @@ from safetensors.torch import load_file
 
 from training_runs import CONFIG, assert_same, changed, run, stopped_at
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 STEPS = CONFIG.steps
 
 
 class Killed(BaseException):
     """The end of the process: nothing is written any more."""
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch) -> Path:
-    import folder_paths
-
-    path = folders / "loras"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
-    return path
 
 
 @pytest.mark.parametrize(

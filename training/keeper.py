@@ -282,7 +282,7 @@ class Keeper:
         Raises:
             InputError: what a run before had learned does not fit this recipe.
         """
-        self._load(learner, self.opened.state)
+        self._load(learner, self.opened.state, self.opened.is_same)
 
     def way_back(self, error: Diverged) -> State | None:
         """The checkpoint to go back to after a divergence, if the run may; those that are no good are deleted."""
@@ -294,7 +294,7 @@ class Keeper:
 
     def step_back(self, learner: Learner, state: State, error: Diverged) -> None:
         """Goes back to a checkpoint of this run, with half the learning rate; nothing of the way given up stays."""
-        self._load(learner, state)
+        self._load(learner, state, same_pictures=True)
         with refused(state):
             self._restore_looks(past_of(state))
         self.folder.cut_metrics(state.step)
@@ -306,11 +306,11 @@ class Keeper:
         self.note(f"{error} Went back to step {state.step} with the learning rate x {self.controls.rate_factor:g}.")
         self.checkpoint()  # in place of those of the way that was given up
 
-    def _load(self, learner: Learner, state: State | None) -> None:
+    def _load(self, learner: Learner, state: State | None, same_pictures: bool) -> None:
         self.learner = None  # half loaded it would be kept in place of the checkpoint
         if state is not None:
             with refused(state):
-                learner.load(state.tensors, state.facts, self.opened.is_same)
+                learner.load(state.tensors, state.facts, same_pictures)
         self.learner = learner
 
     def _restore(self) -> None:

@@ -12,8 +12,9 @@ from ..training.dataset import Dataset
 from ..training.export import AS_TRAINED, check_name, in_precision
 from ..training.problems import InputError
 from ..training.run_folder import CONTINUE, PREVIOUS
+from ..training.sampling import SamplePicture
 from ..training.sheets import strength_grid
-from ..training.trainer import SamplePicture, train_lora
+from ..training.trainer import train_lora
 from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
 
 MOST_COLUMNS = 12

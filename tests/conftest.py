@@ -159,6 +159,16 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def lora_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The in-process host's one folder of LoRAs, beside those."""
+    import folder_paths
+
+    path = folders / "loras"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
+    return path
+
+
 @pytest.fixture(scope="session")
 def server(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server with the pack, and the kit where there is one, shared by all tests."""

@@ -73,6 +73,7 @@ class SmallDisk:
     Args:
         folder: on the small disk.
         shut: below it, on the disk that may only be read.
+        may_mount: False: as on a system that allows no such mounts.
     """
 
     SCRIPT = """
@@ -83,11 +84,11 @@ class SmallDisk:
     LONGEST = 100_000
     """bytes of a file that stand for a full disk: more than the server's log has, less than a checkpoint"""
 
-    def __init__(self, folder: Path, shut: str):
+    def __init__(self, folder: Path, shut: str, may_mount: bool = True):
         own = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
         folder.mkdir(parents=True, exist_ok=True)
         probe = [*own, 'mount -t tmpfs none "$0"', str(folder)]
-        self.folder, self.is_mounted, self.pid = folder, _succeeds(probe), 0
+        self.folder, self.is_mounted, self.pid = folder, may_mount and _succeeds(probe), 0
         self.through = [*own, self.SCRIPT, str(folder), shut] if self.is_mounted else []
         if not self.is_mounted:
             (folder / shut).parent.mkdir(parents=True, exist_ok=True)

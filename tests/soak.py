@@ -6,7 +6,8 @@ A run of the kit's example is queued and the server's process killed (SIGKILL) a
 run's messages, so that short moments are met as often as long ones: loading, encoding, training, writing a checkpoint,
 sampling, validating, saving the LoRA. Then the server is started anew and the same workflow queued, until that many
 kills were survived and the run has finished. Its LoRA must be, tensor for tensor and byte for byte, that of a run that
-was never stopped.
+was never stopped. Each run begins without the cache of latents and embeddings; what a kill leaves of it the next start
+takes up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 
 from host import Client, HostError, Server
 from kit.concepts import Concept
-from kit.demo import demo_prompt, node, node_id, only, write_data
+from kit.demo import FOLDER, demo_prompt, node, node_id, only
 
 CONCEPT = Concept(1)
 STEPS = 12
@@ -33,8 +34,10 @@ CONFIG = {
     "save_every": 6,
 }  # fmt: skip
 EVERY_STEP = {"checkpoint_minutes": 0.0, "validation_share": 0.2, "validation_every": 4}
-MOST_MESSAGES = 16
-"""of a run's start, after one of which a kill comes; a step has three or four"""
+PICTURES = 5
+"""so few that encoding them takes not much more of a run's messages than other things do"""
+MOST_MESSAGES = 20
+"""of a run's start, after one of which a kill comes; encoding has ten or so, a step three or four"""
 SHORTEST_DELAY = 0.05
 """seconds; the longest delay is what a step takes, on this machine and at this moment"""
 
@@ -116,14 +119,21 @@ def killed(server: Server, name: str, at: int, share: float, figures: Figures) -
     return False
 
 
+def forget_encoded(workspace: Path) -> None:
+    """Takes the cache away, which `training.cache` keeps there; no server may be running."""
+    for path in (workspace / "user" / "__lora_kiln").glob("encoded.sqlite*"):
+        path.unlink()
+
+
 def soak(host_dir: Path, workspace: Path, kit: Path, kills: int, seed: int) -> Figures:
     """Survives so many kills."""
     draw, figures = random.Random(seed), Figures()
     with Server(host_dir, workspace, kit=kit) as server, server.client() as client:
-        write_data(workspace / "input", CONCEPT)
+        CONCEPT.write_dataset(workspace / "input" / FOLDER / "pictures", count=PICTURES)
         expected = lora_of(client, prompt_for(client, "whole"))
     while figures.kills < kills:
         name, is_under_way = f"killed_{figures.runs}", True
+        forget_encoded(workspace)
         while figures.kills < kills and is_under_way:
             with Server(host_dir, workspace, kit=kit) as server:
                 is_under_way = killed(server, name, draw.randrange(MOST_MESSAGES), draw.random(), figures)

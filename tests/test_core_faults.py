@@ -41,6 +41,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import models
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 SQUARE, WIDE, TALL = (72, 72), (96, 48), (48, 96)  # width, height; 81 places in a latent are no layer's width
 RANK, ALPHA = 5, 2.0  # no layer is 5 wide
 
@@ -228,13 +229,6 @@ def rows_of(call: Call) -> int:
 
 
 # ---------------------------------------------------------------- the checks
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = folders / "loras"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
-    return path
 
 
 @pytest.fixture

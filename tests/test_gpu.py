@@ -15,19 +15,12 @@ from safetensors.torch import load_file
 import models
 from training_runs import interrupt_at
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("lora_folder")]
 SIDE = 128
 CONFIG = dict(
     rank=8, alpha=8.0, learning_rate=1e-3, steps=20, batch_size=4, seed=3, targets="all linear and convolution"
 )
 FAMILIES = [models.sd15, models.sdxl]
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch):
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders / "loras")], {".safetensors"}))
 
 
 def run(small: models.Small, previous: str = ANEW, **values) -> Trained:

@@ -90,6 +90,6 @@ def assert_untouched(small: models.Small, before: dict[str, torch.Tensor]) -> No
     assert after.keys() == before.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert models.hooks(small.model.model) == 0
-    assert not any(parameter.requires_grad for parameter in small.model.model.diffusion_model.parameters())
+    assert all(parameter.grad is None for parameter in small.model.model.diffusion_model.parameters())
     assert comfy.model_management.in_training is False
     assert small.model.patches == {}

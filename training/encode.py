@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import astuple
@@ -14,6 +15,7 @@ from .buckets import Fit
 from .cache import Cache
 from .dataset import Dataset, Picture, Sample, size_conditioning
 from .pictures import PictureError
+from .prefetch import NotHere
 from .problems import InputError, raise_if_any
 
 MEMORY = 512 * 2**20
@@ -29,7 +31,8 @@ class Encoded:
     """What the model takes, on the CPU.
 
     With a cache all lies there, and only what was used last in memory; without one all is in memory. What has gone
-    from the cache since (trimmed by another process, damaged) is computed again when it is asked for.
+    from the cache since (trimmed by another process, damaged) is computed again when it is asked for, by the thread
+    that made this: the host's models are no other's to load. Another gets `NotHere`.
     """
 
     def __init__(self, dataset: Dataset, model: Any, clip: Any, vae: Any, cache: Cache | None, captions: bool):
@@ -254,7 +257,10 @@ def content_digest(picture: Picture, is_mask: bool, cache: Cache | None) -> str:
 
 
 class _Shelf:
-    """Values by key: in the cache, the latest in memory too; what has no place there in memory alone."""
+    """Values by key: in the cache, the latest in memory too; what has no place there in memory alone.
+
+    Any thread may take what is there; only the one that made the shelf makes what is not.
+    """
 
     def __init__(self, cache: Cache | None, limit: int):
         self._cache = cache
@@ -262,6 +268,8 @@ class _Shelf:
         self._kept: dict[Hashable, Any] = {}
         self._recent: OrderedDict[Hashable, Any] = OrderedDict()
         self._size = 0
+        self._lock = threading.RLock()
+        self._maker = threading.get_ident()
 
     def missing(self, names: dict[Any, str | None]) -> list[Any]:
         """Those of the keys, given with their names in the cache, that lie nowhere yet."""
@@ -273,7 +281,14 @@ class _Shelf:
 
         Args:
             name: in the cache; None = not to lie there.
+
+        Raises:
+            NotHere: it is not there, and this is not the thread that makes things.
         """
+        with self._lock:
+            return self._fetch(key, name, make)
+
+    def _fetch(self, key: Hashable, name: str | None, make: Callable[[], Any]) -> Any:
         if key in self._kept:
             return self._kept[key]
         if key in self._recent:
@@ -281,6 +296,8 @@ class _Shelf:
             return self._recent[key]
         value = self._cache.get(name) if self._cache and name else None
         if value is None:
+            if threading.get_ident() != self._maker:
+                raise NotHere(f"{key} has gone from the cache")
             value = make()
             if not (self._cache and name and _put(self._cache, name, value)):
                 self._kept[key] = value

@@ -38,7 +38,7 @@ class RunEvents:
         workflow: id of the workflow it is of, as the page knows it.
         controls: what the page may ask of it.
         epoch_of: step -> epoch, both from 0.
-        pictures: the loss of each picture, for the page; see `picture_rows` in the trainer.
+        pictures: the loss of each picture, for the page; see `Keeper.picture_rows`.
     """
 
     def __init__(

@@ -1,12 +1,14 @@
 """Making a run fit into the GPU's memory: what is tried and in which order, and what is done when it runs out later."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from . import host
+from .adapters import Adapter
+from .adapters.base import Dropped
 from .batches import Batch
 from .engine import Engine
 from .step import Step
@@ -14,7 +16,10 @@ from .step import Step
 
 @dataclass(frozen=True)
 class Placement:
-    """How a step takes its memory. The gradient is the same for all of them."""
+    """How a step takes its memory.
+
+    The gradient is the same for all of them, but with dropout of inputs, which the parts of a batch drop alike.
+    """
 
     checkpointing: bool
     """whether activations are computed again in the backward pass"""
@@ -60,14 +65,19 @@ class FittingEngine:
         most: pictures in one forward pass.
         may_split: whether a batch may go in parts; one whose condition carries a graph may not.
         say: told when the parts become smaller.
+        adapters: that are trained; what each drops is drawn for a batch before it comes.
     """
 
-    def __init__(self, engine: Engine, most: int, may_split: bool, say: Callable[[str], None]):
+    def __init__(
+        self, engine: Engine, most: int, may_split: bool, say: Callable[[str], None], adapters: Iterable[Adapter]
+    ):
         self.engine = engine
         self.most = most
         self.may_split = may_split
         self.say = say
-        self._batches: list[Batch] = []
+        self.adapters = list(adapters)
+        self._taken: list[tuple[Batch, list[Dropped]]] = []
+        """the step's batches so far, each with what the adapters drop at it"""
 
     @property
     def step(self) -> Step:
@@ -79,10 +89,10 @@ class FittingEngine:
         Raises:
             torch.OutOfMemoryError: one picture alone does not fit.
         """
-        self._batches.append(batch)
-        done = self._try(self._batches[-1:])
+        self._taken.append((batch, [adapter.dropped for adapter in self.adapters]))
+        done = self._try(self._taken[-1:])
         while not done:
-            largest = min(self.most, max(len(each.x_0) for each in self._batches))
+            largest = min(self.most, max(len(each.x_0) for each, _ in self._taken))
             if not self.may_split or largest == 1:
                 self.step.forget()
                 raise torch.OutOfMemoryError("not even one picture at a time fits into the memory that is left")
@@ -91,21 +101,23 @@ class FittingEngine:
             self.step.forget()  # a backward pass that broke off has added some of its gradients
             self.engine.release()
             free_memory()
-            done = self._try(self._batches)
+            done = self._try(self._taken)
 
     def move(self) -> None:
         """See `Step.move`."""
-        self._batches.clear()
+        self._taken.clear()
         self.engine.move()
 
     def release(self) -> None:
         """See `Engine.release`."""
         self.engine.release()
 
-    def _try(self, batches: list[Batch]) -> bool:
+    def _try(self, batches: list[tuple[Batch, list[Dropped]]]) -> bool:
         """Whether there was memory for all."""
         try:
-            for batch in batches:
+            for batch, dropped in batches:
+                for adapter, each in zip(self.adapters, dropped, strict=True):
+                    adapter.dropped = each
                 for part in parts(batch, self.most):
                     self.engine.accumulate(part)
         except torch.OutOfMemoryError:

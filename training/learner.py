@@ -1,6 +1,6 @@
 """What learns: twins of the graph's models with adapters on, their optimizer, and what executes their steps."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -229,10 +229,10 @@ class Builder:
 
         picture_losses = PictureLosses(self.pictures, self.device)
         step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses)
-        engine = self._engine(step, placement, can_record)
+        engine = self._engine(step, placement, can_record, nets.adapters.values())
         return Learner(nets, flats, optimizer, ema, picture_losses, engine)
 
-    def _engine(self, step: Step, placement: Placement, can_record: bool) -> Engine:
+    def _engine(self, step: Step, placement: Placement, can_record: bool, adapters: Iterable[Adapter]) -> Engine:
         config = self.config
         if self.device.type != "cuda":
             return EagerEngine(step)
@@ -249,7 +249,7 @@ class Builder:
             )
         is_eager = obstacles or not config.cuda_graphs
         engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
-        return FittingEngine(engine, placement.pictures, not self.trains_text, self.note)
+        return FittingEngine(engine, placement.pictures, not self.trains_text, self.note, adapters)
 
     def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""

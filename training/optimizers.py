@@ -128,7 +128,7 @@ def move(optimizer: Any, failed: torch.Tensor) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What the optimizer has gathered, as (tensors by name, plain JSON); rates follow from the step and are left out.
+    """What the optimizer has gathered, as (tensors by name, plain JSON); what follows from the recipe is left out.
 
     Raises:
         TypeError: its state holds something that is neither a tensor nor plain.
@@ -152,7 +152,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
     for index, group in enumerate(found["param_groups"]):
         plain["groups"].append({})
         for key, value in group.items():
-            if key not in _NOT_GATHERED:
+            is_gathered = isinstance(value, torch.Tensor) or value != optimizer.defaults.get(key)
+            if is_gathered and key not in _NOT_GATHERED:
                 put(f"optimizer.groups.{index}.{key}", value, plain["groups"][-1], key)
     return tensors, plain
 
@@ -160,16 +161,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]
 ) -> None:
-    """Puts what `optimizer_state` gave into a fresh optimizer of the same recipe.
+    """Puts what `optimizer_state` gave into an optimizer; settings of the recipe stay as they are.
 
     Raises:
-        ValueError, KeyError, RuntimeError: it is of another.
+        ValueError, KeyError, RuntimeError: it is of another optimizer or of other parameters.
     """
     fresh = optimizer.state_dict()
     if len(plain["groups"]) != len(fresh["param_groups"]):
         raise ValueError("the checkpoint's optimizer has other groups of parameters")
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["state"].items()}
-    groups = [{**own, **saved} for own, saved in zip(fresh["param_groups"], plain["groups"], strict=True)]
+    groups = [
+        {**optimizer.defaults, **saved, **{key: own[key] for key in _NOT_GATHERED if key in own}}
+        for own, saved in zip(fresh["param_groups"], plain["groups"], strict=True)
+    ]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, kind, index, key = name.split(".", 3)
@@ -178,7 +182,8 @@ def load_optimizer_state(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-_NOT_GATHERED = ("params", "lr", "learning_rate")
+_NOT_GATHERED = ("params", "lr", "learning_rate", "capturable", "fused", "foreach")
+"""of a group: its rates follow from the step, and how it computes from the device"""
 
 
 def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:

@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,12 @@ from .tree import tensors_of, with_tensors
 
 AHEAD = 3
 """Batches made ready before they are asked for."""
+
+Made = TypeVar("Made")
+
+
+class NotHere(RuntimeError):
+    """This thread may not make it; the one that asks for it may."""
 
 
 @contextmanager
@@ -30,7 +37,6 @@ def prefetched(
         yield lambda step, micro: on_device(make(step, micro), device)
         return
     stream = torch.cuda.Stream(device)
-    waiting: deque[tuple[tuple[int, int], Future[tuple[Batch, torch.cuda.Event]]]] = deque()
 
     def bring(step: int, micro: int) -> tuple[Batch, torch.cuda.Event]:
         batch = make(step, micro)
@@ -40,23 +46,44 @@ def prefetched(
             arrived.record(stream)
         return batch, arrived
 
-    with ThreadPoolExecutor(1, "lora-kiln-batches") as thread:
+    with made_ahead(bring, order) as brought_at:
 
         def batch_at(step: int, micro: int) -> Batch:
-            while len(waiting) <= AHEAD and (place := next(order, None)) is not None:
-                waiting.append((place, thread.submit(bring, *place)))
-            place, future = waiting.popleft()
-            if place != (step, micro):
-                raise ValueError(f"batch {(step, micro)} was asked for where {place} was next")
-            batch, arrived = future.result()
+            batch, arrived = brought_at(step, micro)
             current = torch.cuda.current_stream(device)
             current.wait_event(arrived)
             for tensor in tensors_of(batch):
                 tensor.record_stream(current)
             return batch
 
+        yield batch_at
+
+
+@contextmanager
+def made_ahead(
+    make: Callable[[int, int], Made], order: Iterator[tuple[int, int]]
+) -> Iterator[Callable[[int, int], Made]]:
+    """Gives a function like `make`, for which a thread has made what is asked for next.
+
+    Args:
+        make: of (step, forward pass). Where it raises `NotHere` in the thread, the thread that asks calls it again.
+        order: as of `prefetched`.
+    """
+    waiting: deque[tuple[tuple[int, int], Future[Made]]] = deque()
+    with ThreadPoolExecutor(1, "lora-kiln-batches") as thread:
+
+        def made_at(step: int, micro: int) -> Made:
+            while len(waiting) <= AHEAD and (place := next(order, None)) is not None:
+                waiting.append((place, thread.submit(make, *place)))
+            place, future = waiting.popleft()
+            if place != (step, micro):
+                raise ValueError(f"batch {(step, micro)} was asked for where {place} was next")
+            with suppress(NotHere):
+                return future.result()
+            return make(step, micro)
+
         try:
-            yield batch_at
+            yield made_at
         finally:
             for _, future in waiting:
                 future.cancel()

@@ -1,5 +1,6 @@
 """The pictures that a run shows on the way."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,16 @@ from . import host
 from .config import LoRAConfig
 from .objective import Predict
 from .randomness import tensor_generator
+
+
+@dataclass(frozen=True)
+class SamplePicture:
+    """A picture drawn on the way."""
+
+    step: int
+    prompt: str
+    pixels: torch.Tensor
+    """(H, W, 3) in [0, 1]"""
 
 
 class Sampler:

@@ -15,14 +15,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import yaml
-from lora_kiln.training import recipes
+from lora_kiln.training import checkpoints, recipes
 from lora_kiln.training.buckets import Fit
 from lora_kiln.training.captions import CaptionFileError, read_metadata, read_text
-from lora_kiln.training.checkpoints import Damaged, read_state
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import DatasetSettings
 from lora_kiln.training.events import stored_history
@@ -30,15 +30,19 @@ from lora_kiln.training.export import FORMATS, as_format
 from lora_kiln.training.folder_settings import read_folder_settings
 from lora_kiln.training.host import LayerNames
 from lora_kiln.training.layer_rules import parse_layer_rules
+from lora_kiln.training.learner import Learner, Networks
 from lora_kiln.training.lora_files import describe_lora, for_host, read_adapters, read_header, read_lora_file
 from lora_kiln.training.lora_keys import ENDINGS
 from lora_kiln.training.merge import Part, merge_loras
-from lora_kiln.training.optimizers import check_optimizer
+from lora_kiln.training.optimizers import check_optimizer, make_optimizer
+from lora_kiln.training.past import Past, past_of
 from lora_kiln.training.paths import PathRefused, check_parts, resolve
+from lora_kiln.training.picture_losses import PictureLosses
 from lora_kiln.training.pictures import PictureError, load_alpha, load_mask, load_picture, picture_facts
 from lora_kiln.training.problems import InputError
 from PIL import Image
 from safetensors.torch import save
+from torch import nn
 
 from foreign_recipes import GUI, JOB, METADATA, TOML
 
@@ -334,9 +338,33 @@ def run_folder(path: Path) -> None:
 
 
 def checkpoint(path: Path) -> None:
-    """What a run would go on from, its tensors left out."""
-    path.with_name("state.safetensors").write_bytes(save({"losses": torch.zeros(1, dtype=torch.float64)}))
-    read_state(path.parent)
+    """What a run goes on from, with the digest that fits, as whoever wrote it would have put it there."""
+    tensors = path.with_name(checkpoints.TENSORS)
+    tensors.write_bytes(save(PAST.tensors))
+    try:
+        found = json.loads(path.read_bytes())
+        found["digest"] = checkpoints._digest(tensors, found["step"], found["facts"])
+        path.write_text(json.dumps(found))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass  # it is read as it came
+    state = checkpoints.read_state(path.parent)
+    past_of(state)
+    small_learner().load(state.tensors, state.facts, same_pictures=True)
+
+
+def small_learner() -> Learner:
+    """One that has made a step."""
+    values = nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer(LoRAConfig(), [{"params": [values], "learning_rate": 1e-4}])
+    values.grad = torch.ones(2)
+    optimizer.step()
+    engine: Any = SimpleNamespace(
+        step=SimpleNamespace(failed=torch.zeros(()), forget=lambda: None), release=lambda: None
+    )
+    return Learner(Networks(None, None, [], {}), [], optimizer, None, PictureLosses(1, torch.device("cpu")), engine)
+
+
+PAST = Past([0.5], 2.5, [(0, 0.5)], ("a",), [(1, 0.4)], False, 1, {}, 0).put_into(*small_learner().state())
 
 
 RUN = {
@@ -406,7 +434,11 @@ TARGETS: dict[str, Target] = {
     "lora": of_file("y.safetensors", lora_tensors, (InputError,), [bytes(range(k, 256, 3)) for k in range(12)]),
     "run": of_file("run.json", run_folder, (), [json.dumps(RUN).encode()], words=[*RUN, "NaN", "1e999"]),
     "checkpoint": of_file(
-        "state.json", checkpoint, (Damaged,), [b'{"format": 1, "step": 3, "digest": "0", "facts": {"elapsed": 1}}']
+        "state.json",
+        checkpoint,
+        (checkpoints.Damaged,),
+        [json.dumps({"format": checkpoints.FORMAT, "step": 1, "digest": "", "facts": PAST.facts}).encode()],
+        words=[*PAST.facts, *PAST.facts["optimizer"], "NaN", "1e999"],
     ),
     "picture": of_file("p.png", picture, (PictureError,), picture_seeds()),
 }

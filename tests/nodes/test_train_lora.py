@@ -13,11 +13,12 @@ from lora_kiln.training import host
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.problems import InputError
+from lora_kiln.training.sampling import SamplePicture
 from lora_kiln.training.sheets import strength_grid
-from lora_kiln.training.trainer import SamplePicture
 
 from models import Small, sd15, state
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 SIDE, STEPS = 64, 2
 RECIPE: dict[str, Any] = dict(
     rank=4, alpha=4.0, learning_rate=1e-2, steps=STEPS, precision="fp32", save_precision="fp32"
@@ -27,13 +28,6 @@ RECIPE: dict[str, Any] = dict(
 @pytest.fixture(scope="module")
 def small() -> Small:
     return sd15()
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import folder_paths
-
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folders / "loras")], {".safetensors"}))
 
 
 def dataset() -> Dataset:

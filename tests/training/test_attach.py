@@ -502,7 +502,7 @@ def test_module_dropout_leaves_its_share_out_and_never_all(small: Base) -> None:
     adapters, left_out = make_adapters(found, config), []
     for step in range(400):
         draw_dropout(adapters, config, step, 0)
-        left_out.append(sum(adapter.is_left_out for adapter in adapters.values()))
+        left_out.append(sum(adapter.dropped.is_whole for adapter in adapters.values()))
     assert max(left_out) == 1  # of two
     assert sum(left_out) / 400 == pytest.approx(0.75, abs=0.07)  # one of two coins, or both and one comes back
 

@@ -211,6 +211,7 @@ host, pack, tests, path = sys.argv[1:]
 sys.path += [host, tests]
 from comfy.cli_args import args
 args.cpu = True
+import utils.extra_config
 spec = importlib.util.spec_from_file_location("lora_kiln", f"{pack}/__init__.py", submodule_search_locations=[pack])
 sys.modules["lora_kiln"] = importlib.util.module_from_spec(spec)
 from lora_kiln.training.cache import Cache

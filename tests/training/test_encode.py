@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from lora_kiln.training import host
 from lora_kiln.training.cache import Cache
 from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture, Sample, size_conditioning
 from lora_kiln.training.encode import encode_samples, latent_spread, sized
+from lora_kiln.training.prefetch import NotHere
 from lora_kiln.training.problems import InputError
 from PIL import Image
 
@@ -183,6 +186,26 @@ def test_what_has_gone_from_the_cache_is_computed_again(small, path: Path) -> No
             other._started_at = time.time() + 1
             other.trim()
         assert all(map(torch.equal, (encoded.latent(sample) for sample in samples_of(data)), expected))
+
+
+def test_another_thread_takes_what_is_there_and_leaves_the_models_alone(small, path: Path, monkeypatch, asked) -> None:
+    monkeypatch.setattr(room, "MEMORY", 0)  # one of them stays
+    data = dataset()
+    with Cache(path, 10**9) as cache, ThreadPoolExecutor(1) as thread:
+        encoded = encode(small, data, cache)
+        first, *others = samples_of(data)
+        expected = encoded.latent(first)
+        assert torch.equal(thread.submit(encoded.latent, first).result(), expected)
+        for sample in others:
+            thread.submit(encoded.latent, sample).result()
+        sqlite3.connect(path, isolation_level=None).execute("DELETE FROM blobs")
+        asked.pictures = 0
+        with pytest.raises(NotHere):
+            thread.submit(encoded.latent, first).result()
+        with pytest.raises(NotHere):
+            thread.submit(encoded.conditioning, data, first, False).result()
+        assert (asked.pictures, torch.equal(encoded.latent(first), expected)) == (0, True)
+        assert asked.pictures == 1 and torch.equal(thread.submit(encoded.latent, first).result(), expected)
 
 
 def test_texts_that_name_embedding_files_are_not_kept_on_disk(small, path: Path, asked) -> None:

@@ -11,8 +11,11 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,11 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from lora_kiln.training import checkpoints, events, host
+from lora_kiln.training import checkpoints, encode, events, host, trainer
 from lora_kiln.training.checkpoints import Damaged, State, newest_state, read_state, write_state
 from lora_kiln.training.dataset import Dataset, Picture
 from lora_kiln.training.loop import Diverged
+from lora_kiln.training.prefetch import made_ahead, on_device
 from lora_kiln.training.problems import InputError
 from lora_kiln.training.run_folder import ANEW, CONTINUE_CHANGED, RunFolder, read_metrics
 from lora_kiln.training.step import Step
@@ -44,6 +48,7 @@ from training_runs import (
     stopped_at,
 )
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 CONFIG = changed(steps=3, batch_size=1, checkpoint_minutes=0.0)
 BUSY = changed(
     steps=2, batch_size=1, checkpoint_minutes=0.0, keep_checkpoints=1, save_every=1, sample_every=2,
@@ -51,15 +56,6 @@ BUSY = changed(
 )  # fmt: skip
 """writes all that a run can write"""
 CUTS = 30
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch) -> Path:
-    import folder_paths
-
-    path = folders / "loras"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
-    return path
 
 
 @dataclass
@@ -335,6 +331,56 @@ def test_a_picture_that_goes_while_the_run_trains_is_not_missed(act, files, monk
         at_step(patched, 1, lambda: act(files.pictures[0].path))
         assert_same(ground.again(data=files), ground.whole)
     assert_untouched(ground.small, ground.before)
+
+
+def when_the_cache_goes(monkeypatch: pytest.MonkeyPatch, folders: Path, act: Callable[[], Any]) -> list[str]:
+    """After step 1 the cache forgets all, and something else is done. Gives by which threads pictures are encoded."""
+    encode_pixels, encoded_by = host.encode_pixels, []
+
+    def watched(vae, pixels):
+        encoded_by.append(threading.current_thread().name)
+        return encode_pixels(vae, pixels)
+
+    def forget() -> None:
+        encoded_by.clear()
+        with closing(sqlite3.connect(next(folders.rglob("encoded.sqlite")), isolation_level=None)) as db:
+            db.execute("DELETE FROM blobs")
+        act()
+
+    monkeypatch.setattr(encode, "MEMORY", 0)
+    monkeypatch.setattr(host, "encode_pixels", watched)
+    monkeypatch.setattr(
+        trainer,
+        "prefetched",  # as on a GPU: a thread makes the batches
+        lambda make, order, device: made_ahead(lambda *place: on_device(make(*place), device), order),
+    )
+    at_step(monkeypatch, 1, forget)
+    return encoded_by
+
+
+def test_what_has_gone_from_the_cache_is_encoded_by_the_runs_own_thread(files, folders, monkeypatch):
+    """The host's management of models knows one thread, and what it is told by another changes the step under way."""
+    config = replace(CONFIG, steps=8)
+    ground = ground_of(config, files)
+    with monkeypatch.context() as patched:
+        encoded_by = when_the_cache_goes(patched, folders, lambda: None)
+        assert_same(ground.again(config, data=files), ground.whole)
+    assert set(encoded_by) == {threading.current_thread().name}
+    assert_untouched(ground.small, ground.before)
+
+
+@pytest.mark.parametrize(("act", "words"), [(Path.unlink, "cannot be read any more"), (other_picture, "was replaced")])
+def test_a_picture_that_goes_with_the_cache_is_named_and_loses_nothing(act, words, files, folders, monkeypatch):
+    config = replace(CONFIG, steps=8)
+    ground = ground_of(config, files)
+    kept = [(picture.path, picture.path.read_bytes()) for picture in files.pictures if picture.path]
+    with monkeypatch.context() as patched, pytest.raises(InputError, match=words):
+        when_the_cache_goes(patched, folders, lambda: [act(path) for path, _ in kept])
+        ground.again(config, data=files)
+    assert "it goes on from step" in message()
+    for path, content in kept:
+        path.write_bytes(content)
+    ground.assert_nothing_is_lost(config, data=files)
 
 
 # ---------------------------------------------------------------- clocks, owners, the host

@@ -1,9 +1,11 @@
 """What is tried when memory is short, and that it is the same step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.attach import attached, find_targets, make_adapters
+from lora_kiln.training.attach import attached, draw_dropout, find_targets, make_adapters
 from lora_kiln.training.batches import Batch
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.engine import EagerEngine
@@ -16,6 +18,7 @@ import models
 
 ASKED = Placement(checkpointing=False, pictures=4)
 CONFIG = LoRAConfig(rank=4, learning_rate=1e-3, batch_size=4, targets="attention and feed-forward")
+DROPPING = replace(CONFIG, rank_dropout=0.5, module_dropout=0.3)
 
 
 class Small(EagerEngine):
@@ -34,26 +37,34 @@ class Small(EagerEngine):
         self.room = self.room_later or self.room
 
 
-def run(room: int, most: int = 4, may_split: bool = True, batches: int = 1, room_later: int = 0):
+def run(
+    room: int,
+    most: int = 4,
+    may_split: bool = True,
+    batches: int = 1,
+    room_later: int = 0,
+    config: LoRAConfig = CONFIG,
+):
     """Gradients and loss of a step of SDXL batches, and the engine."""
     small, said = models.sdxl(), []
     with host.training_mode():
         twin = host.trainable_view(small.model, torch.float32)
-        targets = find_targets(twin, CONFIG.targets)
-        adapters = make_adapters(targets, CONFIG)
+        targets = find_targets(twin, config.targets)
+        adapters = make_adapters(targets, config)
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         flat = FlatParameters(adapters.values(), torch.device("cpu"), torch.float32)
-        optimizer = make_optimizer(CONFIG, [{"params": [flat.values], "learning_rate": 1e-3}])
+        optimizer = make_optimizer(config, [{"params": [flat.values], "learning_rate": 1e-3}])
         options = host.transformer_options(small.model)
 
         def predict(x, sigma, cond):
             return host.predict(twin, options, x, sigma, cond)
 
-        inner = Small(Step(predict, host.family(small.model), CONFIG, optimizer, (flat,)), room, room_later)
-        engine = FittingEngine(inner, most, may_split, said.append)
+        inner = Small(Step(predict, host.family(small.model), config, optimizer, (flat,)), room, room_later)
+        engine = FittingEngine(inner, most, may_split, said.append, adapters.values())
         with attached(targets, adapters):
             for number in range(batches):
+                draw_dropout(adapters, config, 0, number)
                 engine.accumulate(batch(small, twin, number))
             return flat.values.grad.clone(), engine.step.loss.item(), inner, said
 
@@ -92,6 +103,14 @@ def test_memory_that_runs_out_later_does_the_step_anew(whole) -> None:
     assert inner.passes == [4, 2, 2, 2, 2] and len(said) == 1
     assert loss == pytest.approx(whole[1], rel=1e-5)
     assert (gradient - whole[0]).norm() < 1e-5 * whole[0].norm()
+
+
+def test_a_step_done_anew_drops_what_each_of_its_batches_drops() -> None:
+    gradient, loss, inner, _ = run(room=4, batches=3, room_later=2, config=DROPPING)
+    expected = run(room=4, batches=3, config=DROPPING)
+    assert inner.passes == [4, *[2] * 6]
+    assert loss == pytest.approx(expected[1], rel=1e-5)
+    assert (gradient - expected[0]).norm() < 1e-5 * expected[0].norm()
 
 
 @pytest.mark.parametrize(("room", "may_split"), [(0, True), (2, False)])

@@ -22,19 +22,12 @@ from torch import nn
 import models
 from training_runs import at_step, changed, run, stopped_at
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 CONFIG = changed(
     steps=2, batch_size=1, checkpoint_minutes=0.0, sample_every=1, sample_prompts=("a",), sample_steps=1,
     validation_share=0.3, validation_every=1,
 )  # fmt: skip
 WARM_UP, RUNS = 2, 4
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch) -> None:
-    import folder_paths
-
-    loras = ([str(folders / "loras")], {".safetensors"})
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", loras)
 
 
 def alive(small: models.Small) -> dict[str, Any]:

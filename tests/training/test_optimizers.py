@@ -1,6 +1,7 @@
 """Optimizers by name."""
 
 import copy
+import json
 import math
 import sys
 from typing import Any
@@ -8,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from lora_kiln.training.config import OPTIMIZERS, LoRAConfig
-from lora_kiln.training.optimizers import SOURCES, for_use, make_optimizer, rate_factor
+from lora_kiln.training.optimizers import (
+    SOURCES,
+    for_use,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    rate_factor,
+)
 from lora_kiln.training.problems import InputError
 from torch import nn
 
@@ -47,6 +55,36 @@ def test_it_finds_a_minimum_from_a_matrix_of_zeros(name: str) -> None:
     down, up, optimizer = fit(name)
     with for_use(optimizer):
         assert loss_of(down, up) < 0.02 * loss_of(down, torch.zeros(6, 2))
+
+
+# ---------------------------------------------------------------- what is kept of it
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_it_gathered_goes_on_under_the_settings_of_another_recipe(name: str) -> None:
+    *_, before = fit(name, 5)
+    tensors, plain = optimizer_state(before)
+    settings = {"betas": "0.5,0.6"} if "betas" in before.defaults else {"clip_threshold": "2.0"}
+    args = " ".join(f"{key}={value}" for key, value in settings.items())
+    after = optimizer_of(name, before.param_groups[0]["params"], RATES.get(name, RATE), 0.3, args)
+    load_optimizer_state(after, tensors, json.loads(json.dumps(plain)))
+    group, told = after.param_groups[0], optimizer_state(after)
+    assert group["weight_decay"] == 0.3 and group.get("betas", (0.5, 0.6)) == (0.5, 0.6)
+    assert group.get("clip_threshold", 2.0) == 2.0
+    assert told[1] == plain and told[0].keys() == tensors.keys()
+    assert all(torch.equal(told[0][key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_nothing_of_later_steps_stays_when_it_goes_back(name: str) -> None:
+    down, up, optimizer = fit(name, 0)
+    begun = optimizer_state(optimizer)
+    for _ in range(5):
+        loss_of(down, up).backward()
+        optimizer.step()
+    assert optimizer_state(optimizer) != begun
+    load_optimizer_state(optimizer, *begun)
+    assert optimizer_state(optimizer) == begun == ({}, {"state": {}, "groups": [{}]})
 
 
 # ---------------------------------------------------------------- against the papers' formulas

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Dropped:
+    """What one forward pass and its backward pass leave out of an adapter."""
+
+    is_whole: bool = False
+    """the layer goes without its adapter"""
+    inputs: float = 0.0
+    """share of the inputs set to zero"""
+    seed: int = 0
+    """decides which inputs"""
+    ranks: Tensor | None = None
+    """(rank,) what each rank is multiplied by: 0 where it is left out; None: all stay"""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether all stays."""
+        return not self.is_whole and not self.inputs and self.ranks is None
+
+
+NOTHING = Dropped()
 
 
 class Adapter(nn.Module, ABC):
@@ -30,7 +53,8 @@ class Adapter(nn.Module, ABC):
         self.alpha = alpha
         self.copies: dict[str, Tensor] = {}
         """parameters in the base model's arithmetic, by name, where someone keeps them up to date"""
-        self.clear_dropout()
+        self.dropped = NOTHING
+        """stays until it is drawn anew or cleared, so that activations computed again see the same"""
 
     @property
     def scale(self) -> float:
@@ -44,7 +68,7 @@ class Adapter(nn.Module, ABC):
             layer: the linear layer or convolution; read only.
             base: the layer's own forward.
         """
-        return base(x) if self.is_left_out else self.adapted(layer, base, x)
+        return base(x) if self.dropped.is_whole else self.adapted(layer, base, x)
 
     def fused(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """What `forward` gives, in fewer passes over the activations; None where there is no such way.
@@ -81,7 +105,7 @@ class Adapter(nn.Module, ABC):
         rank_dropout: float = 0.0,
         is_left_out: bool = False,
     ) -> None:
-        """Draws what is dropped until the next draw, so that recomputed activations see the same.
+        """Draws what is dropped until the next draw.
 
         Args:
             generator: on the CPU.
@@ -89,27 +113,23 @@ class Adapter(nn.Module, ABC):
             rank_dropout: share of the ranks set to zero.
             is_left_out: whether the layer goes without its adapter.
         """
-        self.is_left_out = is_left_out
-        self.dropout = dropout
-        self.dropout_seed = int(torch.randint(2**62, (), generator=generator))
-        self.rank_mask = None
+        seed, ranks = int(torch.randint(2**62, (), generator=generator)), None
         if rank_dropout:
             keep = torch.rand(self.rank, generator=generator) >= rank_dropout
-            self.rank_mask = (keep / (1 - rank_dropout)).to(next(self.parameters()).device)
+            ranks = (keep / (1 - rank_dropout)).to(next(self.parameters()).device)
+        self.dropped = Dropped(is_left_out, dropout, seed, ranks)
 
     def clear_dropout(self) -> None:
         """Nothing is dropped: for samples and validation."""
-        self.is_left_out = False
-        self.dropout = 0.0
-        self.dropout_seed = 0
-        self.rank_mask: Tensor | None = None
+        self.dropped = NOTHING
 
     def with_dropout(self, x: Tensor) -> Tensor:
         """x with the drawn share of its entries at zero and the others scaled to keep the mean."""
-        if not self.dropout:
+        share = self.dropped.inputs
+        if not share:
             return x
-        generator = torch.Generator(x.device).manual_seed(self.dropout_seed)
-        return x * torch.empty_like(x).bernoulli_(1 - self.dropout, generator=generator) / (1 - self.dropout)
+        generator = torch.Generator(x.device).manual_seed(self.dropped.seed)
+        return x * torch.empty_like(x).bernoulli_(1 - share, generator=generator) / (1 - share)
 
 
 class AddedAdapter(Adapter):

@@ -40,7 +40,7 @@ class LoHa(AddedAdapter):
 
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
         # A Hadamard product of two products is one product of rank^2: activations stay small, no weight is made.
-        w1_a = self.w1_a if self.rank_mask is None else self.w1_a * self.rank_mask
+        w1_a = self.w1_a if self.dropped.ranks is None else self.w1_a * self.dropped.ranks
         up = self.scale * (w1_a.unsqueeze(2) * self.w2_a.unsqueeze(1)).flatten(1)
         down = (self.w1_b.unsqueeze(1) * self.w2_b.unsqueeze(0)).flatten(0, 1)
         return low_rank(layer, x, down, up)

@@ -41,8 +41,8 @@ class LoRA(AddedAdapter):
 
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
         up = self.up.to(x.dtype) * self.scale
-        if self.rank_mask is not None:
-            up = up.flatten(1) * self.rank_mask.to(x.dtype)
+        if self.dropped.ranks is not None:
+            up = up.flatten(1) * self.dropped.ranks.to(x.dtype)
         return low_rank(layer, x, self.down, up)
 
     def fused(self, layer: Any, x: Tensor) -> Tensor | None:
@@ -50,9 +50,9 @@ class LoRA(AddedAdapter):
         is_quantised = host.is_quantised(weight)
         is_alike = is_quantised or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
         is_alike = is_alike and x.dtype == down.dtype and (layer.bias is None or layer.bias.dtype == x.dtype)
-        is_whole = self.rank_mask is None and not self.dropout and not self.is_left_out
         has_places = self.down.grad is not None and self.up.grad is not None
-        if not (is_alike and is_whole and has_places and x.device == weight.device and torch.is_grad_enabled()):
+        is_here = x.device == weight.device
+        if not (is_alike and is_here and has_places and self.dropped.is_nothing and torch.is_grad_enabled()):
             return None
         if is_linear(layer) and x.dim() > 1:
             return self._fused_rows(x, weight, layer.bias)

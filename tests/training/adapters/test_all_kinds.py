@@ -234,7 +234,7 @@ def test_rank_dropout_leaves_whole_ranks_out(kind: str) -> None:
     layer, x = layer_and_input("linear")
     adapter = learned(kind, layer)
     adapter.draw_dropout(torch.Generator().manual_seed(1), rank_dropout=0.5)
-    mask = adapter.rank_mask
+    mask = adapter.dropped.ranks
     assert mask is not None and set(mask.tolist()) == {0.0, 2.0}
     (adapter(layer, layer, x) ** 2).sum().backward()
     gradient = (adapter.up if kind != "loha" else adapter.w1_a).grad.abs().sum(0)

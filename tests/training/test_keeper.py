@@ -16,20 +16,12 @@ from safetensors.torch import load_file
 
 from training_runs import CONFIG, assert_same, changed, run, stopped_at
 
+pytestmark = pytest.mark.usefixtures("lora_folder")
 STEPS = CONFIG.steps
 
 
 class Killed(BaseException):
     """The end of the process: nothing is written any more."""
-
-
-@pytest.fixture(autouse=True)
-def lora_folder(folders, monkeypatch) -> Path:
-    import folder_paths
-
-    path = folders / "loras"
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(path)], {".safetensors"}))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -157,11 +149,18 @@ def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypat
             broke.append(3)
             raise Diverged("The loss is nan", 4, 0.01)
 
+    def times_seen() -> dict[str, int]:
+        live = events.live_run(events.histories()[-1]["run"])
+        assert live is not None
+        return {row["name"]: row["count"] for row in live.pictures()}
+
+    config = changed(on_divergence="step back", checkpoint_minutes=0.0, weight_decay=0.0)
+    run(config, "whole")
+    seen = times_seen()
     monkeypatch.setattr(events.RunEvents, "step", diverging)
-    trained = run(
-        changed(on_divergence="step back", checkpoint_minutes=0.0, weight_decay=0.0), previous=CONTINUE_CHANGED
-    )
+    trained = run(config, previous=CONTINUE_CHANGED)
     last = events.histories()[-1]
+    assert times_seen() == seen
     assert "Went back to step 2" in trained.report and len(trained.losses) == STEPS
     told = [line["step"] for line in read_metrics(folders / "output" / "lora_kiln" / last["run"]) if "loss" in line]
     assert told == list(range(1, STEPS + 1))

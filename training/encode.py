@@ -3,8 +3,9 @@
 import hashlib
 import json
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple
 from typing import Any
 
@@ -20,6 +21,8 @@ from .problems import InputError, raise_if_any
 
 MEMORY = 512 * 2**20
 """bytes of what lies in a cache that are held in memory too"""
+TOGETHER, TOGETHER_PIXELS = 8, 2 * 2**20
+"""Pictures and pixels that go through the VAE at once, at most (but one picture always does)."""
 SPREAD_LATENTS = 64
 """latents that `latent_spread` looks at"""
 
@@ -38,6 +41,8 @@ class Encoded:
     def __init__(self, dataset: Dataset, model: Any, clip: Any, vae: Any, cache: Cache | None, captions: bool):
         self.views: list[View] = []
         """every picture in every form that the run shows it in"""
+        self._together: dict[View, tuple[View, ...]] = {}
+        """those that are encoded with it: the same whatever the cache knows, since the last bits depend on it"""
         self.prompts: dict[str, Any] = {}
         """prompt of a sample picture -> CONDITIONING"""
         self._dataset = dataset
@@ -78,6 +83,7 @@ class Encoded:
             {(sample.picture, sample.fit, sample.flipped) for sample in samples},
             key=lambda view: (view[0], astuple(view[1]), view[2]),
         )
+        self._together = {view: members for members in _by_size(self.views) for view in members}
         captions = sorted({sample.caption for sample in samples}) if self._with_captions else []
         missing = self._shelf.missing({text: self._names and self._names.text(text, False) for text in captions})
         for done, caption in enumerate(missing):
@@ -85,9 +91,13 @@ class Encoded:
             self._text(caption, is_prompt=False)
         self.prompts = {prompt: self._text(prompt, is_prompt=True) for prompt in prompts}
         missing = self._shelf.missing({view: self._names and self._names.latent(*view) for view in self.views})
-        for done, view in enumerate(missing):
+        done = 0
+        for members, pictures in self._read_ahead(dict.fromkeys(self._together[view] for view in missing)):
             on_progress("pictures", done, len(missing))
-            self._latent(view)
+            latents = self._encoded(members, pictures)
+            for view in members:
+                self._latent(view, lambda latents=latents, view=view: latents[view])
+            done += len(set(members).intersection(missing))
         masked = [view for view in self.views if self._dataset.is_masked(view[0])]
         missing = self._shelf.missing({view: self._names and self._names.mask(*view) for view in masked})
         for done, view in enumerate(missing):
@@ -108,23 +118,54 @@ class Encoded:
             lambda: host.encode_text(self._clip, text, is_prompt=is_prompt),
         )
 
-    def _latent(self, view: View) -> torch.Tensor:
+    def _latent(self, view: View, make: Callable[[], torch.Tensor] | None = None) -> torch.Tensor:
         """As the VAE gives it."""
         name = self._names and self._names.latent(*view)
-        return self._shelf.fetch(("latent", view), name, lambda: self._encoded_picture(view))
+        return self._shelf.fetch(("latent", view), name, make or (lambda: self._encoded_again(view)))
 
-    def _encoded_picture(self, view: View) -> torch.Tensor:
-        index, fit, flipped = view
-        picture = self._dataset.pictures[index]
-        pixels = self._read(index, False, lambda: picture.load(fit))
-        latent = host.encode_pixels(self._vae, (pixels.flip(1) if flipped else pixels)[None]).float()[0].clone()
-        if not latent.isfinite().all():
-            problem = (
-                f"it encodes {picture.name} to values that are no numbers, as half precision may: "
-                "use another VAE, or start ComfyUI with --fp32-vae."
-            )
-            raise_if_any("VAE", [problem])
-        return latent
+    def _encoded_again(self, view: View) -> torch.Tensor:
+        members = self._together.get(view, (view,))
+        latents = self._encoded(members, [self._loading(member) for member in members])
+        for other in members:
+            if other != view:
+                self._latent(other, lambda other=other: latents[other])
+        return latents[view]
+
+    def _encoded(
+        self, members: Sequence[View], pictures: Sequence[Callable[[], torch.Tensor]]
+    ) -> dict[View, torch.Tensor]:
+        """The latents of views of one size, from what gives their pictures."""
+        pixels = [self._read(index, False, picture) for (index, _, _), picture in zip(members, pictures, strict=True)]
+        turned = [each.flip(1) if flipped else each for each, (_, _, flipped) in zip(pixels, members, strict=True)]
+        latents = host.encode_pixels(self._vae, torch.stack(turned)).float()
+        for latent, (index, _, _) in zip(latents, members, strict=True):
+            if not latent.isfinite().all():
+                problem = (
+                    f"it encodes {self._dataset.pictures[index].name} to values that are no numbers, as half precision "
+                    "may: use another VAE, or start ComfyUI with --fp32-vae."
+                )
+                raise_if_any("VAE", [problem])
+        return {view: latent.clone() for view, latent in zip(members, latents, strict=True)}
+
+    def _loading(self, view: View) -> Callable[[], torch.Tensor]:
+        index, fit, _ = view
+        return lambda: self._dataset.pictures[index].load(fit)
+
+    def _read_ahead(
+        self, chunks: Iterable[tuple[View, ...]]
+    ) -> Iterator[tuple[tuple[View, ...], list[Callable[[], torch.Tensor]]]]:
+        """The chunks with what gives their pictures; a thread reads those of the next meanwhile."""
+        waiting: deque[tuple[tuple[View, ...], list[Future[torch.Tensor]]]] = deque()
+        reader = ThreadPoolExecutor(1, "lora-kiln-pictures")
+        try:
+            for members in chunks:
+                waiting.append((members, [reader.submit(self._loading(view)) for view in members]))
+                if len(waiting) > 1:
+                    yield _results(*waiting.popleft())
+            while waiting:
+                yield _results(*waiting.popleft())
+        finally:
+            reader.shutdown(cancel_futures=True)
 
     def _read(self, index: int, is_mask: bool, load: Callable[[], Any]) -> Any:
         """What a picture's file holds, if it is still the one whose name in the cache the value will have.
@@ -307,6 +348,23 @@ class _Shelf:
         while self._size > self._limit and len(self._recent) > 1:
             self._size -= _bytes(self._recent.popitem(last=False)[1])
         return value
+
+
+def _by_size(views: Iterable[View]) -> Iterator[tuple[View, ...]]:
+    """The views in groups of one size that go through the VAE at once."""
+    sizes: dict[tuple[int, int], list[View]] = {}
+    for view in views:
+        sizes.setdefault((view[1].width, view[1].height), []).append(view)
+    for (width, height), members in sizes.items():
+        number = max(1, min(TOGETHER, TOGETHER_PIXELS // (width * height)))
+        for start in range(0, len(members), number):
+            yield tuple(members[start : start + number])
+
+
+def _results(
+    members: tuple[View, ...], pictures: list[Future[torch.Tensor]]
+) -> tuple[tuple[View, ...], list[Callable[[], torch.Tensor]]]:
+    return members, [picture.result for picture in pictures]
 
 
 def _put(cache: Cache, name: str, value: Any) -> bool:

@@ -38,11 +38,12 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the VAE and the CLIP are asked to encode from now on."""
-    counts = SimpleNamespace(pictures=0, texts=[])
+    counts = SimpleNamespace(pictures=0, calls=0, texts=[])
     encode_pixels, encode_text = host.encode_pixels, host.encode_text
 
     def count_pixels(vae, pixels):
         counts.pictures += len(pixels)
+        counts.calls += 1
         return encode_pixels(vae, pixels)
 
     def count_text(clip, text, is_prompt=False):
@@ -112,11 +113,42 @@ def test_a_second_run_computes_nothing(small, path: Path, asked) -> None:
     assert asked.pictures == 3 and len(asked.texts) == 5 and told == []
 
 
-def test_only_what_is_new_is_computed(small, path: Path, asked) -> None:
+def test_only_what_is_new_is_computed_and_what_goes_with_it(small, path: Path, asked) -> None:
+    number = room.TOGETHER
     with Cache(path, 10**9) as cache:
-        encode(small, dataset(3), cache)
-        encode(small, dataset(5), cache)
-        assert asked.pictures == 5 and len(asked.texts) == 5
+        encode(small, dataset(number + 1), cache)
+        encode(small, dataset(number + 3), cache)
+        assert asked.pictures == number + 1 + 3 and len(asked.texts) == number + 3
+
+
+def test_pictures_of_one_size_go_through_the_vae_together(small, asked) -> None:
+    number = room.TOGETHER
+    encode(small, dataset(2 * number + 1))
+    assert (asked.pictures, asked.calls) == (2 * number + 1, 3)
+    wide = tuple(Picture(f"w{n}", 128, 40, pixels=image(n, 128, 40)) for n in range(2))
+    encode(small, Dataset((*dataset(2).pictures, *wide), DatasetSettings(**SIZES)))
+    assert asked.calls == 5
+
+
+def test_large_pictures_go_alone(small, asked, monkeypatch) -> None:
+    monkeypatch.setattr(room, "TOGETHER_PIXELS", 1)
+    encode(small, dataset(3))
+    assert (asked.pictures, asked.calls) == (3, 3)
+
+
+def test_what_the_cache_lost_gets_the_bits_that_it_had(small, path: Path, asked, monkeypatch) -> None:
+    monkeypatch.setattr(room, "MEMORY", 0)
+    data = dataset(5)
+    samples = samples_of(data)
+    with Cache(path, 10**9) as cache:
+        running = encode(small, data, cache)
+        expected = list(map(running.latent, samples))
+        database = sqlite3.connect(path, isolation_level=None)
+        for anew in (lambda: running, lambda: encode(small, data, cache)):  # in the middle of a run, and before one
+            asked.pictures = 0
+            database.execute("DELETE FROM blobs WHERE rowid % 2")
+            assert all(map(torch.equal, map(anew().latent, samples), expected))
+            assert asked.pictures
 
 
 def changed_weight(module: torch.nn.Module) -> None:
@@ -190,6 +222,7 @@ def test_what_has_gone_from_the_cache_is_computed_again(small, path: Path) -> No
 
 def test_another_thread_takes_what_is_there_and_leaves_the_models_alone(small, path: Path, monkeypatch, asked) -> None:
     monkeypatch.setattr(room, "MEMORY", 0)  # one of them stays
+    monkeypatch.setattr(room, "TOGETHER", 1)
     data = dataset()
     with Cache(path, 10**9) as cache, ThreadPoolExecutor(1) as thread:
         encoded = encode(small, data, cache)
@@ -228,7 +261,9 @@ def test_what_the_cache_holds_does_not_fill_the_memory(small, path: Path, monkey
             assert held <= 4 * one and not encoded._shelf._kept
 
 
-def test_an_interrupt_keeps_what_was_encoded(small, path: Path, asked) -> None:
+def test_an_interrupt_keeps_what_was_encoded(small, path: Path, asked, monkeypatch) -> None:
+    monkeypatch.setattr(room, "TOGETHER", 1)
+
     def stop(what: str, done: int, total: int) -> None:
         if (what, done) == ("pictures", 2):
             raise KeyboardInterrupt
@@ -253,7 +288,8 @@ def test_a_crops_latent_is_that_of_the_cropped_picture(small) -> None:
     for sample in set(samples):
         pixels = data.pictures[0].load(sample.fit)
         raw = host.encode_pixels(small.vae, (pixels.flip(1) if sample.flipped else pixels)[None])
-        assert torch.equal(encoded.latent(sample), host.to_model_space(small.model, raw.float())[0])
+        alone = host.to_model_space(small.model, raw.float())[0]
+        torch.testing.assert_close(encoded.latent(sample), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sample_is_told_its_own_crop() -> None:

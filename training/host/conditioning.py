@@ -81,7 +81,10 @@ def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     Args:
         pixels: (B, H, W, 3) in [0, 1].
     """
+    takes_batch_for_video = getattr(vae, "latent_dim", 2) == 3 and not getattr(vae, "not_video", False)
     with sampling_mode():
+        if takes_batch_for_video:
+            return torch.cat([_own(vae.encode(picture)) for picture in pixels.split(1)])
         return _own(vae.encode(pixels))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import comfy.sd
 import pytest
 import torch
 from lora_kiln.training import host
@@ -265,3 +266,17 @@ def test_a_vae_of_another_family_is_refused():
     small = models.flux()
     with pytest.raises(InputError, match=r"vae gives latents with 4 channels, the model \(Flux\) takes 16"):
         host.check_compatible(small.model, small.clip, models.sdxl().vae)
+
+
+def test_a_vae_that_takes_a_batch_for_a_video_gets_pictures_one_by_one():
+    from comfy.ldm.wan.vae import WanVAE
+
+    torch.manual_seed(0)
+    shape = dict(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[])
+    network = WanVAE(**shape, temperal_downsample=[False, True, True], dropout=0.0)
+    vae = comfy.sd.VAE(sd=network.state_dict())
+    pixels = torch.rand(2, 32, 32, 3)
+    latents = host.encode_pixels(vae, pixels)
+    assert latents.shape == (2, 16, 1, 4, 4)
+    for latent, picture in zip(latents, pixels, strict=True):
+        assert torch.equal(latent, host.encode_pixels(vae, picture[None])[0])

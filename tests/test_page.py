@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,13 @@ CENTRE = """kind => {
   [ds.offset[0], ds.offset[1]] = [60 - node.pos[0], 120 - node.pos[1]];
   window.app.canvas.setDirty(true, true);
 }"""
+WIDGET_AT = """name => {
+  const node = window.app.graph.findNodesByType('KilnLoRAConfig')[0];
+  const widget = node.widgets.find(widget => widget.name === name);
+  const {ds} = window.app.canvas;
+  const box = window.app.canvas.canvas.getBoundingClientRect();
+  return [box.x + node.pos[0] + ds.offset[0] + node.size[0] / 2, box.y + node.pos[1] + ds.offset[1] + widget.y + 10];
+}"""  # where to click, at scale 1
 WENT_ON = """async strength => {
   const runs = Object.values(await (await fetch('/history')).json()).filter(run => run.status.status_str === 'success');
   const nodes = runs.flatMap(run => Object.values(run.prompt[2]));
@@ -237,6 +245,30 @@ def test_a_preset_fills_in_its_fields_and_leaves_the_rest(page, server: Server):
     assert (values["rank"], values["alpha"], values["learning_rate"]) == (32, 16, 5e-5)
     assert values["gradient_checkpointing"] is True
     assert {name: values[name] for name in own} == own
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue nodes"])
+def test_a_learning_rate_far_off_is_refused_in_words_and_not_moved(page, server: Server, queue: None, vue: bool):
+    server.client().post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
+    server.client().post("/settings/Comfy.VueNodes.Enabled", vue)
+    open_page(page, server)
+    write_data(server.workspace / "input", CONCEPT)
+    open_workflow(page, steps=STEPS)
+    page.evaluate(CENTRE, "KilnLoRAConfig")
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+    if vue:
+        field = page.get_by_label("learning_rate", exact=True).locator("input")
+        field.click(force=True)  # what lies over it hands it on
+        field.fill("100")
+        field.press("Enter")
+    else:
+        at = page.evaluate(WIDGET_AT, "learning_rate")
+        page.mouse.click(*at)
+        page.locator(".graphdialog input").fill("100")
+        page.keyboard.press("Enter")
+    page.evaluate("() => void window.app.queuePrompt(0)")
+    page.get_by_text(re.compile("above the maximum 10|bigger than max of 10")).first.wait_for(timeout=30_000)
+    server.client().post("/settings/Comfy.VueNodes.Enabled", False)
 
 
 def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, server: Server):

@@ -14,6 +14,7 @@ const WIDTH = 400;
 const TRAIN_HEIGHT = 600;
 const TEXT_HEIGHT = 72;
 const SAVED_HEIGHT = 48;
+const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
 const store = new RunStore();
@@ -205,6 +206,17 @@ function showKeptOutputs() {
   }
 }
 
+// ---------------------------------------------------------------- numbers as they are typed
+
+/** The host moves a typed number in silence to the nearest bound; sent as typed, its server says what is allowed. */
+function takeNumbersAsTyped(node) {
+  for (const { type, options } of node.widgets ?? []) {
+    if (type !== "number" || options.max === LARGEST_SEED) continue; // random seeds are drawn between the bounds
+    options.max = LARGEST_SEED;
+    options.min = Math.min(options.min, 0); // arrows stop at 0, which mostly means off
+  }
+}
+
 // ---------------------------------------------------------------- the presets of LoRA Config
 
 function fillInPresets(node) {
@@ -233,6 +245,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass.startsWith("Kiln")) return;
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]); // narrower, long names of files and models are cut
+    takeNumbersAsTyped(node);
     if (node.comfyClass === TRAIN) addRunView(node);
     if (node.comfyClass === CONFIG) fillInPresets(node);
     if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);

@@ -42,7 +42,13 @@ LIMITS: dict[str, tuple[float, float]] = {
 MOST_RANKS = 1024
 """of any adapter but lokr, where a rank above every layer's stands for whole factors"""
 STEPS_LIMITS = (1, 1_000_000)
-HIGHEST_ABOVE_ZERO = {"alpha": 10_000, "learning_rate": 10, "huber_c": 10, "scheduler_power": 10, "logit_std": 10}
+HIGHEST_ABOVE_ZERO: dict[str, float] = {
+    "alpha": 10_000,
+    "learning_rate": 10,
+    "huber_c": 10,
+    "scheduler_power": 10,
+    "logit_std": 10,
+}
 """Fields that must be above 0, and the highest value of each"""
 
 

@@ -41,6 +41,7 @@ from .fitting import Placement, parts
 from .layer_rules import check_layer_rules, parse_layer_rules, rule_for
 from .learner import Builder, Learner, Networks
 from .loop import Diverged, train
+from .lora_files import PARTIAL, partial_files
 from .lora_model import LoRAModel
 from .metadata import RunFacts, lora_metadata
 from .objective import zero_terminal_sigmas
@@ -50,7 +51,7 @@ from .past import Past, past_of
 from .prefetch import on_device, prefetched
 from .problems import InputError, raise_if_any
 from .report import data_facts, notes_about, run_report
-from .run_folder import ANEW, CONTINUE_CHANGED, Opened, open_run
+from .run_folder import ANEW, CONTINUE_CHANGED, HOW_TO_TRAIN_THE_REST, Opened, open_run
 from .sampling import Sampler
 from .validation import Validations, hold_out, mean_loss, noised, samples_of
 
@@ -276,7 +277,7 @@ class _Run:
         self.rate_changes, self.steps_back = past.rate_changes, past.steps_back
         self.controls.rate_factor = self._rate_factor_at(state.step)
         self.controls.sample_prompts = past.sample_prompts
-        self.is_over = past.is_over
+        self.is_over = past.is_over and not self.run.trains_rest
         self._restore_looks(past)
         for sample in self.events.samples:
             pixels = self.folder.picture(str(sample.get("filename")))
@@ -357,7 +358,8 @@ class _Run:
             self._load(learner, self.run.state)
             self._train(learner, encoded)
         lora = self._lora(takes_best=True)
-        self._checkpoint(is_last=True)
+        if self._checkpoint(is_last=True) is not None:
+            self._drop_partials()
         self._ended("finished", "")
         return Trained(lora, self.events.losses, self.samples, self._report())
 
@@ -476,7 +478,7 @@ class _Run:
             if controls.take("finish"):
                 self.is_over = True
                 self._mark(step, "note", "finished by hand")
-                self._note(f"Finished by hand at step {step} of {self.plan.steps}.")
+                self._note(f"Finished by hand at step {step} of {self.plan.steps}. {HOW_TO_TRAIN_THE_REST}")
                 return
             controls.take("pause")
             controls.take("resume")
@@ -562,11 +564,20 @@ class _Run:
         except Exception as error:  # whatever stopped the run comes first
             told.append(f"No checkpoint of step {steps} could be made: {error}")
         try:
-            path = self._save("-partial", takes_best=True)
+            path = self._save(PARTIAL, takes_best=True)
+            self._drop_partials(but=path)
             told.append(f"What was learned in {self._step_of_lora(takes_best=True)} steps is kept in {path}.")
         except Exception as error:  # likewise
             told.append(f"What was learned in {steps} steps could not be saved as a LoRA: {error}")
         return " ".join(told)
+
+    def _drop_partials(self, but: str = "") -> None:
+        """Deletes what earlier stops of this very run kept, once something later has taken its place."""
+        for path in partial_files(host.lora_folder(), self.name, self.folder.id):
+            if str(path) != but:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    host.say("deleted %s: a later LoRA of the same run takes its place", path)
 
     # ---------------------------------------------------------------- batches
 

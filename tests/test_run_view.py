@@ -400,6 +400,8 @@ def test_a_control_tells_the_server_which_run_and_what(page, view):
     prompts.fill("\n".join(["a cat"] * 17))
     view.get_by_role("button", name="Set prompts").click()
     assert view.locator(".kiln-wrong").count() == 2 and len(sent) == many
+    assert '"fast" is no factor: write a number above 0, at most 1000.' in view.locator(".kiln-adjust").inner_text()
+    assert "17 prompts are too many: write at most 16" in view.locator(".kiln-adjust").inner_text()
 
 
 def test_what_the_server_refuses_is_told_in_its_own_words(page, view):

@@ -161,6 +161,27 @@ def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(
     page.evaluate("window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")  # makes all nodes anew
     page.wait_for_function(f"document.querySelectorAll('{CHOICE}').length === 6", timeout=30_000)
 
+    page.reload()  # brings the pictures back
+    open_page(page, server)
+    open_short_workflow(page)
+    page.wait_for_function(f"document.querySelectorAll('{CHOICE}').length === 6", timeout=30_000)
+    assert page.locator(f"{CHOICE} img").evaluate_all("images => images.map(image => image.src)") == before
+    page.wait_for_function(f"[...document.querySelectorAll('{CHOICE} img')].every(image => image.naturalWidth > 0)")
+    set_widgets(page, "KilnApplyLoRAPreview", strength=0.5, step=int(steps[1].removeprefix("step ")))
+    page.evaluate(
+        """step => window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].widgets
+             .find(widget => widget.name === 'step').callback(step)""",
+        int(steps[1].removeprefix("step ")),
+    )
+    assert [each for each in range(6) if page.locator(CHOICE).nth(each).get_attribute("aria-pressed") == "true"] == [4]
+    for picture in (server.workspace / "temp").glob("*.png"):
+        picture.unlink()
+    page.reload()  # they are gone
+    open_page(page, server)
+    with page.expect_response("**/kiln/preview*") as answer:
+        open_short_workflow(page)
+    assert answer.value.json() == {} and page.locator(CHOICE).count() == 0
+
 
 def press(page, action: str) -> None:
     """A control of the run, as soon as it takes it."""
@@ -206,6 +227,27 @@ def test_the_comparison_shows_prompts_as_text_and_opens_large(page, server: Serv
     page.keyboard.press("Escape")
     assert page.evaluate("window.pwned") is None
     assert page.locator(".kiln-overlay").count() == 0
+
+
+def test_the_pictures_of_before_are_dim_while_a_run_goes_on(page, server: Server):
+    page.route("**/kiln/preview*", lambda route: route.fulfill(json={}))
+    open_page(page, server)
+    open_workflow(page)
+    picture = {"filename": "no.png", "subfolder": "", "type": "temp"}
+    row = {"number": 0, "prompt": "a cat", "step": 0, "label": "the LoRA", "pictures": [picture]}
+    show = "shown => window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].onExecuted({kiln_preview: [shown]})"
+    view = page.locator(".kiln-comparison")
+
+    def is_dim_after(event: str) -> bool:
+        page.evaluate("event => window.app.api.dispatchCustomEvent(event, {prompt_id: 'p'})", event)
+        return "kiln-old" in view.get_attribute("class").split()
+
+    assert not is_dim_after("execution_start")  # there is nothing to be dimmed
+    page.evaluate(show, {"strengths": [1], "rows": [row]})
+    assert is_dim_after("execution_start") and not is_dim_after("execution_error")
+    assert is_dim_after("execution_start")
+    page.evaluate(show, {"strengths": [1], "rows": [row]})
+    assert "kiln-old" not in view.get_attribute("class").split()
 
 
 def test_save_lora_says_as_text_where_it_saved_and_again_after_undo(page, server: Server):

@@ -14,11 +14,13 @@ const WIDTH = 400;
 const TRAIN_HEIGHT = 600;
 const TEXT_HEIGHT = 72;
 const SAVED_HEIGHT = 48;
+const ALWAYS = 0; // the mode of a node that is neither muted nor bypassed
 const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
 const store = new RunStore();
 const views = new Map(); // node -> its RunView
+const comparisons = new Map(); // node -> its ComparisonView
 const shows = new Map(); // node -> shows an output of it
 let heardAt = 0;
 let presets = {};
@@ -64,7 +66,7 @@ async function errorText(answer) {
 }
 
 function toast(severity, detail, summary = "Train LoRA") {
-  app.extensionManager.toast.add({ severity, summary, detail, life: severity === "error" ? 10_000 : 3000 });
+  app.extensionManager.toast.add({ severity, summary, detail, life: severity === "success" ? 3000 : 10_000 });
 }
 
 function addRunView(node) {
@@ -172,12 +174,33 @@ function addComparisonView(node) {
   });
   widget.serialize = false;
   passOnToCanvas(view.root);
+  comparisons.set(node, view);
+  after(node, "onRemoved", () => comparisons.delete(node));
   for (const name of ["prompts", "negative_prompt"]) widgetOf(name).options.getMaxHeight = () => TEXT_HEIGHT; // the rest is for pictures
   for (const name of ["strength", "step"]) after(widgetOf(name), "callback", () => view.mark(chosen()));
   after(node, "onConfigure", () => view.mark(chosen()));
   showOutputs(node, (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));
   hideOwnPreview(node, () => !view.isEmpty);
   view.mark(chosen());
+}
+
+/** Brings back what a page that was reloaded had shown, as long as its pictures are there. */
+async function bringPreviews() {
+  for (const [node, view] of comparisons) {
+    if (!view.isEmpty) continue;
+    const query = { workflow_id: workflowId(rootGraph()), node_ids: nodePaths(rootGraph(), node).join() };
+    const answer = await api.fetchApi(`/kiln/preview?${new URLSearchParams(query)}`).catch(() => null);
+    const shown = answer?.ok ? await answer.json() : null;
+    if (shown?.rows && view.isEmpty && comparisons.has(node)) view.show(shown);
+  }
+}
+
+function dimPreviews() {
+  for (const [node, view] of comparisons) view.isOld = node.mode === ALWAYS && !view.isEmpty;
+}
+
+function undimPreviews() {
+  for (const view of comparisons.values()) view.isOld = false;
 }
 
 // ---------------------------------------------------------------- where Save LoRA saved
@@ -238,6 +261,8 @@ app.registerExtension({
   async setup() {
     api.addEventListener("kiln.run", (event) => receive(event.detail));
     api.addEventListener("reconnected", fetchRuns);
+    api.addEventListener("execution_start", dimPreviews);
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, undimPreviews);
     setInterval(askAfterSilence, SILENCE); // a page reloaded in the middle of a run can miss the server's messages
     const answer = await api.fetchApi("/kiln/presets");
     if (answer.ok) presets = await answer.json();
@@ -250,12 +275,13 @@ app.registerExtension({
     if (node.comfyClass === CONFIG) fillInPresets(node);
     if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);
     if (node.comfyClass === "KilnSaveLoRA") addSavedLine(node);
-    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
+    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api, (text) => toast("warn", text, node.title));
   },
   onNodeOutputsUpdated: showKeptOutputs,
   afterConfigureGraph() {
     showKeptOutputs();
     showRuns();
     if (views.size) fetchRuns();
+    bringPreviews();
   },
 });

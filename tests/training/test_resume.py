@@ -160,7 +160,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch, folders):
 
 
 def test_the_loss_that_is_no_number_steps_back_where_asked():
-    steady = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3)
+    steady = changed(
+        on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3
+    )
     with pytest.raises(Diverged):
         run(steady)
     assert times_back() == 3
@@ -299,7 +301,9 @@ def test_nothing_of_the_way_that_was_given_up_stays(monkeypatch, lora_folder):
 
 
 def test_steps_back_are_counted_over_a_stop(monkeypatch):
-    wild = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3)
+    wild = changed(
+        on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3
+    )
     started = events.RunEvents.started
 
     def killing(self):

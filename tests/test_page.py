@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from lora_kiln.training.export import save_lora
 from lora_kiln.training.metadata import workflow_metadata
 
-from host import Server
+from host import Server, workflow_to_prompt
 from kit.concepts import Concept
 from kit.demo import TRIGGER_IN_WORKFLOW, WORKFLOW, write_data
 
@@ -335,6 +336,35 @@ def test_a_saved_lora_dropped_on_the_canvas_opens_its_graph(page, server: Server
     page.wait_for_function(f"window.app.graph.nodes.length === {len(workflow['nodes'])}", timeout=30_000)
     kinds = page.evaluate("window.app.graph.nodes.map(node => node.type)")
     assert sorted(kinds) == sorted(node["type"] for node in workflow["nodes"])
+
+
+def is_error_of_ours(message) -> bool:
+    """Whether a line of the page's console is an error of the pack's scripts, not of the host's, nor a file missing."""
+    return message.type == "error" and "/extensions/lora-kiln/" in message.location["url"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_opens_whole_and_queues_what_it_says(page, server: Server, name: str):
+    client, wrong = server.client(), []
+    client.post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    open_page(page, server)
+    page.on("console", lambda told: wrong.append(told.text) if is_error_of_ours(told) else None)
+    saved = client.get(f"/api/workflow_templates/lora-kiln/{urllib.parse.quote(name)}.json")
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", saved)
+    page.wait_for_timeout(500)  # for what is asked and painted after that
+    kinds = page.evaluate(
+        """() => window.app.graph.nodes.map(node => [node.type, node.type in window.LiteGraph.registered_node_types])"""
+    )
+    assert sorted(kind for kind, _ in kinds) == sorted(node["type"] for node in saved["nodes"])
+    assert [kind for kind, is_known in kinds if not is_known] == []
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    expected = workflow_to_prompt(saved, client.object_info())
+    assert {key: (each["class_type"], each["inputs"]) for key, each in prompt.items()} == {
+        key: (each["class_type"], each["inputs"]) for key, each in expected.items()
+    }
+    assert page.evaluate("window.app.graph.groups.length") == len(saved["groups"])
+    assert wrong == []
 
 
 def test_the_templates_are_listed_with_their_pictures(server: Server):

@@ -476,6 +476,17 @@ def test_a_page_that_opens_in_the_middle_asks_for_what_it_missed(page, view):
 # ---------------------------------------------------------------- where it stands
 
 
+def test_the_view_stays_as_wide_as_its_node_when_the_side_panel_lists_it(page, view):
+    width = view.bounding_box()["width"]
+    page.evaluate("window.app.canvas.selectItems(window.app.graph.findNodesByType('KilnTrainLoRA'))")
+    page.get_by_test_id("info-button").dispatch_event("click")
+    page.get_by_role("tab", name="Parameters").click()
+    page.get_by_text("kiln_run", exact=True).wait_for()
+    page.wait_for_timeout(500)  # the panel sets it after it was painted
+    assert view.bounding_box()["width"] == width
+    page.evaluate("window.app.canvas.deselectAll()")
+
+
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue nodes"])
 @pytest.mark.parametrize("width", [420, 300])
 def test_nothing_is_clipped_or_overlaps(page, view, sample_files, vue: bool, width: int):

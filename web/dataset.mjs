@@ -1,7 +1,7 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
 import { plural, summary, triggerBefore } from "./captions.mjs";
-import { after, button, element, hideOwnPreview } from "./dom.mjs";
+import { after, button, element, hideOwnPreview, keepWidth } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
 import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
@@ -30,6 +30,7 @@ export function addDatasetView(node, api, warn) {
     getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  keepWidth(widget);
   const isWired = () => node.inputs?.find((input) => input.name === "images")?.link != null;
   hideOwnPreview(node, () => view.folder !== null && !isWired()); // what comes over a wire is shown by the host alone
   view.start();

@@ -3,7 +3,7 @@ import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { ComparisonView, MIN_HEIGHT as COMPARISON_HEIGHT } from "./comparison.mjs";
 import { addDatasetView } from "./dataset.mjs";
-import { after, element, hideOwnPreview, setText } from "./dom.mjs";
+import { after, element, hideOwnPreview, keepWidth, setText } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 import { addStyle } from "./style.mjs";
@@ -77,6 +77,7 @@ function addRunView(node) {
     getMinHeight: () => MIN_HEIGHT,
   });
   widget.serialize = false;
+  keepWidth(widget);
   passOnToCanvas(view.root);
   views.set(node, view);
   const onRemoved = node.onRemoved;
@@ -173,6 +174,7 @@ function addComparisonView(node) {
     getMinHeight: () => COMPARISON_HEIGHT,
   });
   widget.serialize = false;
+  keepWidth(widget);
   passOnToCanvas(view.root);
   comparisons.set(node, view);
   after(node, "onRemoved", () => comparisons.delete(node));
@@ -210,6 +212,7 @@ function addSavedLine(node) {
   const line = element("div", { className: "kiln-saved" });
   const widget = node.addDOMWidget("kiln_saved", "KILN_SAVED", line, { serialize: false, getMinHeight: () => SAVED_HEIGHT });
   widget.serialize = false;
+  keepWidth(widget);
   showOutputs(node, (output) => output?.text && setText(line, output.text.join("\n")));
 }
 

@@ -483,8 +483,9 @@ def test_the_view_stays_as_wide_as_its_node_when_the_side_panel_lists_it(page, v
     page.get_by_role("tab", name="Parameters").click()
     page.get_by_text("kiln_run", exact=True).wait_for()
     page.wait_for_timeout(500)  # the panel sets it after it was painted
-    assert view.bounding_box()["width"] == width
     page.evaluate("window.app.canvas.deselectAll()")
+    page.wait_for_timeout(500)
+    assert view.bounding_box()["width"] == width
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue nodes"])

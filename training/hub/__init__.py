@@ -48,8 +48,9 @@ def download_model(model_id: str, on_wait: Callable[[str], None]) -> Path:
         HubError: the hub does not answer, has no such model, or the files could not be written.
     """
     environ = {"HF_HUB_ETAG_TIMEOUT": "10", "HF_HUB_DOWNLOAD_TIMEOUT": "10", **os.environ}
-    command = [sys.executable, str(FETCH), model_id, *FILES]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ)
+    process = subprocess.Popen(
+        [sys.executable, str(FETCH), model_id, *FILES], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
+    )
     try:
         return _followed(process, model_id, on_wait)
     finally:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..training import dataset_page, host, run_page, uploads
+from ..training import comparison, dataset_page, host, run_page, uploads
 from ..training.captioner import FOLDER
 from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
@@ -45,6 +45,7 @@ class KilnExtension(ComfyExtension):
         host.serve_get("/kiln/run/pictures", run_page.pictures)
         host.serve_post("/kiln/run/control", run_page.control)
         host.serve_json("/kiln/presets", filled_in)
+        host.serve_get("/kiln/preview", comparison.last_shown)
         host.serve_get("/kiln/dataset", dataset_page.look, at_once=2)
         host.serve_get("/kiln/thumbnail", dataset_page.thumbnail, at_once=2)
         host.serve_post("/kiln/dataset/captions", dataset_page.save)

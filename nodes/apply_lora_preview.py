@@ -8,10 +8,20 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.comparison import Drawing, LastDrawn, Row, Versions, check_size, comparison_sheet, draw_rows
+from ..training.comparison import (
+    Drawing,
+    LastDrawn,
+    Row,
+    Versions,
+    check_size,
+    comparison_sheet,
+    draw_rows,
+    remember_shown,
+)
 from ..training.export import AS_TRAINED, in_precision
 from ..training.lora_files import for_host
 from ..training.problems import InputError, raise_if_any
+from .train_lora import workflow_id
 from .types import CATEGORY, LoraModel
 
 STRENGTHS, STEPS = "strengths", "strengths and steps"
@@ -82,7 +92,7 @@ class ApplyLoRAPreview(io.ComfyNode):
                     "picture sets it, and strength.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="The labelled grid."),
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA on, as chosen."),
@@ -137,7 +147,10 @@ class ApplyLoRAPreview(io.ComfyNode):
             notes.append(NO_STEPS)
         place = str(cls.hidden.unique_id) if cls.hidden is not None else ""
         grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing)
-        shown = {**shown, "kiln_preview": [{**shown["kiln_preview"][0], "note": "\n".join(notes)}]}
+        for_view = {**shown["kiln_preview"][0], "note": "\n".join(notes), "last": versions.last}
+        shown = {**shown, "kiln_preview": [for_view]}
+        if cls.hidden is not None:
+            remember_shown(workflow_id(cls.hidden.extra_pnginfo), place, for_view)
         return io.NodeOutput(grid, *host.with_lora(model, clip, chosen, strength), ui=shown)
 
 

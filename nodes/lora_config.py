@@ -84,7 +84,7 @@ class LoRAConfigNode(io.ComfyNode):
                     "prodigy wants 1.",
                     1e-8,
                     10.0,
-                    1e-6,
+                    1e-7,
                     False,
                 ),
                 field.integer(
@@ -206,7 +206,7 @@ class LoRAConfigNode(io.ComfyNode):
                     "a fifth of learning_rate is usual. 0 = off.",
                     0.0,
                     10.0,
-                    1e-6,
+                    1e-7,
                     False,
                 ),
                 field.choice(

@@ -54,7 +54,7 @@ class OptimizerOptions(io.ComfyNode):
                     "The LoRA is a moving average of its past: 0.99 for short runs, 0.999 for long ones; 0 = off.",
                     0.0,
                     0.99999,
-                    0.0001,
+                    0.00001,
                     False,
                 ),
                 field.switch(

@@ -52,8 +52,8 @@ class RunOptions(io.ComfyNode):
                 field.choice(
                     "on_divergence",
                     ON_DIVERGENCE,
-                    "When the loss is no number any more: stop, or step back to the last checkpoint and go on with "
-                    "half the learning rate, three times at most.",
+                    "When the loss is no number any more, or explodes to 100 times the largest before it: stop, or "
+                    "step back to the last checkpoint and go on with half the learning rate, 3 times at most.",
                     False,
                 ),
                 field.number(

@@ -54,8 +54,8 @@ class TrainLoRA(io.ComfyNode):
                     "previous_run", options=list(PREVIOUS), default=CONTINUE, optional=True, advanced=True,
                     tooltip="What to do about a run of this name that was stopped: go on from its last checkpoint if "
                     "recipe, data and models are the same, which gives the same LoRA as if it had never stopped; take "
-                    "over what it had learned even if they changed; start anew; or stop and say what changed. Nothing "
-                    "is ever overwritten.",
+                    "over what it had learned even if they changed, and train the rest of a run that you finished "
+                    "early; start anew; or stop and say what changed. Nothing is ever overwritten.",
                 ),
             ],
             hidden=[io.Hidden.extra_pnginfo],

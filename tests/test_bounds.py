@@ -282,6 +282,13 @@ RUNS_IN = {
 }
 
 
+OUR_PROGRAM = (
+    "subprocess.Popen([sys.executable, str(FETCH), model_id, *FILES], stdout=subprocess.PIPE, "
+    "stderr=subprocess.DEVNULL, env=environ)"
+)
+"""The one program that is started: our own, without a shell, with an id that `captioner.HUB_ID` has let through."""
+
+
 def risky_calls(source: str) -> list[str]:
     """Calls that run, or may run, what a file says."""
     found = []
@@ -302,7 +309,8 @@ def risky_calls(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", [p for r in ("nodes", "training") for p in sorted((PACK / r).rglob("*.py"))], ids=str)
 def test_the_pack_runs_nothing_that_a_file_says(path: Path) -> None:
-    assert risky_calls(path.read_text("utf-8")) == []
+    allowed = [OUR_PROGRAM] if path == PACK / "training" / "hub" / "__init__.py" else []
+    assert risky_calls(path.read_text("utf-8")) == allowed
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,42 @@ def test_the_nodes_settings_change_the_buckets(page, server: Server, cats: Path)
     assert "too small" not in page.text_content(SHEET)
 
 
+def test_what_a_run_said_goes_when_a_setting_changes(page, server: Server, cats: Path):
+    open_node(page, server, cats.name)
+    page.wait_for_selector(SHEET)
+    texts = "() => window.app.graph.nodes[0].widgets.filter(widget => widget.name === '$$node-text-preview').length"
+    page.evaluate(
+        """() => window.app.api.dispatchCustomEvent(
+             'progress_text', {nodeId: String(window.app.graph.nodes[0].id), text: 'buckets: 640x384 (3)'})"""
+    )
+    page.wait_for_function(f"({texts})() === 1")
+    set_widget = """() => {
+      const widget = window.app.graph.nodes[0].widgets.find(widget => widget.name === 'resolution');
+      widget.value = 256;
+      widget.callback?.(256);
+    }"""
+    page.evaluate(set_widget)
+    assert page.evaluate(texts) == 0
+
+
+def test_a_run_queued_with_unsaved_captions_warns(page, server: Server, cats: Path):
+    open_editor(page, server, cats)
+    page.locator(FIELDS).first.fill("a cat, blue")
+    page.keyboard.press("Escape")
+    bar = page.locator(".kiln-dataset .kiln-save")
+    assert "queued without" not in bar.inner_text()
+    page.evaluate("() => void window.app.queuePrompt(0).catch(() => {})")
+    page.get_by_text(f"1 caption of {cats.name} not saved: this run reads the captions on disk.").wait_for()
+    assert "The run was queued without these edits" in bar.inner_text()
+    page.locator(".kiln-dataset").get_by_text("Save captions").dispatch_event("click")
+    bar.wait_for(state="hidden")
+    assert saved(cats)[0] == "a cat, blue"
+    page.click("text=Edit captions…")
+    page.locator(FIELDS).first.fill("a cat, green")
+    page.keyboard.press("Escape")
+    assert "queued without" not in bar.inner_text()
+
+
 def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, server: Server, cats: Path):
     open_node(page, server, cats.name)
     page.wait_for_selector(SHEET)

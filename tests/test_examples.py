@@ -91,6 +91,7 @@ def test_an_example_is_laid_out_to_be_read(workflow: dict[str, Any]):
         beside = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0]
         below = a[1] + a[3] <= b[1] - TITLE or b[1] + b[3] <= a[1] - TITLE
         assert beside or below, f"nodes {one} and {other} lie over each other"
+    assert workflow["groups"]
     notes = [each for each in workflow["nodes"] if each["type"] == "MarkdownNote"]
     assert notes and all(each["widgets_values"][0].startswith("## ") for each in notes)
 

@@ -99,10 +99,44 @@ def test_a_help_page_names_only_fields_that_exist(page: Path, nodes):
     name = page.parent.name if page.name == "zh.md" else page.stem
     node, text = nodes[name], page.read_text("utf-8")
     own = {*inputs(node), *node["output_name"]}
-    rows = [row.split("|")[1] for row in text.splitlines() if row.startswith("| `")]
-    assert {field for row in rows for field in re.findall(r"`(\w+)`", row)} <= own
+    heads = [re.split(": |：", line)[0] for line in text.splitlines() if line.startswith("- `")]
+    assert {field for head in heads for field in re.findall(r"`(\w+)`", head)} <= own
     everywhere = {field for each in nodes.values() for field in (*inputs(each), *each["output_name"])}
     assert set(re.findall(r"`(\w+_\w+)`", text)) - NOT_FIELDS <= everywhere
+
+
+@pytest.mark.parametrize("language", ["", "/zh"])
+def test_a_help_page_has_every_input_of_its_node(nodes, language: str):
+    lacking = {
+        name: missing
+        for name, node in nodes.items()
+        for text in [(DOCS / f"{name}{language}.md").read_text("utf-8")]
+        if (missing := [field for field in inputs(node) if f"`{field}`" not in text])
+    }
+    assert lacking == {}
+
+
+HELP = ".node-help-content"
+SELECT_NEW = """name => {
+  const node = window.LiteGraph.createNode(name);
+  window.app.graph.add(node);
+  window.app.canvas.selectItems([node]);
+}"""
+CUT = """help => [...document.querySelectorAll(`${help} *:not(pre, pre *)`)]
+  .filter(each => getComputedStyle(each).display !== 'inline' && each.scrollWidth > each.clientWidth + 1)
+  .map(each => each.outerHTML.slice(0, 100))"""
+
+
+def test_help_is_whole_at_the_panels_usual_width(page, server: Server, nodes):
+    server.client().post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
+    open_page(page, server)
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", json.loads(WORKFLOW.read_text("utf-8")))
+    page.evaluate("window.app.canvas.selectItems(window.app.graph.findNodesByType('KilnLoRAConfig'))")
+    page.get_by_test_id("info-button").dispatch_event("click")
+    for name, node in nodes.items():
+        page.evaluate(SELECT_NEW, name)
+        page.locator(f"{HELP} h1", has_text=node["display_name"]).wait_for(timeout=30_000)
+        assert page.evaluate(CUT, HELP) == [], name
 
 
 def test_a_page_in_chinese_has_chinese_titles_fields_and_help(page, server: Server, texts):

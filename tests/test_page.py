@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from lora_kiln.training.export import save_lora
 from lora_kiln.training.metadata import workflow_metadata
 
-from host import Server
+from host import Server, workflow_to_prompt
 from kit.concepts import Concept
 from kit.demo import TRIGGER_IN_WORKFLOW, WORKFLOW, write_data
 
@@ -92,6 +94,13 @@ CENTRE = """kind => {
   [ds.offset[0], ds.offset[1]] = [60 - node.pos[0], 120 - node.pos[1]];
   window.app.canvas.setDirty(true, true);
 }"""
+WIDGET_AT = """name => {
+  const node = window.app.graph.findNodesByType('KilnLoRAConfig')[0];
+  const widget = node.widgets.find(widget => widget.name === name);
+  const {ds} = window.app.canvas;
+  const box = window.app.canvas.canvas.getBoundingClientRect();
+  return [box.x + node.pos[0] + ds.offset[0] + node.size[0] / 2, box.y + node.pos[1] + ds.offset[1] + widget.y + 10];
+}"""  # where to click, at scale 1
 WENT_ON = """async strength => {
   const runs = Object.values(await (await fetch('/history')).json()).filter(run => run.status.status_str === 'success');
   const nodes = runs.flatMap(run => Object.values(run.prompt[2]));
@@ -153,6 +162,27 @@ def test_a_real_run_is_steered_from_the_page_and_its_result_chosen_there(
     page.evaluate("window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")  # makes all nodes anew
     page.wait_for_function(f"document.querySelectorAll('{CHOICE}').length === 6", timeout=30_000)
 
+    page.reload()  # brings the pictures back
+    open_page(page, server)
+    open_short_workflow(page)
+    page.wait_for_function(f"document.querySelectorAll('{CHOICE}').length === 6", timeout=30_000)
+    assert page.locator(f"{CHOICE} img").evaluate_all("images => images.map(image => image.src)") == before
+    page.wait_for_function(f"[...document.querySelectorAll('{CHOICE} img')].every(image => image.naturalWidth > 0)")
+    set_widgets(page, "KilnApplyLoRAPreview", strength=0.5, step=int(steps[1].removeprefix("step ")))
+    page.evaluate(
+        """step => window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].widgets
+             .find(widget => widget.name === 'step').callback(step)""",
+        int(steps[1].removeprefix("step ")),
+    )
+    assert [each for each in range(6) if page.locator(CHOICE).nth(each).get_attribute("aria-pressed") == "true"] == [4]
+    for picture in (server.workspace / "temp").glob("*.png"):
+        picture.unlink()
+    page.reload()  # they are gone
+    open_page(page, server)
+    with page.expect_response("**/kiln/preview*") as answer:
+        open_short_workflow(page)
+    assert answer.value.json() == {} and page.locator(CHOICE).count() == 0
+
 
 def press(page, action: str) -> None:
     """A control of the run, as soon as it takes it."""
@@ -200,6 +230,27 @@ def test_the_comparison_shows_prompts_as_text_and_opens_large(page, server: Serv
     assert page.locator(".kiln-overlay").count() == 0
 
 
+def test_the_pictures_of_before_are_dim_while_a_run_goes_on(page, server: Server):
+    page.route("**/kiln/preview*", lambda route: route.fulfill(json={}))
+    open_page(page, server)
+    open_workflow(page)
+    picture = {"filename": "no.png", "subfolder": "", "type": "temp"}
+    row = {"number": 0, "prompt": "a cat", "step": 0, "label": "the LoRA", "pictures": [picture]}
+    show = "shown => window.app.graph.findNodesByType('KilnApplyLoRAPreview')[0].onExecuted({kiln_preview: [shown]})"
+    view = page.locator(".kiln-comparison")
+
+    def is_dim_after(event: str) -> bool:
+        page.evaluate("event => window.app.api.dispatchCustomEvent(event, {prompt_id: 'p'})", event)
+        return "kiln-old" in view.get_attribute("class").split()
+
+    assert not is_dim_after("execution_start")  # there is nothing to be dimmed
+    page.evaluate(show, {"strengths": [1], "rows": [row]})
+    assert is_dim_after("execution_start") and not is_dim_after("execution_error")
+    assert is_dim_after("execution_start")
+    page.evaluate(show, {"strengths": [1], "rows": [row]})
+    assert "kiln-old" not in view.get_attribute("class").split()
+
+
 def test_save_lora_says_as_text_where_it_saved_and_again_after_undo(page, server: Server):
     open_page(page, server)
     open_workflow(page)
@@ -239,6 +290,30 @@ def test_a_preset_fills_in_its_fields_and_leaves_the_rest(page, server: Server):
     assert {name: values[name] for name in own} == own
 
 
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue nodes"])
+def test_a_learning_rate_far_off_is_refused_in_words_and_not_moved(page, server: Server, queue: None, vue: bool):
+    server.client().post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
+    server.client().post("/settings/Comfy.VueNodes.Enabled", vue)
+    open_page(page, server)
+    write_data(server.workspace / "input", CONCEPT)
+    open_workflow(page, steps=STEPS)
+    page.evaluate(CENTRE, "KilnLoRAConfig")
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+    if vue:
+        field = page.get_by_label("learning_rate", exact=True).locator("input")
+        field.click(force=True)  # what lies over it hands it on
+        field.fill("100")
+        field.press("Enter")
+    else:
+        at = page.evaluate(WIDGET_AT, "learning_rate")
+        page.mouse.click(*at)
+        page.locator(".graphdialog input").fill("100")
+        page.keyboard.press("Enter")
+    page.evaluate("() => void window.app.queuePrompt(0)")
+    page.get_by_text(re.compile("above the maximum 10|bigger than max of 10")).first.wait_for(timeout=30_000)
+    server.client().post("/settings/Comfy.VueNodes.Enabled", False)
+
+
 def test_the_view_is_saved_neither_in_the_prompt_nor_in_the_workflow(page, server: Server):
     open_page(page, server)
     open_workflow(page)
@@ -261,6 +336,35 @@ def test_a_saved_lora_dropped_on_the_canvas_opens_its_graph(page, server: Server
     page.wait_for_function(f"window.app.graph.nodes.length === {len(workflow['nodes'])}", timeout=30_000)
     kinds = page.evaluate("window.app.graph.nodes.map(node => node.type)")
     assert sorted(kinds) == sorted(node["type"] for node in workflow["nodes"])
+
+
+def is_error_of_ours(message) -> bool:
+    """Whether a line of the page's console is an error of the pack's scripts, not of the host's, nor a file missing."""
+    return message.type == "error" and "/extensions/lora-kiln/" in message.location["url"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_opens_whole_and_queues_what_it_says(page, server: Server, name: str):
+    client, wrong = server.client(), []
+    client.post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    open_page(page, server)
+    page.on("console", lambda told: wrong.append(told.text) if is_error_of_ours(told) else None)
+    saved = client.get(f"/api/workflow_templates/lora-kiln/{urllib.parse.quote(name)}.json")
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", saved)
+    page.wait_for_timeout(500)  # for what is asked and painted after that
+    kinds = page.evaluate(
+        """() => window.app.graph.nodes.map(node => [node.type, node.type in window.LiteGraph.registered_node_types])"""
+    )
+    assert sorted(kind for kind, _ in kinds) == sorted(node["type"] for node in saved["nodes"])
+    assert [kind for kind, is_known in kinds if not is_known] == []
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    expected = workflow_to_prompt(saved, client.object_info())
+    assert {key: (each["class_type"], each["inputs"]) for key, each in prompt.items()} == {
+        key: (each["class_type"], each["inputs"]) for key, each in expected.items()
+    }
+    assert page.evaluate("window.app.graph.groups.length") == len(saved["groups"])
+    assert wrong == []
 
 
 def test_the_templates_are_listed_with_their_pictures(server: Server):

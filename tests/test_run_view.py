@@ -400,6 +400,8 @@ def test_a_control_tells_the_server_which_run_and_what(page, view):
     prompts.fill("\n".join(["a cat"] * 17))
     view.get_by_role("button", name="Set prompts").click()
     assert view.locator(".kiln-wrong").count() == 2 and len(sent) == many
+    assert '"fast" is no factor: write a number above 0, at most 1000.' in view.locator(".kiln-adjust").inner_text()
+    assert "17 prompts are too many: write at most 16" in view.locator(".kiln-adjust").inner_text()
 
 
 def test_what_the_server_refuses_is_told_in_its_own_words(page, view):
@@ -472,6 +474,18 @@ def test_a_page_that_opens_in_the_middle_asks_for_what_it_missed(page, view):
 
 
 # ---------------------------------------------------------------- where it stands
+
+
+def test_the_view_stays_as_wide_as_its_node_when_the_side_panel_lists_it(page, view):
+    width = view.bounding_box()["width"]
+    page.evaluate("window.app.canvas.selectItems(window.app.graph.findNodesByType('KilnTrainLoRA'))")
+    page.get_by_test_id("info-button").dispatch_event("click")
+    page.get_by_role("tab", name="Parameters").click()
+    page.get_by_text("kiln_run", exact=True).wait_for()
+    page.wait_for_timeout(500)  # the panel sets it after it was painted
+    page.evaluate("window.app.canvas.deselectAll()")
+    page.wait_for_timeout(500)
+    assert view.bounding_box()["width"] == width
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue nodes"])

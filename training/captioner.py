@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from . import host
 from .captions import with_trigger
 from .folders import files_below
+from .hub import HubError, cached_model, download_model
 from .paths import PathRefused, check_parts
 from .problems import InputError, raise_if_any
 
@@ -110,7 +112,7 @@ def caption_images(
     Raises:
         InputError: the model cannot be loaded, or is no image-to-text model.
     """
-    processor, model = _load(find_model(model_name))
+    processor, model = _load(_folder_of(find_model(model_name)))
     captions = []
     with torch.inference_mode(), host.loaded_for_inference(model) as device:
         for index, (open_image, is_prior) in enumerate(zip(images, is_regularisation, strict=True)):
@@ -121,7 +123,42 @@ def caption_images(
     return captions
 
 
+def _folder_of(source: str) -> str:
+    """The folder of a found model, which is downloaded where it is not here yet.
+
+    Raises:
+        InputError: it cannot be downloaded.
+    """
+    if os.path.isdir(source):
+        return source
+    if folder := cached_model(source):
+        return str(folder)
+
+    shown = ""
+
+    def on_wait(text: str) -> None:
+        nonlocal shown
+        host.raise_if_interrupted()
+        if text != shown:
+            host.show_text(text)
+        shown = text
+
+    host.say("downloading the captioner %s", source)
+    try:
+        return str(download_model(source, on_wait))
+    except HubError as error:
+        place = host.model_folders(FOLDER)[0] / source
+        problem = (
+            f"captioner is {source!r}, which is not on this computer and could not be downloaded: {error}. Connect to "
+            f"the network and queue again; or put the model's files (config.json, model.safetensors and the rest) into "
+            f"{place}; or choose one that is here: {', '.join(local_models()) or 'there is none yet'}. If all pictures "
+            "have captions, bypass this node."
+        )
+        raise InputError("Caption Images", [problem]) from None
+
+
 def _load(source: str) -> tuple[Any, Any]:
+    host.show_text(f"loading the model {Path(source).name}")
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     dtype = torch.float16 if host.inference_device().type == "cuda" else torch.float32
@@ -134,10 +171,16 @@ def _load(source: str) -> tuple[Any, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         problem = (
             f"captioner {source} could not be loaded as an image-to-text model with safetensors weights: {reason} "
-            f"Choose another, or put a complete model into models/{FOLDER}; an id needs the network, once."
+            f"Choose another, or put a complete model into models/{FOLDER}."
         )
         raise InputError("Caption Images", [problem]) from error
     return processor, model.eval()
+
+
+def _unless_interrupted(tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    """Asked after each token whether to stop."""
+    host.raise_if_interrupted()
+    return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
 
 def _describe(processor: Any, model: Any, image: Image.Image, settings: CaptionSettings, device: torch.device) -> str:
@@ -148,7 +191,10 @@ def _describe(processor: Any, model: Any, image: Image.Image, settings: CaptionS
         key: value.to(model.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
         for key, value in inputs.items()
     }
-    tokens = model.generate(**inputs, max_new_tokens=settings.max_new_tokens, num_beams=settings.num_beams)
+    tokens = model.generate(
+        **inputs, max_new_tokens=settings.max_new_tokens, num_beams=settings.num_beams,
+        stopping_criteria=[_unless_interrupted],
+    )  # fmt: skip
     if is_florence:
         text = processor.batch_decode(tokens, skip_special_tokens=False)[0]
         parsed = processor.post_process_generation(text, task=prompt, image_size=image.size)

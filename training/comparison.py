@@ -19,6 +19,11 @@ MOST_STEPS = 8
 MOST_PICTURES, MOST_PIXELS = 400, 2**28
 """of one comparison; as many pixels are a sheet of 3 GB in memory"""
 SUBJECT = "Apply LoRA Preview"
+MOST_SHOWN = 64
+"""nodes of workflows whose last pictures a page can have again"""
+
+_shown: dict[tuple[str, str], dict[str, Any]] = {}
+"""(workflow, node) -> what its page got"""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,33 @@ def comparison_sheet(rows: Sequence[Row], strengths: Sequence[float]) -> torch.T
     one_step = len({row.step for row in rows}) == 1
     titled = [(row.prompt if one_step else f"{row.label} · {row.prompt}", row.pictures) for row in rows]
     return strength_grid(titled, [f"{value:g}" for value in strengths])
+
+
+def remember_shown(workflow: str, node: str, shown: dict[str, Any]) -> None:
+    """Keeps what a page got of a node, for the page that opens the workflow later.
+
+    Args:
+        shown: with `rows`, each with `pictures`, places in the host's folders.
+    """
+    _shown.pop((workflow, node), None)
+    _shown[workflow, node] = shown
+    while len(_shown) > MOST_SHOWN:
+        del _shown[next(iter(_shown))]
+
+
+def last_shown(query: dict[str, str]) -> dict[str, Any]:
+    """What was last shown on a node; empty where there is nothing, or its pictures are gone.
+
+    Args:
+        query: `workflow_id`; `node_ids`: all ids that the node may have run under, with commas between.
+    """
+    keys = [(query.get("workflow_id", ""), node) for node in query.get("node_ids", "").split(",")]
+    for key in reversed(_shown):
+        if key in keys:
+            shown = _shown[key]
+            is_whole = all(host.is_picture_there(each) for row in shown["rows"] for each in row["pictures"])
+            return shown if is_whole else {}
+    return {}
 
 
 class LastDrawn:

@@ -1,10 +1,11 @@
 """The recipe of a run: a frozen dataclass whose contradictions are refused on construction."""
 
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 from .layer_rules import parse_layer_rules
-from .numbers import is_finite
+from .numbers import is_finite, outside
 from .problems import InputError, raise_if_any
 
 ADAPTERS = ("lora", "dora", "loha", "lokr", "oft")
@@ -27,6 +28,28 @@ BASE_PRECISIONS = ("as loaded", "fp8", "fp8 matmul")
 ON_DIVERGENCE = ("stop", "step back")
 """step back: to the last checkpoint, with half the learning rate"""
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
+LIMITS: dict[str, tuple[float, float]] = {
+    "rank": (1, 10_000), "conv_rank": (0, 1024), "conv_alpha": (0, 1024), "batch_size": (1, 512),
+    "gradient_accumulation": (1, 1024), "epochs": (0, 100_000), "warmup": (0, inf), "max_grad_norm": (0, inf),
+    "min_snr_gamma": (0, inf), "weight_decay": (0, 10), "noise_offset": (0, 1), "multires_noise_iterations": (0, 16),
+    "multires_noise_discount": (0, 1), "ip_noise_gamma": (0, 1), "timestep_shift": (0, 100), "logit_mean": (-10, 10),
+    "text_encoder_learning_rate": (0, 10), "scheduler_cycles": (1, 1000), "save_every": (0, inf),
+    "sample_every": (0, inf), "sample_steps": (1, 200), "sample_guidance": (0, 30), "seed": (0, inf),
+    "validation_share": (0, 0.5), "validation_every": (1, inf), "validation_patience": (0, inf),
+    "checkpoint_minutes": (0, 1440), "keep_checkpoints": (1, 1000),
+}  # fmt: skip
+"""Lowest and highest value"""
+MOST_RANKS = 1024
+"""of any adapter but lokr, where a rank above every layer's stands for whole factors"""
+STEPS_LIMITS = (1, 1_000_000)
+HIGHEST_ABOVE_ZERO: dict[str, float] = {
+    "alpha": 10_000,
+    "learning_rate": 10,
+    "huber_c": 10,
+    "scheduler_power": 10,
+    "logit_std": 10,
+}
+"""Fields that must be above 0, and the highest value of each"""
 
 
 @dataclass(frozen=True)
@@ -163,16 +186,9 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            *_at_least(self, 1, "rank", "batch_size", "gradient_accumulation", "sample_steps"),
-            *_at_least(self, 0, "warmup", "epochs", "max_grad_norm", "min_snr_gamma", "weight_decay"),
-            *_at_least(self, 0, "noise_offset", "save_every", "sample_every", "seed"),
-            *_at_least(self, 0, "conv_rank", "conv_alpha", "text_encoder_learning_rate", "ip_noise_gamma"),
-            *_at_least(self, 0, "multires_noise_iterations", "multires_noise_discount", "timestep_shift"),
-            *_at_least(self, 1, "scheduler_cycles"),
-            *_above(self, 0, "alpha", "learning_rate", "huber_c", "scheduler_power", "logit_std"),
+            *_outside(self, LIMITS),
+            *_not_above_zero(self, HIGHEST_ABOVE_ZERO),
             *_shares(self, "dropout", "rank_dropout", "module_dropout", "ema_decay"),
-            *_at_least(self, 0, "validation_patience", "checkpoint_minutes"),
-            *_at_least(self, 1, "validation_every", "keep_checkpoints"),
             *_one_of(self, ON_DIVERGENCE, "on_divergence"),
             *_one_of(self, ADAPTERS, "adapter"),
             *_one_of(self, TARGETS, "targets"),
@@ -185,9 +201,7 @@ class LoRAConfig:
             *_one_of(self, BASE_PRECISIONS, "base_precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
-        if not is_finite(self.validation_share) or not 0 <= self.validation_share <= 0.5:
-            problems.append(f"validation_share is {self.validation_share}; it must be from 0 to 0.5.")
-        elif not self.validation_share and (self.keep_best or self.validation_patience):
+        if not self.validation_share and (self.keep_best or self.validation_patience):
             problems.append(
                 "keep_best or validation_patience is set, but validation_share is 0: nothing is measured. "
                 "Set validation_share to 0.1 or so, or the others to off."
@@ -198,8 +212,10 @@ class LoRAConfig:
                 f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "
                 "they must be from 0 to 1000, the first below the second; 0 and 1000 train all of them."
             )
-        if self.lokr_factor != -1 and self.lokr_factor < 1:
-            problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or at least 1; -1 is usual.")
+        if self.adapter != "lokr" and is_finite(self.rank) and MOST_RANKS < self.rank:
+            problems.append(f"rank is {self.rank}; it must be at most {MOST_RANKS}, except for lokr; 16 is usual.")
+        if self.lokr_factor != -1 and not 1 <= self.lokr_factor <= 1024:
+            problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or from 1 to 1024; -1 is usual.")
         if self.min_snr_gamma and self.debiased_estimation:
             problems.append("min_snr_gamma and debiased_estimation are both on: both weight by noise, choose one.")
         try:
@@ -214,7 +230,7 @@ class LoRAConfig:
         if self.ema_decay and self.optimizer == "schedule_free":
             problems.append("ema_decay is on with schedule_free, which averages by itself: set ema_decay to 0.")
         if self.epochs == 0:
-            problems += _at_least(self, 1, "steps")
+            problems += _outside(self, {"steps": STEPS_LIMITS})
             if self.warmup >= 1 and self.warmup >= self.steps >= 1:
                 problems.append(
                     f"warmup is {self.warmup:g} steps of {self.steps}: it must end before the run does. "
@@ -272,33 +288,23 @@ def preset_values(name: str) -> dict[str, Any]:
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(LoRAConfig)}
 
 
-def _numbers(config: LoRAConfig, names: tuple[str, ...]):
-    for name in names:
-        value = getattr(config, name)
-        yield name, value, is_finite(value)
+def _outside(config: LoRAConfig, limits: dict[str, tuple[float, float]]) -> list[str]:
+    return outside({name: getattr(config, name) for name in limits}, limits, _DEFAULTS)
 
 
-def _at_least(config: LoRAConfig, lowest: float, *names: str) -> list[str]:
+def _not_above_zero(config: LoRAConfig, highest: dict[str, float]) -> list[str]:
     return [
-        f"{name} is {value!r}; it must be a number of at least {lowest}, such as {_DEFAULTS[name]:g}."
-        for name, value, is_number in _numbers(config, names)
-        if not is_number or value < lowest
-    ]
-
-
-def _above(config: LoRAConfig, limit: float, *names: str) -> list[str]:
-    return [
-        f"{name} is {value!r}; it must be a number above {limit}, such as {_DEFAULTS[name]:g}."
-        for name, value, is_number in _numbers(config, names)
-        if not is_number or value <= limit
+        f"{name} is {value!r}; it must be a number above 0, at most {most}; {_DEFAULTS[name]:g} is usual."
+        for name, most in highest.items()
+        if not is_finite(value := getattr(config, name)) or not 0 < value <= most
     ]
 
 
 def _shares(config: LoRAConfig, *names: str) -> list[str]:
     return [
         f"{name} is {value!r}; it must be a number from 0 to below 1; {_DEFAULTS[name]:g} is usual."
-        for name, value, is_number in _numbers(config, names)
-        if not is_number or not 0 <= value < 1
+        for name in names
+        if not is_finite(value := getattr(config, name)) or not 0 <= value < 1
     ]
 
 

@@ -23,6 +23,7 @@ from .controls import Controls
 from .events import RunEvents
 from .learner import Learner
 from .loop import Diverged
+from .lora_files import PARTIAL, partial_files
 from .lora_model import LoRAModel
 from .maker import Maker
 from .origin import Origin
@@ -117,6 +118,12 @@ class Keeper:
                 self.events.let_go()
             self.learner = None
 
+    def finished(self) -> None:
+        """Keeps the end of the run."""
+        if self.checkpoint(is_last=True) is not None:
+            self._drop_partials()
+        self.ended("finished", "")
+
     def ended(self, state: str, message: str) -> None:
         """Says how the run ended: finished, interrupted or failed."""
         self._tell_unwritten()
@@ -175,11 +182,20 @@ class Keeper:
         except Exception as error:  # whatever stopped the run comes first
             told.append(f"No checkpoint of step {self.steps} could be made: {error}")
         try:
-            path = self.save("-partial", takes_best=True)
+            path = self.save(PARTIAL, takes_best=True)
+            self._drop_partials(but=path)
             told.append(f"What was learned in {self._step_of_lora(takes_best=True)} steps is kept in {path}.")
         except Exception as error:  # likewise
             told.append(f"What was learned in {self.steps} steps could not be saved as a LoRA: {error}")
         return " ".join(told)
+
+    def _drop_partials(self, but: Path | None = None) -> None:
+        """Deletes what earlier stops of this very run kept, once something later has taken its place."""
+        for path in partial_files(host.lora_folder(), self.maker.name, self.folder.id):
+            if path != but:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    host.say("deleted %s: a later LoRA of the same run takes its place", path)
 
     # ---------------------------------------------------------------- what happens on the way
 
@@ -328,7 +344,7 @@ class Keeper:
         self.rate_changes, self.steps_back = past.rate_changes, past.steps_back
         self.controls.rate_factor = self.rate_factor_at(state.step)
         self.controls.sample_prompts = past.sample_prompts
-        self.is_over = past.is_over
+        self.is_over = past.is_over and not self.opened.trains_rest
         self._restore_looks(past)
         for sample in self.events.samples:
             pixels = self.folder.picture(str(sample.get("filename")))

@@ -1,8 +1,10 @@
 """LoRA files of any form, read: as tensors with metadata, and as adapters that can be trained on."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from .numbers import is_finite
 from .problems import InputError
 
 SUBJECT = "LoRA file"
+PARTIAL = "-partial"
+"""ends the name of what a stopped run had learned"""
 LARGEST_HEADER = 16 * 2**20
 """bytes; some thousand tensors and the longest metadata in use take a quarter of it"""
 FACTORS = ("lora_", "hada_", "lokr_", "oft_", "a1.", "a2.", "b1.", "b2.")
@@ -140,6 +144,23 @@ def earlier_files(lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]) -
         if metadata.get("ss_session_id") == session and step is not None and step < last:
             found[step] = path
     return dict(sorted(found.items()))
+
+
+def partial_files(folder: Path, name: str, session: str) -> list[Path]:
+    """The LoRAs that a run wrote because it was stopped; a file of that name which another run wrote is none.
+
+    Args:
+        name: of the LoRA, maybe with folders.
+        session: the run's.
+    """
+    place = (folder / name).parent
+    ours = re.compile(rf"{re.escape(_last_part(name))}-step\d+{PARTIAL}(_\d+)?\.safetensors")
+    found = []
+    for path in sorted(place.iterdir()) if place.is_dir() else []:
+        with suppress(InputError):
+            if ours.fullmatch(path.name) and read_header(path).metadata.get("ss_session_id") == session:
+                found.append(path)
+    return found
 
 
 def _last_part(name: str) -> str:

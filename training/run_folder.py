@@ -33,6 +33,10 @@ CONTINUE, CONTINUE_CHANGED, ANEW, REFUSE = (
 )  # fmt: skip
 PREVIOUS = (CONTINUE, CONTINUE_CHANGED, ANEW, REFUSE)
 """What to do about a run of the same name that stopped before its end."""
+HOW_TO_TRAIN_THE_REST = (
+    f"Queued again, the same workflow gives this LoRA. To train the rest set previous_run of Train LoRA to "
+    f"{CONTINUE_CHANGED!r}, to begin again to {ANEW!r}."
+)
 
 
 class RunFolder:
@@ -189,6 +193,8 @@ class Opened:
     """None: at the beginning"""
     is_same: bool = True
     """whether it is the very run that goes on, and not a new one that takes over what another had learned"""
+    trains_rest: bool = False
+    """whether it goes on although it was over before its last step: it had been finished by hand"""
     notes: list[str] = field(default_factory=list)
 
 
@@ -214,18 +220,22 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> Opened:
         notes = [f"The run {old} stopped before its first checkpoint: this one starts anew."] if not damage else damage
         return Opened(_new(root, name), notes=notes)
     changed = differences(record, origin.plain())
+    is_finished = record.get("state") == "finished"
+    has_rest = is_finished and state.step < _steps(record)
     if not changed:
-        is_finished = record.get("state") == "finished"
+        trains_rest = has_rest and previous == CONTINUE_CHANGED
         told = (
-            f"The run {old} was the same: its LoRA is taken."
-            if is_finished
-            else (f"Goes on from step {state.step} of the run {old}.")
+            f"Goes on from step {state.step} of the run {old}."
+            if trains_rest or not is_finished
+            else f"The run {old} was the same: its LoRA is taken."
         )
-        notes = [told, *damage]
-        return Opened(RunFolder(found, root), state, True, notes)
-    if record.get("state") == "finished":
-        return Opened(_new(root, name))
+        if has_rest and not trains_rest:
+            told += f" It was over at step {state.step} of {_steps(record)}. {HOW_TO_TRAIN_THE_REST}"
+        return Opened(RunFolder(found, root), state, True, trains_rest, [told, *damage])
     listed = "; ".join(changed)
+    if is_finished and not (has_rest and previous == CONTINUE_CHANGED):
+        note = f"Starts anew, since it is not the run {old}, which has finished with {state.step} steps: {listed}."
+        return Opened(_new(root, name), notes=[note])
     if previous == REFUSE:
         problem = (
             f"previous_run: the run {old} stopped at step {state.step}, and this is not the same run: {listed}. Undo "
@@ -234,7 +244,7 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> Opened:
         raise_if_any("Train LoRA", [problem])
     if previous == CONTINUE_CHANGED:
         note = f"Takes over what the run {old} had learned in {state.step} steps. Changed since: {listed}."
-        return Opened(_new(root, name), state, False, [note, *damage])
+        return Opened(_new(root, name), state, False, notes=[note, *damage])
     note = f"Starts anew, since it is not the run {old}, which stopped at step {state.step}: {listed}."
     return Opened(_new(root, name), notes=[note])
 
@@ -277,6 +287,12 @@ def runs_below(root: Path) -> Iterator[Path]:
     """The folders of all runs, the newest last."""
     found = [path.parent for folders in ("*", "*/*", "*/*/*") for path in root.glob(f"{folders}/*/{RECORD}")]
     yield from sorted(found, key=lambda path: path.name)
+
+
+def _steps(record: Mapping[str, Any]) -> int:
+    """The steps that a run was to have; 0 where its record does not say."""
+    steps = record.get("steps")
+    return steps if type(steps) is int else 0
 
 
 def _newest_run(folder: Path) -> Path | None:

@@ -41,7 +41,7 @@ from .origin import Origin, dataset_facts, lora_digest
 from .prefetch import on_device, prefetched
 from .problems import raise_if_any
 from .report import notes_about, run_report
-from .run_folder import ANEW, open_run
+from .run_folder import ANEW, HOW_TO_TRAIN_THE_REST, open_run
 from .sampling import SamplePicture, Sampler
 from .validation import hold_out, mean_loss, noised, samples_of
 
@@ -233,8 +233,7 @@ class _Run:
             self.kept.go_on(learner)
             self._train(learner)
         lora = self.kept.lora(takes_best=True)
-        self.kept.checkpoint(is_last=True)
-        self.kept.ended("finished", "")
+        self.kept.finished()
         return Trained(lora, self.kept.events.losses, self.kept.samples, self._report())
 
     def _try_out(self, learner: Learner, placement: Placement) -> None:
@@ -346,7 +345,7 @@ class _Run:
             if controls.take("finish"):
                 kept.is_over = True
                 kept.mark(step, "note", "finished by hand")
-                kept.note(f"Finished by hand at step {step} of {self.plan.steps}.")
+                kept.note(f"Finished by hand at step {step} of {self.plan.steps}. {HOW_TO_TRAIN_THE_REST}")
                 return
             controls.take("pause")
             controls.take("resume")

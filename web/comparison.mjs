@@ -23,9 +23,12 @@ export function groupsOf({ strengths = [], rows = [] } = {}) {
   return [...groups.values()];
 }
 
+/** The step of the row that shows a chosen one: the LoRA as it came in stands in the row 0, whatever its own step. */
+export const rowStep = (step, shown) => (step === shown?.last ? 0 : step);
+
 /** What is chosen, in words: "Output: step 500 at strength 0.8". */
 export function choiceText({ strength, step }, shown) {
-  const label = shown?.rows?.find((row) => row.step === step)?.label ?? (step ? `step ${step}` : "the LoRA");
+  const label = shown?.rows?.find((row) => row.step === rowStep(step, shown))?.label ?? (step ? `step ${step}` : "the LoRA");
   const text = String(Number(Number(strength).toFixed(4)));
   return Number(strength) === 0 ? "Output: the model without the LoRA" : `Output: ${label} at strength ${text}`;
 }
@@ -48,8 +51,14 @@ export class ComparisonView {
     this.show(null);
   }
 
-  /** Shows what the node has drawn: {strengths, rows: [{prompt, step, label, pictures}]}; null clears. */
+  /** Dims the pictures while a run may draw others in their place. */
+  set isOld(isOld) {
+    this.root.classList.toggle("kiln-old", isOld);
+  }
+
+  /** Shows what the node has drawn: {strengths, last, rows: [{prompt, step, label, pictures}]}; null clears. */
   show(shown) {
+    this.isOld = false;
     this.isEmpty = !shown?.rows?.length;
     this.#shown = shown;
     this.#cells.clear();
@@ -69,9 +78,10 @@ export class ComparisonView {
   /** Marks what goes on to the outputs. */
   mark(chosen) {
     this.#chosen = chosen;
+    const step = rowStep(chosen.step, this.#shown);
     setText(this.choice, choiceText(chosen, this.#shown));
     for (const { cell, face } of this.#cells.values()) {
-      const isChosen = Math.abs(cell.strength - chosen.strength) < 1e-6 && (cell.step === chosen.step || !cell.strength);
+      const isChosen = Math.abs(cell.strength - chosen.strength) < 1e-6 && (cell.step === step || !cell.strength);
       face.setAttribute("aria-pressed", String(isChosen));
     }
   }

@@ -4,6 +4,7 @@ import { isActive } from "./run_store.mjs";
 import { rateText } from "./status.mjs";
 
 export const MOST_PROMPTS = 16;
+export const HIGHEST_FACTOR = 1000;
 const FACTORS = [0.1, 0.5, 1, 2];
 const BUTTONS = [
   ["pause", "Pause", "Wait after this step, and keep everything where it is"],
@@ -23,7 +24,14 @@ export const promptsOf = (text) => text.split("\n").map((line) => line.trim()).f
 /** A factor as people type it: "0.5", "x2", "×0,1". NaN where it is none. */
 export function factorOf(text) {
   const factor = Number(text.trim().replace(/^[x×]\s*/i, "").replace(",", ".") || NaN);
-  return factor > 0 && Number.isFinite(factor) ? factor : NaN;
+  return factor > 0 && factor <= HIGHEST_FACTOR ? factor : NaN;
+}
+
+/** What is wrong with a factor as typed; "" where nothing is. */
+export function factorProblem(text) {
+  if (!Number.isNaN(factorOf(text))) return "";
+  const came = text.trim() ? `"${text.trim()}" is no factor` : "There is no factor";
+  return `${came}: write a number above 0, at most ${HIGHEST_FACTOR}. 0.5 halves the recipe's learning rate, 1 is the recipe's own.`;
 }
 
 export class Controls {
@@ -78,6 +86,8 @@ export class AdjustPanel {
       ...FACTORS.map((factor) => button(`×${factor}`, rateTitle(factor), () => this.#setRate(String(factor)))),
       button("Set", "Set the learning rate to the recipe's times this factor", () => this.#setRate(this.factor.value)),
     ];
+    this.rateProblem = element("div", { className: "kiln-problem", role: "alert", hidden: true });
+    this.promptsProblem = element("div", { className: "kiln-problem", role: "alert", hidden: true });
     this.prompts = element("textarea", {
       className: "kiln-input", spellcheck: false, "aria-label": "Sample prompts, one a line",
       placeholder: "One prompt a line", "data-capture-wheel": "true",
@@ -87,7 +97,9 @@ export class AdjustPanel {
       element("div", { className: "kiln-line" }, "Learning rate", this.now),
       element("div", { className: "kiln-line" },
         ...this.rateButtons.slice(0, -1), this.factor, this.rateButtons.at(-1)),
+      this.rateProblem,
       element("div", { className: "kiln-line" }, "Sample prompts", this.promptsButton),
+      this.promptsProblem,
       this.prompts,
     );
   }
@@ -96,6 +108,8 @@ export class AdjustPanel {
   open(run) {
     this.prompts.value = (run?.sample_prompts ?? []).join("\n");
     this.factor.value = "";
+    say(this.factor, this.rateProblem, "");
+    say(this.prompts, this.promptsProblem, "");
     this.show(run);
   }
 
@@ -110,16 +124,24 @@ export class AdjustPanel {
   }
 
   #setRate(text) {
-    const factor = factorOf(text);
-    this.factor.classList.toggle("kiln-wrong", Number.isNaN(factor));
-    if (!Number.isNaN(factor)) this.#send(this.#run, "learning_rate", factor);
+    const problem = factorProblem(text);
+    say(this.factor, this.rateProblem, problem);
+    if (!problem) this.#send(this.#run, "learning_rate", factorOf(text));
   }
 
   #setPrompts() {
     const prompts = promptsOf(this.prompts.value);
-    this.prompts.classList.toggle("kiln-wrong", prompts.length > MOST_PROMPTS);
-    if (prompts.length <= MOST_PROMPTS) this.#send(this.#run, "sample_prompts", prompts);
+    const isTooMany = prompts.length > MOST_PROMPTS;
+    say(this.prompts, this.promptsProblem, isTooMany ? `${prompts.length} prompts are too many: write at most ${MOST_PROMPTS}, one a line.` : "");
+    if (!isTooMany) this.#send(this.#run, "sample_prompts", prompts);
   }
+}
+
+/** Marks a field as wrong and says why; "" takes that back. */
+function say(field, line, problem) {
+  field.classList.toggle("kiln-wrong", Boolean(problem));
+  setText(line, problem);
+  line.hidden = !problem;
 }
 
 function rateTitle(factor) {

@@ -1,7 +1,7 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
 import { plural, summary, triggerBefore } from "./captions.mjs";
-import { after, button, element, hideOwnPreview } from "./dom.mjs";
+import { after, button, element, hideOwnPreview, keepWidth } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
 import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
@@ -10,6 +10,8 @@ import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, sendUpload 
 
 const NODE = "KilnLoadDataset";
 const NONE = "none";
+const ALWAYS = 0; // the mode of a node that is neither muted nor bypassed
+const RUN_TEXT = "$$node-text-preview"; // the host's widget with what a node says while it runs
 const HEIGHT = 320;
 const EMPTY = [];
 const PAUSE_MILLISECONDS = 250;
@@ -18,25 +20,27 @@ const PRIOR = "regularisation_folder";
 const TRIGGER = "trigger_word";
 const FOLDER_WIDGETS = ["folder", PRIOR];
 
-/** Puts the dataset's view on a Load Dataset node. api: the host's. */
-export function addDatasetView(node, api) {
+/** Puts the dataset's view on a Load Dataset node. api: the host's; warn(text): tells what goes wrong over the page. */
+export function addDatasetView(node, api, warn) {
   addStyle();
-  const view = new DatasetView(node, api);
+  const view = new DatasetView(node, api, warn);
   const widget = node.addDOMWidget("kiln_dataset", "KILN_DATASET", view.root, {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  keepWidth(widget);
   const isWired = () => node.inputs?.find((input) => input.name === "images")?.link != null;
   hideOwnPreview(node, () => view.folder !== null && !isWired()); // what comes over a wire is shown by the host alone
   view.start();
 }
 
 class DatasetView {
-  constructor(node, api) {
+  constructor(node, api, warn) {
     this.node = node;
     this.api = api;
+    this.warn = warn;
     this.folder = null; // a Folder; null while none is chosen
     this.found = null; // what the server says of it: {pictures, problems}
     this.prior = null; // {folder, found} of the regularisation pictures; null while there are none
@@ -90,7 +94,10 @@ class DatasetView {
   start() {
     const { node, root } = this;
     for (const widget of node.widgets.filter((each) => [...ASKED, PRIOR, TRIGGER].includes(each.name))) {
-      after(widget, "callback", () => this.refreshSoon());
+      after(widget, "callback", () => {
+        this.removeRunText();
+        this.refreshSoon();
+      });
     }
     after(node, "onConfigure", () => this.refreshSoon());
     after(node, "onRemoved", () => this.stop());
@@ -112,6 +119,8 @@ class DatasetView {
     });
     this.onRan = () => this.refreshSoon(); // Caption Images may have written
     this.api.addEventListener("execution_success", this.onRan);
+    this.onQueue = () => this.warnOfUnsaved();
+    this.api.addEventListener("promptQueueing", this.onQueue);
     node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
     this.refreshSoon();
   }
@@ -121,7 +130,27 @@ class DatasetView {
     this.turn++;
     this.leave();
     this.api.removeEventListener("execution_success", this.onRan);
+    this.api.removeEventListener("promptQueueing", this.onQueue);
     this.grid.stop();
+  }
+
+  /** What the last run said of the dataset is not true of other settings. */
+  removeRunText() {
+    const { node } = this;
+    const at = node.widgets.findIndex((widget) => widget.name === RUN_TEXT);
+    if (at < 0) return;
+    node.widgets[at].onRemove?.();
+    node.widgets.splice(at, 1);
+    node.setDirtyCanvas(true, true);
+  }
+
+  /** A run reads the captions on disk, so edits that are not saved are not trained on. */
+  warnOfUnsaved() {
+    if (this.node.mode !== ALWAYS) return;
+    for (const folder of [this.folder, this.prior?.folder]) {
+      const unsaved = folder?.queued();
+      if (unsaved) this.warn(`${plural(unsaved, "caption")} of ${folder.name} not saved: this run reads the captions on disk. Save captions, then press Run again.`);
+    }
   }
 
   value(name) {

@@ -50,3 +50,8 @@ export function hideOwnPreview(node, isHidden) {
     if (!isHidden()) draw?.apply(this, arguments); // on the canvas
   };
 }
+
+/** The host's side panel gives a widget that it lists a width of the panel's own, for good: it stays as wide as its node. */
+export function keepWidth(widget) {
+  Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true });
+}

@@ -14,6 +14,7 @@ export class Folder {
     this.locked = ""; // why captions cannot be saved here
     this.conflict = null; // {name: caption on disk} while a save waits for a decision
     this.message = ""; // what went wrong when saving
+    this.isLeftBehind = false; // whether a run was queued while there were edits
   }
 
   /** Calls a function after each change; returns what ends that. */
@@ -23,6 +24,7 @@ export class Folder {
   }
 
   changed() {
+    if (!this.captions.edits.length) this.isLeftBehind = false;
     for (const watcher of this.#watchers) watcher();
   }
 
@@ -40,6 +42,14 @@ export class Folder {
       this.changed();
       return answer;
     }
+  }
+
+  /** A run is queued, which reads what is on disk. Returns how many captions it does not know of. */
+  queued() {
+    const unsaved = this.captions.edits.length;
+    this.isLeftBehind = unsaved > 0;
+    this.changed();
+    return unsaved;
   }
 
   async save(api, overwrite = false) {

@@ -3,7 +3,7 @@ import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { ComparisonView, MIN_HEIGHT as COMPARISON_HEIGHT } from "./comparison.mjs";
 import { addDatasetView } from "./dataset.mjs";
-import { after, element, hideOwnPreview, setText } from "./dom.mjs";
+import { after, element, hideOwnPreview, keepWidth, setText } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
 import { addStyle } from "./style.mjs";
@@ -14,10 +14,13 @@ const WIDTH = 400;
 const TRAIN_HEIGHT = 600;
 const TEXT_HEIGHT = 72;
 const SAVED_HEIGHT = 48;
+const ALWAYS = 0; // the mode of a node that is neither muted nor bypassed
+const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
 
 const store = new RunStore();
 const views = new Map(); // node -> its RunView
+const comparisons = new Map(); // node -> its ComparisonView
 const shows = new Map(); // node -> shows an output of it
 let heardAt = 0;
 let presets = {};
@@ -63,7 +66,7 @@ async function errorText(answer) {
 }
 
 function toast(severity, detail, summary = "Train LoRA") {
-  app.extensionManager.toast.add({ severity, summary, detail, life: severity === "error" ? 10_000 : 3000 });
+  app.extensionManager.toast.add({ severity, summary, detail, life: severity === "success" ? 3000 : 10_000 });
 }
 
 function addRunView(node) {
@@ -74,6 +77,7 @@ function addRunView(node) {
     getMinHeight: () => MIN_HEIGHT,
   });
   widget.serialize = false;
+  keepWidth(widget);
   passOnToCanvas(view.root);
   views.set(node, view);
   const onRemoved = node.onRemoved;
@@ -170,13 +174,35 @@ function addComparisonView(node) {
     getMinHeight: () => COMPARISON_HEIGHT,
   });
   widget.serialize = false;
+  keepWidth(widget);
   passOnToCanvas(view.root);
+  comparisons.set(node, view);
+  after(node, "onRemoved", () => comparisons.delete(node));
   for (const name of ["prompts", "negative_prompt"]) widgetOf(name).options.getMaxHeight = () => TEXT_HEIGHT; // the rest is for pictures
   for (const name of ["strength", "step"]) after(widgetOf(name), "callback", () => view.mark(chosen()));
   after(node, "onConfigure", () => view.mark(chosen()));
   showOutputs(node, (output) => output?.kiln_preview && view.show(output.kiln_preview[0]));
   hideOwnPreview(node, () => !view.isEmpty);
   view.mark(chosen());
+}
+
+/** Brings back what a page that was reloaded had shown, as long as its pictures are there. */
+async function bringPreviews() {
+  for (const [node, view] of comparisons) {
+    if (!view.isEmpty) continue;
+    const query = { workflow_id: workflowId(rootGraph()), node_ids: nodePaths(rootGraph(), node).join() };
+    const answer = await api.fetchApi(`/kiln/preview?${new URLSearchParams(query)}`).catch(() => null);
+    const shown = answer?.ok ? await answer.json() : null;
+    if (shown?.rows && view.isEmpty && comparisons.has(node)) view.show(shown);
+  }
+}
+
+function dimPreviews() {
+  for (const [node, view] of comparisons) view.isOld = node.mode === ALWAYS && !view.isEmpty;
+}
+
+function undimPreviews() {
+  for (const view of comparisons.values()) view.isOld = false;
 }
 
 // ---------------------------------------------------------------- where Save LoRA saved
@@ -186,6 +212,7 @@ function addSavedLine(node) {
   const line = element("div", { className: "kiln-saved" });
   const widget = node.addDOMWidget("kiln_saved", "KILN_SAVED", line, { serialize: false, getMinHeight: () => SAVED_HEIGHT });
   widget.serialize = false;
+  keepWidth(widget);
   showOutputs(node, (output) => output?.text && setText(line, output.text.join("\n")));
 }
 
@@ -202,6 +229,17 @@ function showKeptOutputs() {
   for (const [node, show] of shows) {
     const isInSubgraph = node.graph && node.graph !== rootGraph();
     show(app.nodeOutputs?.[isInSubgraph ? `${node.graph.id}:${node.id}` : node.id]);
+  }
+}
+
+// ---------------------------------------------------------------- numbers as they are typed
+
+/** The host moves a typed number in silence to the nearest bound; sent as typed, its server says what is allowed. */
+function takeNumbersAsTyped(node) {
+  for (const { type, options } of node.widgets ?? []) {
+    if (type !== "number" || options.max === LARGEST_SEED) continue; // random seeds are drawn between the bounds
+    options.max = LARGEST_SEED;
+    options.min = Math.min(options.min, 0); // arrows stop at 0, which mostly means off
   }
 }
 
@@ -226,6 +264,8 @@ app.registerExtension({
   async setup() {
     api.addEventListener("kiln.run", (event) => receive(event.detail));
     api.addEventListener("reconnected", fetchRuns);
+    api.addEventListener("execution_start", dimPreviews);
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, undimPreviews);
     setInterval(askAfterSilence, SILENCE); // a page reloaded in the middle of a run can miss the server's messages
     const answer = await api.fetchApi("/kiln/presets");
     if (answer.ok) presets = await answer.json();
@@ -233,16 +273,18 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass.startsWith("Kiln")) return;
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]); // narrower, long names of files and models are cut
+    takeNumbersAsTyped(node);
     if (node.comfyClass === TRAIN) addRunView(node);
     if (node.comfyClass === CONFIG) fillInPresets(node);
     if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);
     if (node.comfyClass === "KilnSaveLoRA") addSavedLine(node);
-    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api);
+    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api, (text) => toast("warn", text, node.title));
   },
   onNodeOutputsUpdated: showKeptOutputs,
   afterConfigureGraph() {
     showKeptOutputs();
     showRuns();
     if (views.size) fetchRuns();
+    bringPreviews();
   },
 });

@@ -88,6 +88,8 @@ export function listOfProblems() {
   };
 }
 
+const LEFT_BEHIND = "The run was queued without these edits: it reads the captions on disk. Save them and press Run again.";
+
 /**
  * How many edits are unsaved, Save, and what went wrong: {root, paint}. getFolder: the Folder or null; onConflict is
  * called when a decision is needed.
@@ -115,7 +117,7 @@ export function saveBar(getFolder, api, onConflict = () => {}) {
       notice.textContent = changed.length
         ? `${plural(changed.length, "caption")} changed on disk since you read them, and nothing was saved: ${changed.join(", ")}`
         : (folder?.message ?? "");
-      if (unsaved && folder.locked && !notice.textContent) notice.textContent = folder.locked;
+      if (unsaved && !notice.textContent) notice.textContent = folder.locked || (folder.isLeftBehind ? LEFT_BEHIND : "");
       count.textContent = unsaved ? `● ${unsaved} unsaved` : "";
       save.hidden = !unsaved || changed.length > 0;
       save.disabled = Boolean(folder?.locked);

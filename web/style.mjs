@@ -106,6 +106,7 @@ const VIEWS = `
   }
   textarea.kiln-input { flex: 1; min-height: 48px; resize: none; padding: 4px 6px; }
   .kiln-wrong { border-color: #e0605c; }
+  .kiln-adjust .kiln-problem { color: var(--error-text, #e0605c); }
 
   @container (max-width: 300px) {
     .kiln-tools { margin-left: 0; }
@@ -124,6 +125,7 @@ const VIEWS = `
   .kiln-comparison-cell { position: relative; min-width: 0; }
   .kiln-choice { display: block; width: 100%; padding: 0; border: 0; border-radius: 5px; overflow: hidden; background: var(--comfy-input-bg); cursor: pointer; }
   .kiln-choice img { display: block; width: 100%; height: auto; }
+  &.kiln-old .kiln-comparison-sheet { opacity: 0.4; }
   .kiln-choice:hover { box-shadow: 0 0 0 1px var(--descrip-text); }
   .kiln-choice[aria-pressed=true] { box-shadow: 0 0 0 2px var(--kiln-good); }
   .kiln-choice[aria-pressed=true]::after {

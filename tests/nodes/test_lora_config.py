@@ -61,6 +61,15 @@ def test_a_bad_value_is_refused_by_its_name(name: str, value) -> None:
         config(**{name: value})
 
 
+def test_all_numbers_far_off_are_refused_at_once_with_what_is_usual() -> None:
+    with pytest.raises(InputError) as caught:
+        config(learning_rate=100.0, rank=5000)
+    assert set(caught.value.problems) == {
+        "rank is 5000; it must be at most 1024, except for lokr; 16 is usual.",
+        "learning_rate is 100.0; it must be a number above 0, at most 10; 0.0001 is usual.",
+    }
+
+
 def test_samples_without_a_prompt_are_refused() -> None:
     with pytest.raises(InputError, match="sample_prompts is empty"):
         config(sample_every=10, sample_prompts=" \n")

@@ -258,6 +258,15 @@ def test_pickled_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         caption_images("pickled", [picture()], [False], SETTINGS, lambda *_: None)
 
 
+def test_an_interrupt_ends_a_caption_in_its_middle() -> None:
+    def interrupted() -> Image.Image:
+        comfy.model_management.interrupt_current_processing()
+        return picture()()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        caption_images("tiny/blip", [interrupted], [False], SETTINGS, lambda *_: pytest.fail("a caption was written"))
+
+
 # ---------------------------------------------------------------- what is written
 
 

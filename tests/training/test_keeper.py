@@ -11,10 +11,10 @@ import torch
 from lora_kiln.training import events, trainer
 from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
-from lora_kiln.training.run_folder import ANEW, CONTINUE_CHANGED, REFUSE, read_metrics
+from lora_kiln.training.run_folder import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE, read_metrics
 from safetensors.torch import load_file
 
-from training_runs import CONFIG, assert_same, changed, run, stopped_at
+from training_runs import CONFIG, assert_same, at_step, changed, run, stopped_at
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
 STEPS = CONFIG.steps
@@ -50,6 +50,56 @@ def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, mon
     history = events.histories()[-1]
     assert [point[0] for point in history["points"]] == list(range(1, STEPS + 1))
     assert any(mark["kind"] == "resumed" for mark in history["marks"])
+
+
+def test_what_a_stop_kept_goes_when_the_run_goes_on_and_nothing_else_does(monkeypatch, lora_folder):
+    def partial() -> list[str]:
+        return sorted(path.name for path in lora_folder.glob("*-partial*"))
+
+    stopped_at(monkeypatch, 1, CONFIG, "other")
+    stopped_at(monkeypatch, 1, CONFIG)
+    of_another = lora_folder / "test-step000002-partial.safetensors"
+    of_another.write_bytes((lora_folder / "other-step000001-partial.safetensors").read_bytes())
+    copied = lora_folder / "test-step000001-partial - my favourite.safetensors"
+    copied.write_bytes((lora_folder / "test-step000001-partial.safetensors").read_bytes())
+    stays = [copied.name, of_another.name, "other-step000001-partial.safetensors"]
+    stopped_at(monkeypatch, 3, CONFIG)
+    assert partial() == sorted([*stays, "test-step000003-partial.safetensors"])
+    run(CONFIG)
+    assert partial() == sorted(stays)
+
+
+def finished_at(monkeypatch, step: int, config=CONFIG):
+    """A run that a person finished while the step after it was under way."""
+    with monkeypatch.context() as patched:
+        at_step(patched, step, lambda: next(reversed(events._runs.values())).ask("finish"))
+        return run(config)
+
+
+def test_a_run_finished_by_hand_says_how_to_train_the_rest_and_does_so(monkeypatch):
+    whole = run(CONFIG, "whole")
+    cut = finished_at(monkeypatch, 1)
+    again = run(CONFIG)
+    assert_same(cut, again)
+    for said in (cut.report, again.report, "\n".join(events.histories()[-1]["notes"])):
+        assert f"To train the rest set previous_run of Train LoRA to {CONTINUE_CHANGED!r}" in said
+    rest = run(CONFIG, previous=CONTINUE_CHANGED)
+    assert_same(rest, whole)
+    assert "Goes on from step 2" in rest.report
+    assert "To train the rest" not in run(CONFIG).report
+
+
+def test_a_changed_recipe_goes_on_where_a_run_was_finished_by_hand(monkeypatch):
+    finished_at(monkeypatch, 1)
+    report = run(changed(learning_rate=5e-3), previous=CONTINUE_CHANGED).report
+    assert "had learned in 2 steps" in report and "learning_rate was 0.01, is 0.005" in report
+
+
+@pytest.mark.parametrize("previous", [CONTINUE, CONTINUE_CHANGED])
+def test_a_changed_recipe_after_a_finished_run_says_what_changed(previous):
+    run(CONFIG)
+    report = run(changed(learning_rate=5e-3), previous=previous).report
+    assert "has finished with 4 steps: learning_rate was 0.01, is 0.005" in report
 
 
 def test_a_finished_run_is_not_trained_again():
@@ -102,7 +152,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch, folders):
 
 
 def test_the_loss_that_is_no_number_steps_back_where_asked():
-    steady = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=1e30, steps=3)
+    steady = changed(
+        on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3
+    )
     with pytest.raises(Diverged):
         run(steady)
     assert times_back() == 3
@@ -248,7 +300,9 @@ def test_nothing_of_the_way_that_was_given_up_stays(monkeypatch, lora_folder):
 
 
 def test_steps_back_are_counted_over_a_stop(monkeypatch):
-    wild = changed(on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=1e30, steps=3)
+    wild = changed(
+        on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3
+    )
     started = events.RunEvents.started
 
     def killing(self):

@@ -65,7 +65,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice():
     small = models.sd15()
     before = models.state(small)
     with pytest.raises(Diverged, match="Lower learning_rate"):
-        run(small, LoRAConfig(rank=4, learning_rate=1e30, steps=20, max_grad_norm=0, precision="fp32"))
+        run(small, LoRAConfig(rank=4, layer_rules="* lr=1e30", steps=20, max_grad_norm=0, precision="fp32"))
     assert_untouched(small, before)
 
 

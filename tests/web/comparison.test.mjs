@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { choiceText, groupsOf } from "../../web/comparison.mjs";
+import { choiceText, groupsOf, rowStep } from "../../web/comparison.mjs";
 
 const file = (name) => ({ filename: name, subfolder: "", type: "temp" });
 const SHOWN = {
@@ -32,6 +32,13 @@ test("a row with fewer pictures, or none, has fewer cells", () => {
   const groups = groupsOf({ strengths: [0, 1], rows: [{ number: 0, prompt: "x", step: 0, label: "", pictures: [file("a")] }, { number: 1, prompt: "y", step: 0, label: "" }] });
   assert.deepEqual(groups.map((group) => group.rows[0].cells.length), [1, 0]);
   assert.deepEqual(groupsOf(undefined), []);
+});
+
+test("the LoRA's own step is the row of the LoRA as it came in", () => {
+  assert.equal(rowStep(900, { ...SHOWN, last: 900 }), 0);
+  assert.equal(rowStep(500, { ...SHOWN, last: 900 }), 500);
+  assert.equal(rowStep(0, null), 0);
+  assert.equal(choiceText({ strength: 1, step: 900 }, { ...SHOWN, last: 900 }), "Output: step 900 at strength 1");
 });
 
 test("the choice is said in words", () => {

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -86,6 +87,12 @@ def may_write(path: Path) -> bool:
 def runs_root() -> Path:
     """Where runs lie: lora_kiln in the host's output folder."""
     return Path(folder_paths.get_output_directory()) / "lora_kiln"
+
+
+def is_picture_there(place: Mapping[str, str]) -> bool:
+    """Whether a picture that a node told the page of is still in the host's folder."""
+    folder = folder_paths.get_directory_by_type(place["type"])
+    return folder is not None and os.path.isfile(os.path.join(folder, place["subfolder"], place["filename"]))
 
 
 def output_place(path: Path) -> tuple[str, str]:

@@ -209,13 +209,13 @@ def v_prediction(small: Small) -> Small:
 
 
 def state(small: Small) -> dict[str, torch.Tensor]:
-    """A copy of every weight of MODEL, CLIP and VAE, and whether each asks for a gradient, as some hosts leave them."""
+    """A copy of every weight of MODEL, CLIP and VAE."""
     modules = {"model": small.model.model, "clip": small.clip.cond_stage_model, "vae": small.vae.first_stage_model}
-    found: dict[str, torch.Tensor] = {}
-    for part, module in modules.items():
-        found |= {f"{part}.{name}": tensor.clone() for name, tensor in module.state_dict().items()}
-        found |= {f"{part}.{name} grad": torch.tensor(each.requires_grad) for name, each in module.named_parameters()}
-    return found
+    return {
+        f"{part}.{name}": tensor.clone()
+        for part, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def hooks(module: nn.Module) -> int:

@@ -90,6 +90,8 @@ def assert_untouched(small: models.Small, before: dict[str, torch.Tensor]) -> No
     assert after.keys() == before.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert models.hooks(small.model.model) == 0
-    assert all(parameter.grad is None for parameter in small.model.model.diffusion_model.parameters())
+    parameters = list(small.model.model.diffusion_model.parameters())
+    assert all(each.grad is None for each in parameters)
+    assert len({each.requires_grad for each in parameters}) == 1  # no host asks for gradients of some alone
     assert comfy.model_management.in_training is False
     assert small.model.patches == {}

@@ -394,8 +394,9 @@ class _Run:
         base = (
             f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
-            f"{f', linear weights in {base}' if (base := self.config.base_precision) != 'as loaded' else ''}"
         )
+        if self.config.base_precision != "as loaded":
+            base += f", linear weights in {self.config.base_precision}"
         return run_report(
             self.name, self.config, self.dataset, self.adapters, self.kept.events.losses, time.time() - self.started_at,
             base, self.device, self.notes,

@@ -2,7 +2,9 @@
 
 ours              the demo's workflow: all linear layers and convolutions, regularisation pictures
 ours-plain        the same without regularisation pictures, as the core trains
-ours-attention    the same on attn.to_{q,k,v,out} alone, as diffusers' scripts train
+ours-bf16         as ours, in bf16
+ours-fp8-matmul   as ours-bf16, with the base model's linear layers in 8 bit and multiplied so
+ours-attention    as ours-plain on attn.to_{q,k,v,out} alone, as diffusers' scripts train
 core              ComfyUI's own Train LoRA node
 core-bypass       the same in its bypass mode
 diffusers         diffusers + peft, the loop of diffusers' train_text_to_image_lora.py
@@ -18,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -98,11 +101,18 @@ Files = dict[int, str]
 # ---------------------------------------------------------------- ours
 
 
-def train_ours(bench: Bench, concept: Concept, *, regularisation: bool = True, attention: bool = False) -> Files:
-    """The demo's workflow, up to the saved file."""
-    peer = "ours-attention" if attention else "ours" if regularisation else "ours-plain"
+def train_ours(
+    bench: Bench,
+    concept: Concept,
+    peer: str,
+    *,
+    regularisation: bool = True,
+    attention: bool = False,
+    **config: Any,
+) -> Files:
+    """The demo's workflow, up to the saved file; `config` = further inputs of LoRA Config."""
     recipe, name = bench.recipe, _name(peer, concept)
-    config = {"steps": recipe.steps, "save_every": recipe.every}
+    config |= {"steps": recipe.steps, "save_every": recipe.every}
     prompt = demo_prompt(bench.client, concept, config)
     node(prompt, "KilnTrainLoRA")["inputs"]["name"] = name
     node(prompt, "KilnSaveLoRA")["inputs"]["filename"] = _file(name, recipe.steps)
@@ -307,9 +317,11 @@ def _host(bench: Bench) -> Any:
 
 
 PEERS: dict[str, Callable[[Bench, Concept], Files]] = {
-    "ours": train_ours,
-    "ours-plain": lambda bench, concept: train_ours(bench, concept, regularisation=False),
-    "ours-attention": lambda bench, concept: train_ours(bench, concept, regularisation=False, attention=True),
+    "ours": partial(train_ours, peer="ours"),
+    "ours-plain": partial(train_ours, peer="ours-plain", regularisation=False),
+    "ours-bf16": partial(train_ours, peer="ours-bf16", precision="bf16"),
+    "ours-fp8-matmul": partial(train_ours, peer="ours-fp8-matmul", precision="bf16", base_precision="fp8 matmul"),
+    "ours-attention": partial(train_ours, peer="ours-attention", regularisation=False, attention=True),
     "core": train_core,
     "core-bypass": lambda bench, concept: train_core(bench, concept, bypass=True),
     "diffusers": train_diffusers,

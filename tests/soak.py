@@ -70,7 +70,10 @@ def prompt_for(client: Client, name: str) -> dict[str, Any]:
     train["dataset"] = node(prompt, "KilnCaptionImages")["inputs"]["dataset"]
     node(prompt, "KilnLoadDataset")["inputs"]["regularisation_folder"] = "none"
     prompt["options"] = {"class_type": "KilnRunOptions", "inputs": {"config": train["config"], **EVERY_STEP}}
-    prompt["exact"] = {"class_type": "KilnOptimizerOptions", "inputs": {"config": ["options", 0], "deterministic": True}}
+    prompt["exact"] = {
+        "class_type": "KilnOptimizerOptions",
+        "inputs": {"config": ["options", 0], "deterministic": True},
+    }
     train["config"] = ["exact", 0]
     node(prompt, "KilnSaveLoRA")["inputs"]["filename"] = name
     return only(prompt, "KilnSaveLoRA")

@@ -21,7 +21,7 @@ from .problems import InputError, raise_if_any
 
 MEMORY = 512 * 2**20
 """bytes of what lies in a cache that are held in memory too"""
-TOGETHER, TOGETHER_PIXELS = 8, 2 * 2**20
+TOGETHER, TOGETHER_PIXELS = 8, 2**20
 """Pictures and pixels that go through the VAE at once, at most (but one picture always does)."""
 SPREAD_LATENTS = 64
 """latents that `latent_spread` looks at"""

@@ -128,7 +128,7 @@ class _Digest:
         self._say(f"{tuple(tensor.shape)} {tensor.dtype}")
         if tensor.is_meta or not tensor.numel():
             return
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode():  # the host's weights are inference tensors, or become some when they move
             flat = tensor.detach().reshape(-1)
             step = (flat.numel() // SAMPLES) | 1  # odd, so as not to stay in one column of a matrix
             sample = flat[::step].clone().view(torch.uint8)

@@ -30,6 +30,8 @@ CUDAS_ALLOCATOR = (
 )
 MOMENTS = 2
 """tensors as long as the parameters that an optimizer gathers at its first step"""
+RESERVE = 128 * 2**20
+"""bytes that a run may take beyond its largest pass: for the move, what kernels work in, memory in fragments"""
 
 
 @dataclass
@@ -150,14 +152,15 @@ class Builder:
             with ExitStack() as stack:
                 try:
                     learner = self._placed(placement, stack)
-                    moments = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
+                    held = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
+                    held.append(torch.empty(RESERVE, dtype=torch.uint8, device=self.device))
                     try_out(learner, placement)
                 except torch.OutOfMemoryError:
                     if placement == tried[-1]:
                         raise
-                    learner = moments = None
+                    learner = held = None
                 if learner is not None:
-                    del moments
+                    del held
                     attachments.enter_context(stack.pop_all())
                     if placement != asked:
                         words = placement.words(config.batch_size)

@@ -18,6 +18,8 @@ from ..training.export import (
     knows_layers,
     save_lora,
 )
+from ..training.lora_files import delete_partials
+from ..training.lora_model import LoRAModel
 from ..training.metadata import LARGEST_HEADER, header_size, workflow_metadata
 from ..training.problems import InputError
 from .types import CATEGORY, LoraModel
@@ -111,4 +113,7 @@ class SaveLoRA(io.ComfyNode):
         path = save_lora(host.lora_folder() / f"{name}.safetensors", converted, metadata)
         if path.stem != Path(name).name:
             notes.append(f"{Path(name).name}.safetensors was there already, and is kept.")
+        if isinstance(lora, LoRAModel) and (session := lora.metadata.get("ss_session_id")):
+            for gone in delete_partials(host.lora_folder(), lora.name, session, but=path):
+                notes.append(f"{gone.name}, which a stop of the same run had kept, is gone.")
         return io.NodeOutput(str(path), ui=ui.PreviewText("\n".join([f"Saved {path}", *notes])))

@@ -180,9 +180,8 @@ def last_shown(query: dict[str, str]) -> dict[str, Any]:
         query: `workflow_id`; `node_ids`: all ids that the node may have run under, with commas between.
     """
     keys = [(query.get("workflow_id", ""), node) for node in query.get("node_ids", "").split(",")]
-    for key in reversed(_shown):
+    for key, shown in reversed(list(_shown.items())):  # at once: the next may be put there meanwhile
         if key in keys:
-            shown = _shown[key]
             is_whole = all(host.is_picture_there(each) for row in shown["rows"] for each in row["pictures"])
             return shown if is_whole else {}
     return {}

@@ -29,7 +29,7 @@ ON_DIVERGENCE = ("stop", "step back")
 """step back: to the last checkpoint, with half the learning rate"""
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 LIMITS: dict[str, tuple[float, float]] = {
-    "rank": (1, 10_000), "conv_rank": (0, 1024), "conv_alpha": (0, 1024), "batch_size": (1, 512),
+    "rank": (1, inf), "conv_rank": (0, 1024), "conv_alpha": (0, 1024), "batch_size": (1, 512),
     "gradient_accumulation": (1, 1024), "epochs": (0, 100_000), "warmup": (0, inf), "max_grad_norm": (0, inf),
     "min_snr_gamma": (0, inf), "weight_decay": (0, 10), "noise_offset": (0, 1), "multires_noise_iterations": (0, 16),
     "multires_noise_discount": (0, 1), "ip_noise_gamma": (0, 1), "timestep_shift": (0, 100), "logit_mean": (-10, 10),
@@ -201,11 +201,6 @@ class LoRAConfig:
             *_one_of(self, BASE_PRECISIONS, "base_precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
-        if not self.validation_share and (self.keep_best or self.validation_patience):
-            problems.append(
-                "keep_best or validation_patience is set, but validation_share is 0: nothing is measured. "
-                "Set validation_share to 0.1 or so, or the others to off."
-            )
         times = self.min_timestep, self.max_timestep
         if not all(map(is_finite, times)) or not 0 <= self.min_timestep < self.max_timestep <= 1000:
             problems.append(
@@ -214,14 +209,28 @@ class LoRAConfig:
             )
         if self.adapter != "lokr" and is_finite(self.rank) and MOST_RANKS < self.rank:
             problems.append(f"rank is {self.rank}; it must be at most {MOST_RANKS}, except for lokr; 16 is usual.")
-        if self.lokr_factor != -1 and not 1 <= self.lokr_factor <= 1024:
+        if self.lokr_factor != -1 and not (is_finite(self.lokr_factor) and 1 <= self.lokr_factor <= 1024):
             problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or from 1 to 1024; -1 is usual.")
-        if self.min_snr_gamma and self.debiased_estimation:
-            problems.append("min_snr_gamma and debiased_estimation are both on: both weight by noise, choose one.")
         try:
             parse_layer_rules(self.layer_rules)
         except InputError as error:
             problems += error.problems
+        if self.epochs == 0:
+            problems += _outside(self, {"steps": STEPS_LIMITS})
+        if all(is_finite(getattr(self, each.name)) for each in fields(self) if isinstance(each.default, int | float)):
+            problems += self._contradictions()
+        raise_if_any("LoRA Config", problems)
+
+    def _contradictions(self) -> list[str]:
+        """What does not go together, all numbers being numbers."""
+        problems = []
+        if not self.validation_share and (self.keep_best or self.validation_patience):
+            problems.append(
+                "keep_best or validation_patience is set, but validation_share is 0: nothing is measured. "
+                "Set validation_share to 0.1 or so, or the others to off."
+            )
+        if self.min_snr_gamma and self.debiased_estimation:
+            problems.append("min_snr_gamma and debiased_estimation are both on: both weight by noise, choose one.")
         if self.optimizer == "prodigy" and self.learning_rate < LOWEST_PRODIGY_RATE:
             problems.append(
                 f"learning_rate is {self.learning_rate:g} with prodigy, which finds the rate itself and multiplies it "
@@ -229,19 +238,17 @@ class LoRAConfig:
             )
         if self.ema_decay and self.optimizer == "schedule_free":
             problems.append("ema_decay is on with schedule_free, which averages by itself: set ema_decay to 0.")
-        if self.epochs == 0:
-            problems += _outside(self, {"steps": STEPS_LIMITS})
-            if self.warmup >= 1 and self.warmup >= self.steps >= 1:
-                problems.append(
-                    f"warmup is {self.warmup:g} steps of {self.steps}: it must end before the run does. "
-                    "Lower warmup (values below 1 are a share of the run) or raise steps."
-                )
+        if self.epochs == 0 and self.warmup >= 1 and self.warmup >= self.steps >= 1:
+            problems.append(
+                f"warmup is {self.warmup:g} steps of {self.steps}: it must end before the run does. "
+                "Lower warmup (values below 1 are a share of the run) or raise steps."
+            )
         if self.sample_every > 0 and not self.sample_prompts:
             problems.append(
                 f"sample_every is {self.sample_every}, but sample_prompts is empty: "
                 "write one prompt a line, or set sample_every to 0."
             )
-        raise_if_any("LoRA Config", problems)
+        return problems
 
     def warmup_steps(self, total_steps: int) -> int:
         """The warm-up in optimizer steps."""

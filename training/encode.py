@@ -38,11 +38,11 @@ class Encoded:
     that made this: the host's models are no other's to load. Another gets `NotHere`.
     """
 
-    def __init__(self, dataset: Dataset, model: Any, clip: Any, vae: Any, cache: Cache | None, captions: bool):
+    def __init__(
+        self, dataset: Dataset, model: Any, clip: Any, vae: Any, cache: Cache | None, captions: bool, together: bool
+    ):
         self.views: list[View] = []
         """every picture in every form that the run shows it in"""
-        self._together: dict[View, tuple[View, ...]] = {}
-        """those that are encoded with it: the same whatever the cache knows, since the last bits depend on it"""
         self.prompts: dict[str, Any] = {}
         """prompt of a sample picture -> CONDITIONING"""
         self._dataset = dataset
@@ -51,7 +51,8 @@ class Encoded:
         self._vae = vae
         self._with_captions = captions
         self._shelf = _Shelf(cache, MEMORY)
-        self._names = _Names(dataset, clip, vae, cache) if cache else None
+        self._together = TOGETHER if together else 1
+        self._names = _Names(dataset, clip, vae, cache, together) if cache else None
 
     def latent(self, sample: Sample) -> torch.Tensor:
         """A sample's latent in model space: (C, ...) float32."""
@@ -83,7 +84,6 @@ class Encoded:
             {(sample.picture, sample.fit, sample.flipped) for sample in samples},
             key=lambda view: (view[0], astuple(view[1]), view[2]),
         )
-        self._together = {view: members for members in _by_size(self.views) for view in members}
         captions = sorted({sample.caption for sample in samples}) if self._with_captions else []
         missing = self._shelf.missing({text: self._names and self._names.text(text, False) for text in captions})
         for done, caption in enumerate(missing):
@@ -92,12 +92,12 @@ class Encoded:
         self.prompts = {prompt: self._text(prompt, is_prompt=True) for prompt in prompts}
         missing = self._shelf.missing({view: self._names and self._names.latent(*view) for view in self.views})
         done = 0
-        for members, pictures in self._read_ahead(dict.fromkeys(self._together[view] for view in missing)):
+        for members, pictures in self._read_ahead(_by_size(missing, self._together)):
             on_progress("pictures", done, len(missing))
             latents = self._encoded(members, pictures)
             for view in members:
                 self._latent(view, lambda latents=latents, view=view: latents[view])
-            done += len(set(members).intersection(missing))
+            done += len(members)
         masked = [view for view in self.views if self._dataset.is_masked(view[0])]
         missing = self._shelf.missing({view: self._names and self._names.mask(*view) for view in masked})
         for done, view in enumerate(missing):
@@ -121,15 +121,8 @@ class Encoded:
     def _latent(self, view: View, make: Callable[[], torch.Tensor] | None = None) -> torch.Tensor:
         """As the VAE gives it."""
         name = self._names and self._names.latent(*view)
-        return self._shelf.fetch(("latent", view), name, make or (lambda: self._encoded_again(view)))
-
-    def _encoded_again(self, view: View) -> torch.Tensor:
-        members = self._together.get(view, (view,))
-        latents = self._encoded(members, [self._loading(member) for member in members])
-        for other in members:
-            if other != view:
-                self._latent(other, lambda other=other: latents[other])
-        return latents[view]
+        alone = (view,), (self._loading(view),)
+        return self._shelf.fetch(("latent", view), name, make or (lambda: self._encoded(*alone)[view]))
 
     def _encoded(
         self, members: Sequence[View], pictures: Sequence[Callable[[], torch.Tensor]]
@@ -207,6 +200,7 @@ def encode_samples(
     on_progress: Callable[[str, int, int], None],
     cache: Cache | None = None,
     captions: bool = True,
+    together: bool = False,
 ) -> Encoded:
     """Encodes all pictures and texts that a run needs and the cache does not know.
 
@@ -215,11 +209,13 @@ def encode_samples(
         prompts: of sample pictures.
         on_progress: called with (what, done, of how many) for what must be computed; may raise to interrupt.
         captions: whether the samples' captions are needed too.
+        together: pictures of one size go through the VAE at once: faster on a GPU. A latent's last bits depend then on
+            what goes with it, so that such latents are for runs that need not be exact alone.
 
     Raises:
         InputError: the VAE gives values that are no numbers.
     """
-    encoded = Encoded(dataset, model, clip, vae, cache, captions)
+    encoded = Encoded(dataset, model, clip, vae, cache, captions, together)
     encoded.prepare(samples, prompts, on_progress)
     if cache is not None:
         cache.trim()
@@ -244,7 +240,8 @@ def latent_spread(encoded: Encoded) -> float:
 class _Names:
     """What things are called in the cache: a name says all that their values follow from. None = not to be kept."""
 
-    def __init__(self, dataset: Dataset, clip: Any, vae: Any, cache: Cache):
+    def __init__(self, dataset: Dataset, clip: Any, vae: Any, cache: Cache, together: bool):
+        self._latent_kind = "latent of several" if together else "latent"
         self._dataset = dataset
         self._cache = cache
         self._clip_print = host.model_fingerprint(clip)
@@ -261,7 +258,7 @@ class _Names:
         """Of a picture's latent."""
         if self._vae_print is None:
             return None
-        return _name("latent", self._vae_print, self._content(index, is_mask=False), astuple(fit), flipped)
+        return _name(self._latent_kind, self._vae_print, self._content(index, is_mask=False), astuple(fit), flipped)
 
     def mask(self, index: int, fit: Fit, flipped: bool) -> str | None:
         """Of a picture's mask in the size of its latent."""
@@ -350,13 +347,13 @@ class _Shelf:
         return value
 
 
-def _by_size(views: Iterable[View]) -> Iterator[tuple[View, ...]]:
-    """The views in groups of one size that go through the VAE at once."""
+def _by_size(views: Iterable[View], together: int) -> Iterator[tuple[View, ...]]:
+    """The views in groups of one size, of at most so many, that go through the VAE at once."""
     sizes: dict[tuple[int, int], list[View]] = {}
     for view in views:
         sizes.setdefault((view[1].width, view[1].height), []).append(view)
     for (width, height), members in sizes.items():
-        number = max(1, min(TOGETHER, TOGETHER_PIXELS // (width * height)))
+        number = max(1, min(together, TOGETHER_PIXELS // (width * height)))
         for start in range(0, len(members), number):
             yield tuple(members[start : start + number])
 

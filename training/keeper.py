@@ -23,13 +23,13 @@ from .controls import Controls
 from .events import RunEvents
 from .learner import Learner
 from .loop import Diverged
-from .lora_files import PARTIAL, partial_files
+from .lora_files import PARTIAL, delete_partials
 from .lora_model import LoRAModel
 from .maker import Maker
 from .origin import Origin
 from .past import Past, past_of
 from .problems import InputError
-from .run_folder import CONTINUE_CHANGED, Opened
+from .run_folder import CONTINUE_CHANGED, Opened, how_to_train_the_rest
 from .sampling import SamplePicture
 from .validation import Validations
 
@@ -118,11 +118,13 @@ class Keeper:
                 self.events.let_go()
             self.learner = None
 
-    def finished(self) -> None:
-        """Keeps the end of the run."""
-        if self.checkpoint(is_last=True) is not None:
-            self._drop_partials()
-        self.ended("finished", "")
+    def finish_by_hand(self, step: int) -> None:
+        """The run is over, since a person wants it so; what it would have trained yet can be trained later."""
+        self.is_over = True
+        self.folder.record({"finished_by_hand": True, "trains_rest": False})
+        self.mark(step, "note", "finished by hand")
+        rest = how_to_train_the_rest(self.opened.previous)
+        self.note(f"Finished by hand at step {step} of {self.maker.plan.steps}. {rest}")
 
     def ended(self, state: str, message: str) -> None:
         """Says how the run ended: finished, interrupted or failed."""
@@ -139,6 +141,8 @@ class Keeper:
             "workflow_id": events.workflow, "prompt_id": events.prompt_id, "node_id": events.node_id,
             "steps": plan.steps, "epochs": plan.epoch_of(plan.steps - 1) + 1,
             "started_at": self.maker.started_at, "elapsed": 0.0, "notes": [], **origin.plain(),
+            "finished_by_hand": self.is_over and self.opened.was_finished_by_hand,
+            "trains_rest": self.opened.trains_rest,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }  # fmt: skip
 
@@ -183,19 +187,17 @@ class Keeper:
             told.append(f"No checkpoint of step {self.steps} could be made: {error}")
         try:
             path = self.save(PARTIAL, takes_best=True)
-            self._drop_partials(but=path)
+            if is_good:
+                self._drop_partials(but=path)
             told.append(f"What was learned in {self._step_of_lora(takes_best=True)} steps is kept in {path}.")
         except Exception as error:  # likewise
             told.append(f"What was learned in {self.steps} steps could not be saved as a LoRA: {error}")
         return " ".join(told)
 
-    def _drop_partials(self, but: Path | None = None) -> None:
-        """Deletes what earlier stops of this very run kept, once something later has taken its place."""
-        for path in partial_files(host.lora_folder(), self.maker.name, self.folder.id):
-            if path != but:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    host.say("deleted %s: a later LoRA of the same run takes its place", path)
+    def _drop_partials(self, but: Path) -> None:
+        """Deletes what earlier stops of this very run kept, now that a later one has taken its place."""
+        for path in delete_partials(host.lora_folder(), self.maker.name, self.folder.id, but):
+            host.say("deleted %s: %s takes its place", path, but.name)
 
     # ---------------------------------------------------------------- what happens on the way
 

@@ -193,7 +193,7 @@ class Builder:
         if config.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
         if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
-            self.note(f"Norms and gates go without fused kernels, which is slower: Triton does not work ({obstacle}).")
+            self.note(f"Layers go without fused kernels, which is slower: Triton does not work ({obstacle}).")
         if config.base_precision == host.FP8_MATMUL and (why := host.fp8_matmul_obstacle(self.device, self.dtype)):
             self.note(f"8-bit products are computed from rounded numbers in {self.dtype}, which is slower: {why}.")
         if streams:

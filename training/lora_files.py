@@ -146,21 +146,27 @@ def earlier_files(lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]) -
     return dict(sorted(found.items()))
 
 
-def partial_files(folder: Path, name: str, session: str) -> list[Path]:
-    """The LoRAs that a run wrote because it was stopped; a file of that name which another run wrote is none.
+def delete_partials(folder: Path, name: str, session: str, but: Path | None = None) -> list[Path]:
+    """Deletes the LoRAs that a run wrote because it was stopped; gives those that are gone.
+
+    A file of that name which another run wrote, or a person has renamed, is none. What cannot be read stays.
 
     Args:
-        name: of the LoRA, maybe with folders.
-        session: the run's.
+        name: of the run's LoRA, maybe with folders.
+        session: id of the run.
+        but: one that stays.
     """
     place = (folder / name).parent
     ours = re.compile(rf"{re.escape(_last_part(name))}-step\d+{PARTIAL}(_\d+)?\.safetensors")
-    found = []
-    for path in sorted(place.iterdir()) if place.is_dir() else []:
-        with suppress(InputError):
-            if ours.fullmatch(path.name) and read_header(path).metadata.get("ss_session_id") == session:
-                found.append(path)
-    return found
+    gone = []
+    with suppress(OSError):
+        for path in sorted(place.iterdir()):
+            if ours.fullmatch(path.name) and path != but:
+                with suppress(InputError, OSError):
+                    if read_header(path).metadata.get("ss_session_id") == session:
+                        path.unlink()
+                        gone.append(path)
+    return gone
 
 
 def _last_part(name: str) -> str:

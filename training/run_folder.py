@@ -7,7 +7,7 @@ line a step), samples/ and checkpoints/. Everything is written so that a crash a
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,6 @@ CONTINUE, CONTINUE_CHANGED, ANEW, REFUSE = (
 )  # fmt: skip
 PREVIOUS = (CONTINUE, CONTINUE_CHANGED, ANEW, REFUSE)
 """What to do about a run of the same name that stopped before its end."""
-HOW_TO_TRAIN_THE_REST = (
-    f"Queued again, the same workflow gives this LoRA. To train the rest set previous_run of Train LoRA to "
-    f"{CONTINUE_CHANGED!r}, to begin again to {ANEW!r}."
-)
 
 
 class RunFolder:
@@ -196,9 +192,31 @@ class Opened:
     trains_rest: bool = False
     """whether it goes on although it was over before its last step: it had been finished by hand"""
     notes: list[str] = field(default_factory=list)
+    previous: str = CONTINUE
+    """what was chosen, one of PREVIOUS"""
+    was_finished_by_hand: bool = False
+
+
+def how_to_train_the_rest(previous: str) -> str:
+    """What to do about a run that was finished by hand.
+
+    Args:
+        previous: what is chosen now, one of PREVIOUS.
+    """
+    if previous == CONTINUE_CHANGED:
+        return f"Queued again, the same workflow trains the rest; with previous_run {CONTINUE!r} it gives this LoRA."
+    return (
+        f"Queued again, the same workflow gives this LoRA. To train the rest set previous_run of Train LoRA to "
+        f"{CONTINUE_CHANGED!r}, to begin again to {ANEW!r}."
+    )
 
 
 def open_run(root: Path, name: str, origin: Origin, previous: str) -> Opened:
+    """See `_opened`; what was chosen goes with it."""
+    return replace(_opened(root, name, origin, previous), previous=previous)
+
+
+def _opened(root: Path, name: str, origin: Origin, previous: str) -> Opened:
     """The folder of a run: that of the run of this name that stopped before its end, or a new one.
 
     Args:
@@ -221,17 +239,21 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> Opened:
         return Opened(_new(root, name), notes=notes)
     changed = differences(record, origin.plain())
     is_finished = record.get("state") == "finished"
-    has_rest = is_finished and state.step < _steps(record)
+    by_hand = record.get("finished_by_hand") is True
+    has_rest = is_finished and by_hand and state.step < _steps(record)
     if not changed:
-        trains_rest = has_rest and previous == CONTINUE_CHANGED
+        # One that was stopped while it trained the rest goes on with it.
+        is_under_way = not is_finished and record.get("trains_rest") is True
+        trains_rest = is_under_way or (has_rest and previous == CONTINUE_CHANGED)
         told = (
             f"Goes on from step {state.step} of the run {old}."
             if trains_rest or not is_finished
             else f"The run {old} was the same: its LoRA is taken."
         )
         if has_rest and not trains_rest:
-            told += f" It was over at step {state.step} of {_steps(record)}. {HOW_TO_TRAIN_THE_REST}"
-        return Opened(RunFolder(found, root), state, True, trains_rest, [told, *damage])
+            told += f" It was over at step {state.step} of {_steps(record)}. {how_to_train_the_rest(previous)}"
+        notes = [told, *damage]
+        return Opened(RunFolder(found, root), state, True, trains_rest, notes, was_finished_by_hand=by_hand)
     listed = "; ".join(changed)
     if is_finished and not (has_rest and previous == CONTINUE_CHANGED):
         note = f"Starts anew, since it is not the run {old}, which has finished with {state.step} steps: {listed}."

@@ -41,7 +41,7 @@ from .origin import Origin, dataset_facts, lora_digest
 from .prefetch import on_device, prefetched
 from .problems import raise_if_any
 from .report import notes_about, run_report
-from .run_folder import ANEW, HOW_TO_TRAIN_THE_REST, open_run
+from .run_folder import ANEW, open_run
 from .sampling import SamplePicture, Sampler
 from .validation import hold_out, mean_loss, noised, samples_of
 
@@ -205,7 +205,8 @@ class _Run:
             self.kept.events.preparing("encoding", done + 1, total, what)
 
         prompts = ["", *self.controls.sample_prompts] if self.config.sample_every else []
-        given = self.model, self.clip, self.vae, on_progress, cache, not self.trains_text
+        may_differ = self.device.type == "cuda" and not self.config.deterministic
+        given = self.model, self.clip, self.vae, on_progress, cache, not self.trains_text, may_differ
         encoded = encode_samples(self.dataset, self.plan.all_samples(), prompts, *given)
         self.feed = Feed(Told(self.clip, self.dataset, encoded, self.is_sized), self.plan, self.family, self.config)
         if self.held_out is not None:
@@ -233,7 +234,8 @@ class _Run:
             self.kept.go_on(learner)
             self._train(learner)
         lora = self.kept.lora(takes_best=True)
-        self.kept.finished()
+        self.kept.checkpoint(is_last=True)
+        self.kept.ended("finished", "")
         return Trained(lora, self.kept.events.losses, self.kept.samples, self._report())
 
     def _try_out(self, learner: Learner, placement: Placement) -> None:
@@ -343,9 +345,7 @@ class _Run:
             if controls.take("sample") and controls.sample_prompts:
                 self._sample(learner, step)
             if controls.take("finish"):
-                kept.is_over = True
-                kept.mark(step, "note", "finished by hand")
-                kept.note(f"Finished by hand at step {step} of {self.plan.steps}. {HOW_TO_TRAIN_THE_REST}")
+                kept.finish_by_hand(step)
                 return
             controls.take("pause")
             controls.take("resume")

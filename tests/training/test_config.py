@@ -103,6 +103,18 @@ def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> N
     assert LoRAConfig(steps=1000, warmup=warmup).warmup_steps(1000) == steps
 
 
+@pytest.mark.parametrize("name", ["warmup", "steps", "learning_rate", "lokr_factor", "sample_every", "min_timestep"])
+def test_a_text_in_place_of_a_number_is_refused_in_words(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is "):
+        LoRAConfig(**{name: "1"})
+
+
+def test_whole_factors_of_lokr_may_have_any_rank() -> None:
+    assert LoRAConfig(adapter="lokr", rank=1_000_000).rank == 1_000_000
+    with pytest.raises(InputError, match="rank is 1000000"):
+        LoRAConfig(rank=1_000_000)
+
+
 def test_two_weightings_of_noise_at_once_are_refused() -> None:
     with pytest.raises(InputError, match="min_snr_gamma and debiased_estimation are both on"):
         LoRAConfig(min_snr_gamma=5.0, debiased_estimation=True)

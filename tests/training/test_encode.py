@@ -113,27 +113,41 @@ def test_a_second_run_computes_nothing(small, path: Path, asked) -> None:
     assert asked.pictures == 3 and len(asked.texts) == 5 and told == []
 
 
-def test_only_what_is_new_is_computed_and_what_goes_with_it(small, path: Path, asked) -> None:
-    number = room.TOGETHER
+@pytest.mark.parametrize("together", [False, True])
+def test_only_what_is_new_is_computed(small, path: Path, asked, together: bool) -> None:
     with Cache(path, 10**9) as cache:
-        encode(small, dataset(number + 1), cache)
-        encode(small, dataset(number + 3), cache)
-        assert asked.pictures == number + 1 + 3 and len(asked.texts) == number + 3
+        encode(small, dataset(3), cache, together=together)
+        encode(small, dataset(5), cache, together=together)
+        assert asked.pictures == 5 and len(asked.texts) == 5
 
 
-def test_pictures_of_one_size_go_through_the_vae_together(small, asked) -> None:
+def test_pictures_of_one_size_may_go_through_the_vae_together(small, asked) -> None:
     number = room.TOGETHER
-    encode(small, dataset(2 * number + 1))
+    encoded = encode(small, dataset(2 * number + 1), together=True)
     assert (asked.pictures, asked.calls) == (2 * number + 1, 3)
+    alone = encode(small, dataset(2 * number + 1))
+    assert asked.calls == 3 + 2 * number + 1
+    for sample in samples_of(dataset(2 * number + 1)):
+        torch.testing.assert_close(encoded.latent(sample), alone.latent(sample), rtol=1e-4, atol=1e-5)
+    asked.calls = 0
     wide = tuple(Picture(f"w{n}", 128, 40, pixels=image(n, 128, 40)) for n in range(2))
-    encode(small, Dataset((*dataset(2).pictures, *wide), DatasetSettings(**SIZES)))
-    assert asked.calls == 5
+    encode(small, Dataset((*dataset(2).pictures, *wide), DatasetSettings(**SIZES)), together=True)
+    assert asked.calls == 2
 
 
 def test_large_pictures_go_alone(small, asked, monkeypatch) -> None:
     monkeypatch.setattr(room, "TOGETHER_PIXELS", 1)
-    encode(small, dataset(3))
+    encode(small, dataset(3), together=True)
     assert (asked.pictures, asked.calls) == (3, 3)
+
+
+def test_a_run_that_must_be_exact_takes_no_latents_of_several(small, path: Path) -> None:
+    data = dataset(5)
+    expected = [encode(small, data).latent(sample) for sample in samples_of(data)]
+    with Cache(path, 10**9) as cache:
+        encode(small, data, cache, together=True)
+        encode(small, dataset(1), cache)
+        assert all(map(torch.equal, map(encode(small, data, cache).latent, samples_of(data)), expected))
 
 
 def test_what_the_cache_lost_gets_the_bits_that_it_had(small, path: Path, asked, monkeypatch) -> None:
@@ -222,7 +236,6 @@ def test_what_has_gone_from_the_cache_is_computed_again(small, path: Path) -> No
 
 def test_another_thread_takes_what_is_there_and_leaves_the_models_alone(small, path: Path, monkeypatch, asked) -> None:
     monkeypatch.setattr(room, "MEMORY", 0)  # one of them stays
-    monkeypatch.setattr(room, "TOGETHER", 1)
     data = dataset()
     with Cache(path, 10**9) as cache, ThreadPoolExecutor(1) as thread:
         encoded = encode(small, data, cache)
@@ -261,9 +274,7 @@ def test_what_the_cache_holds_does_not_fill_the_memory(small, path: Path, monkey
             assert held <= 4 * one and not encoded._shelf._kept
 
 
-def test_an_interrupt_keeps_what_was_encoded(small, path: Path, asked, monkeypatch) -> None:
-    monkeypatch.setattr(room, "TOGETHER", 1)
-
+def test_an_interrupt_keeps_what_was_encoded(small, path: Path, asked) -> None:
     def stop(what: str, done: int, total: int) -> None:
         if (what, done) == ("pictures", 2):
             raise KeyboardInterrupt
@@ -288,8 +299,7 @@ def test_a_crops_latent_is_that_of_the_cropped_picture(small) -> None:
     for sample in set(samples):
         pixels = data.pictures[0].load(sample.fit)
         raw = host.encode_pixels(small.vae, (pixels.flip(1) if sample.flipped else pixels)[None])
-        alone = host.to_model_space(small.model, raw.float())[0]
-        torch.testing.assert_close(encoded.latent(sample), alone, rtol=1e-4, atol=1e-5)
+        assert torch.equal(encoded.latent(sample), host.to_model_space(small.model, raw.float())[0])
 
 
 def test_a_sample_is_told_its_own_crop() -> None:

@@ -152,3 +152,20 @@ def test_a_download_that_was_stopped_is_not_taken_for_whole(tmp_path: Path):
     assert hub.cached_model(MODEL) == snapshot
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001.safetensors"}}')
     assert hub.cached_model(MODEL) is None
+
+
+@pytest.mark.parametrize("name", ["a/b--c", "a/b..c", "a/b.git", "a/b-"])
+def test_an_id_that_the_hub_has_not_is_no_model(name: str) -> None:
+    assert hub.cached_model(name) is None
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    assert hub.cached_model(MODEL) is None
+
+
+def test_what_a_library_prints_is_passed_over() -> None:
+    assert [hub._fact(line) for line in (b"Warning: hello", b"3", b'{"bytes": 5}')] == [{}, {}, {"bytes": 5}]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_kiln.training import events, trainer
+from lora_kiln.nodes.save_lora import SaveLoRA
+from lora_kiln.training import events, host, trainer
 from lora_kiln.training.loop import Diverged
 from lora_kiln.training.problems import InputError
 from lora_kiln.training.run_folder import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE, read_metrics
@@ -64,9 +65,24 @@ def test_what_a_stop_kept_goes_when_the_run_goes_on_and_nothing_else_does(monkey
     copied.write_bytes((lora_folder / "test-step000001-partial.safetensors").read_bytes())
     stays = [copied.name, of_another.name, "other-step000001-partial.safetensors"]
     stopped_at(monkeypatch, 3, CONFIG)
-    assert partial() == sorted([*stays, "test-step000003-partial.safetensors"])
-    run(CONFIG)
+    latest = "test-step000003-partial.safetensors"
+    assert partial() == sorted([*stays, latest])
+    lora = run(CONFIG).lora
+    assert partial() == sorted([*stays, latest])  # until the LoRA itself lies in a file
+    SaveLoRA.execute(lora, "saved")
     assert partial() == sorted(stays)
+
+
+def test_what_a_stop_kept_stays_when_the_run_diverges(monkeypatch, lora_folder):
+    stopped_at(monkeypatch, 2, CONFIG)
+    with monkeypatch.context() as patched, pytest.raises(Diverged):
+        at_step(patched, 3, lambda: raise_(Diverged("The loss is nan", 3, 0.1, True)))
+        run(CONFIG)
+    assert (lora_folder / "test-step000002-partial.safetensors").is_file()
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def finished_at(monkeypatch, step: int, config=CONFIG):
@@ -87,6 +103,35 @@ def test_a_run_finished_by_hand_says_how_to_train_the_rest_and_does_so(monkeypat
     assert_same(rest, whole)
     assert "Goes on from step 2" in rest.report
     assert "To train the rest" not in run(CONFIG).report
+    assert "its LoRA is taken" in run(CONFIG, previous=CONTINUE_CHANGED).report
+
+
+def test_the_rest_that_was_stopped_goes_on(monkeypatch):
+    whole = run(CONFIG, "whole")
+    finished_at(monkeypatch, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(host, "encode_text", lambda *_, **__: raise_(host.Interrupted()))
+        patched.setenv("LORA_KILN_CACHE_GB", "0")
+        with pytest.raises(host.Interrupted):
+            run(CONFIG, previous=CONTINUE_CHANGED)
+    rest = run(CONFIG)
+    assert "Goes on from step 2" in rest.report
+    assert_same(rest, whole)
+
+
+def test_a_run_that_ended_early_by_itself_has_no_rest(monkeypatch):
+    patient = changed(steps=6, validation_share=0.3, validation_every=1, validation_patience=1, learning_rate=1e-9)
+    ended = run(patient)
+    assert len(ended.losses) < 6 and "To train the rest" not in ended.report
+    again = run(patient, previous=CONTINUE_CHANGED)
+    assert "its LoRA is taken" in again.report and len(again.losses) == len(ended.losses)
+
+
+def test_what_to_do_about_the_rest_fits_what_is_chosen(monkeypatch):
+    with monkeypatch.context() as patched:
+        at_step(patched, 1, lambda: next(reversed(events._runs.values())).ask("finish"))
+        report = run(CONFIG, previous=CONTINUE_CHANGED).report
+    assert "Queued again, the same workflow trains the rest" in report
 
 
 def test_a_changed_recipe_goes_on_where_a_run_was_finished_by_hand(monkeypatch):

@@ -82,6 +82,14 @@ for dtype in (torch.float32, torch.bfloat16):
     assert torch.equal(kernels.from_e4m3(numbers, scale, dtype), numbers.to(dtype) * scale.to(dtype))
 assert torch.equal(kernels.transposed(numbers).view(torch.uint8), numbers.view(torch.uint8).T)
 
+nans = torch.full((2, 4), 0x7F, dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
+assert kernels.from_e4m3(nans, None, torch.float32).isnan().all()
+for bad in (float("nan"), float("inf")):
+    x = torch.ones(2, 5000, device=device)
+    x[0, 4500] = bad
+    made, by = kernels.rows_to_e4m3(x)
+    assert not (made.float() * by)[0].isfinite().any() and (made.float() * by)[1].isfinite().all()
+
 for width in (16, 5000):
     for factors in (None, torch.exp2(draw(width).round())):
         x = draw(6, width) * torch.logspace(-20, 20, 6, device=device)[:, None]

@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import comfy.ldm.flux.math
@@ -23,37 +22,45 @@ QUICKEST_FIRST = [
 
 
 def fuse_layers(twin: Any) -> str:
-    """Lets a twin's convolutions work channels last, and its norms and gates as one kernel each.
+    """Lets a twin's convolutions work channels last, and its norms, gates and GELUs as one kernel each.
 
     Args:
         twin: from `trainable_view`, on a GPU, in half precision; changed for good.
 
     Returns:
-        Why there are no fused kernels; empty where there are, or where the model has no layer for them.
+        Why there are no fused kernels; empty where there are.
     """
     net: Any = twin.diffusion_model
     for parameter in net.parameters():
         if parameter.dim() == 4 and parameter.device == twin.device:  # what waits in RAM stays as it is
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.GroupNorm) and m.weight is not None]
-    root_norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.RMSNorm) and m.weight is not None]
-    gates: list[Any] = [m for m in net.modules() if isinstance(m, GEGLU)]
-    gelus: list[Any] = [m for m in net.modules() if isinstance(m, nn.GELU) and m.approximate == "tanh"]
-    if not (norms or root_norms or gates or gelus):
-        return ""
     if obstacle := _obstacle(twin.device):
         return obstacle
-    with_silu = _take_silu(net)
+    layers: list[Any] = [module for module in net.modules() if is_unchanged(module)]
+    norms: list[Any] = [m for m in layers if isinstance(m, nn.GroupNorm) and m.weight is not None]
+    root_norms: list[Any] = [m for m in layers if isinstance(m, nn.RMSNorm) and getattr(m.weight, "ndim", 0) == 1]
+    gates: list[Any] = [m for m in layers if isinstance(m, GEGLU)]
+    gelus: list[Any] = [m for m in layers if isinstance(m, nn.GELU) and m.approximate == "tanh"]
+    with_silu = _take_silu(net, {id(norm) for norm in norms})
     for norm in norms:
         norm.forward = _FusedNorm(norm, id(norm) in with_silu)
     for norm in root_norms:
-        if norm.weight.dim() == 1:
-            norm.forward = _FusedRMSNorm(norm)
+        norm.forward = _FusedRMSNorm(norm)
     for gate in gates:
         gate.forward = _FusedGEGLU(gate)
     for gelu in gelus:
         gelu.forward = _gelu
     return ""
+
+
+def is_unchanged(layer: Any) -> bool:
+    """Whether nobody has put a forward of its own on a layer, nor functions that change weights as they are fetched."""
+    return "forward" not in vars(layer) and not has_functions(layer)
+
+
+def has_functions(layer: Any) -> bool:
+    """The host hangs functions on layers that change weights as they are fetched."""
+    return any(getattr(layer, f"{kind}_function", None) for kind in ("weight", "bias"))
 
 
 @contextlib.contextmanager
@@ -64,7 +71,7 @@ def fused_rotation() -> Iterator[None]:
     """
     place = comfy.ldm.flux.math
     before = getattr(place, "_apply_rope1", None)
-    if before is None or not torch.cuda.is_available() or _obstacle(torch.device("cuda")):
+    if before is None:
         yield
         return
     place._apply_rope1 = functools.partial(_rotated, before)
@@ -77,15 +84,19 @@ def fused_rotation() -> Iterator[None]:
 def _rotated(slow: Any, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """x with its pairs turned, as the host's own function does it."""
     is_usual = x.is_cuda and x.dtype in HALF and turns.dtype == torch.float32 and not turns.requires_grad
-    if not is_usual or (x.dim(), turns.dim()) != (4, 6) or turns.shape[3] * 2 != x.shape[-1]:
+    if not (is_usual and fits_rotation(x.shape, turns.shape) and has_kernels(x.device)):
         return slow(x, turns)
     from ..kernels import rotate
 
-    if 1 not in (x.shape[2], turns.shape[2]):
-        turns = turns[:, :, : x.shape[2]]
-    if any(own not in (1, length) for own, length in zip(turns.shape[:3], x.shape[:3], strict=True)):
-        return slow(x, turns)
-    return rotate(x, turns)
+    return rotate(x, turns if 1 in (x.shape[2], turns.shape[2]) else turns[:, :, : x.shape[2]])
+
+
+def fits_rotation(x: Sequence[int], turns: Sequence[int]) -> bool:
+    """Whether `rotate` takes what has these shapes: turns of each place, or the same for all along a dimension."""
+    if (len(x), len(turns)) != (4, 6) or turns[3] * 2 != x[3]:
+        return False
+    places = turns[2] if turns[2] > x[2] > 1 else x[2]  # the host leaves out what is beyond
+    return turns[0] in (1, x[0]) and turns[1] in (1, x[1]) and turns[2] in (1, places)
 
 
 def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
@@ -124,6 +135,14 @@ class _FusedNorm:
         return nn.functional.silu(output) if self.silu else output
 
 
+@functools.cache
+def default_eps(dtype: torch.dtype) -> float:
+    """What torch's RMS norm adds where it is told nothing: float32's rounding, in earlier versions that of dtype."""
+    small = torch.full((1, 8), 2.0**-10, dtype=dtype)
+    is_own = nn.functional.rms_norm(small, (8,)).float().max() < 0.5
+    return torch.finfo(dtype if is_own else torch.float32).eps
+
+
 class _FusedRMSNorm:
     """An RMS norm's forward."""
 
@@ -134,7 +153,7 @@ class _FusedRMSNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.parameters["weight"]
         assert weight is not None
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = default_eps(x.dtype) if self.eps is None else self.eps
         if x.is_cuda and x.dtype in HALF and x.dim() <= 4 and x.stride(-1) == 1:
             from ..kernels import rms_norm
 
@@ -166,20 +185,20 @@ def _gelu(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.gelu(x, approximate="tanh")
 
 
-def _take_silu(net: nn.Module) -> set[int]:
-    """Takes every SiLU right behind a group norm out of its sequence. Gives the ids of those norms."""
+def _take_silu(net: nn.Module, norms: set[int]) -> set[int]:
+    """Takes every SiLU right behind one of the norms out of its sequence. Gives the ids of those that had one."""
     # Such a block puts the time between its second norm and the SiLU.
     apart = {id(m.out_layers) for m in net.modules() if isinstance(m, ResBlock) and m.use_scale_shift_norm}
-    norms = set()
+    found = set()
     for sequence in net.modules():
         if isinstance(sequence, nn.Sequential) and id(sequence) not in apart:
             names = list(sequence._modules)
             for name, following in zip(names, names[1:], strict=False):
                 norm, silu = sequence._modules[name], sequence._modules[following]
-                if isinstance(norm, nn.GroupNorm) and norm.weight is not None and type(silu) is nn.SiLU:
-                    norms.add(id(norm))
+                if id(norm) in norms and type(silu) is nn.SiLU:
+                    found.add(id(norm))
                     sequence._modules[following] = nn.Identity()
-    return norms
+    return found
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -194,6 +213,6 @@ def _obstacle(device: torch.device) -> str:
         from ..kernels import geglu
 
         geglu(torch.zeros(1, 2, device=device))
-    except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+    except Exception as error:  # Triton's compiler has errors of many kinds, and none of them may end a run
         return str(error).strip().split("\n")[0] or type(error).__name__
     return ""

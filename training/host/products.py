@@ -5,9 +5,10 @@ quantised weight is kept. The host's own way of training through such a layer ro
 format as well, or keeps the dense weight for the backward pass.
 
 A weight for fp8 matmul is not made dense: input and gradient are brought to e4m3 as well, each row (a token) with a
-scale of its own, and both products are those of 8-bit numbers with float32 sums.
+scale of its own, and both products are those of 8-bit numbers, summed as fast as the GPU sums them.
 """
 
+import functools
 import weakref
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fusion import has_kernels
+from .fusion import has_functions, has_kernels, is_unchanged
 from .quantise import FP8, LARGEST, dense, is_linear, is_multiplied, is_quantised
 
 SMALLEST = 2.0**-100
-"""of a row's largest number, so that nothing is divided by zero"""
+"""of a row's largest number, so that nothing is divided by zero; as in kernels/e4m3.py"""
 MULTIPLE = 16
 """Both sides of a matrix must be one for 8-bit products."""
 
@@ -71,13 +72,21 @@ def rows_to_e4m3(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tens
     return (exact / scale).clamp(-LARGEST, LARGEST).to(FP8), scale
 
 
+@functools.cache
 def fp8_matmul_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Why a device has no 8-bit products; empty where it has. Without them the same numbers go by `dtype`'s."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return "this device has none; NVIDIA GPUs from Ada (RTX 40) on have"
     if dtype != torch.bfloat16:
         return "they give bf16: set precision to bf16"
-    return "" if has_kernels(device) else "Triton does not work here"
+    if not has_kernels(device):
+        return "Triton does not work here"
+    some, ones = torch.zeros(MULTIPLE, MULTIPLE, device=device).to(FP8), torch.ones(MULTIPLE, 1, device=device)
+    try:
+        torch._scaled_mm(some, some.T, ones, ones.T, out_dtype=dtype, use_fast_accum=True)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return str(error).strip().split("\n")[0]
+    return ""
 
 
 def _product(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -118,24 +127,18 @@ def compute_quantised(twin: nn.Module) -> list[str]:
     """
     names = []
     for name, layer in twin.named_modules():
-        if is_linear(layer) and is_quantised(layer.weight) and "forward" not in vars(layer):
-            if not _functions(layer):
-                layer.forward = _Quantised(layer)
-                names.append(name)
+        if is_linear(layer) and is_quantised(layer.weight) and is_unchanged(layer):
+            layer.forward = _Quantised(layer)
+            names.append(name)
     return names
 
 
 def is_plain(layer: Any) -> bool:
     """Whether a layer gives its weight's product with its input and nothing else, by its class or by this file."""
     forward = vars(layer).get("forward")
-    if _functions(layer) or not (forward is None or isinstance(forward, _Quantised)):
+    if has_functions(layer) or not (forward is None or isinstance(forward, _Quantised)):
         return False
     return getattr(layer, "pre_quant_scale", None) is None
-
-
-def _functions(layer: Any) -> bool:
-    """The host hangs functions on layers that change weights as they are fetched."""
-    return any(getattr(layer, f"{kind}_function", None) for kind in ("weight", "bias"))
 
 
 class _Quantised:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 FETCH = Path(__file__).with_name("fetch.py")
-FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.safetensors"]
 ANSWER_SECONDS = 20.0
 """for which the hub's answer is waited for"""
 HEARTBEAT = 0.1
@@ -33,9 +33,16 @@ def cached_model(model_id: str) -> Path | None:
 
     try:
         folder = Path(snapshot_download(model_id, local_files_only=True, allow_patterns=FILES))
-    except (OSError, LocalEntryNotFoundError):
+        return folder if _is_whole(folder) else None
+    except (
+        OSError,
+        LocalEntryNotFoundError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # none, or a damaged one
         return None
-    return folder if _is_whole(folder) else None
 
 
 def download_model(model_id: str, on_wait: Callable[[str], None]) -> Path:
@@ -76,7 +83,8 @@ def _followed(process: subprocess.Popen[bytes], model_id: str, on_wait: Callable
                 return Path(fact["folder"])
             if "error" in fact:
                 raise HubError(fact["error"])
-            has_answered, told = True, f"downloading {model_id}, {fact['bytes'] / 1e6:,.0f} MB, once"
+            if "bytes" in fact:
+                has_answered, told = True, f"downloading {model_id}, {fact['bytes'] / 1e6:,.0f} MB, once"
 
 
 def _listen(pipe, said: queue.Queue[bytes]) -> None:
@@ -86,10 +94,12 @@ def _listen(pipe, said: queue.Queue[bytes]) -> None:
 
 
 def _fact(line: bytes) -> dict:
+    """What a line says; nothing where a library has printed it."""
     try:
-        return json.loads(line)
+        fact = json.loads(line)
     except ValueError:
-        return {"error": line.decode(errors="replace").strip()}
+        return {}
+    return fact if isinstance(fact, dict) else {}
 
 
 def _is_whole(folder: Path) -> bool:

@@ -19,7 +19,7 @@ def from_e4m3(numbers: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tens
     """What e4m3 numbers stand for; a GPU need not know that format.
 
     Args:
-        numbers: (rows, columns) float8_e4m3fn, contiguous, none of them NaN.
+        numbers: (rows, columns) float8_e4m3fn, contiguous.
         scale: (rows, 1) float32; None = 1.
 
     Returns:
@@ -42,7 +42,8 @@ def rows_to_e4m3(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tens
         factors: (columns,) float32 that x is multiplied by first; None = 1.
 
     Returns:
-        (rows, columns) float8_e4m3fn and (rows, 1) float32, whose product is near x.
+        (rows, columns) float8_e4m3fn and (rows, 1) float32, whose product is near x; the scale of a row in which
+        something is not finite is infinite, so that the product is no number.
     """
     rows, columns = x.shape
     numbers = torch.empty(rows, columns, device=x.device, dtype=torch.float8_e4m3fn)
@@ -75,6 +76,7 @@ def _from_e4m3(numbers, scale, output, columns, SCALED: tl.constexpr, ELEMENTS: 
     # Its bits as a float32's: four of the exponent and three of the mantissa, too small by 2^120, subnormals too.
     bits = ((code & 0x80) << 24) | ((code & 0x7F) << 20)
     value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+    value = tl.where((code & 0x7F) == 0x7F, float("nan"), value)
     if SCALED:
         value *= tl.load(scale + row)
     tl.store(output + row * columns + column, value.to(output.dtype.element_ty), there)
@@ -92,7 +94,7 @@ def _rows_to_e4m3(
         value = tl.load(x + row * COLUMNS + column, column < COLUMNS, 0.0).to(tl.float32)
         if FACTORS:
             value *= tl.load(factors + column, column < COLUMNS, 0.0)
-        largest = tl.maximum(largest, tl.abs(value))
+        largest = tl.maximum(largest, tl.where(value == value, tl.abs(value), float("inf")))
     by = tl.maximum(tl.max(largest, 0), SMALLEST) / LARGEST
     tl.store(scale + row, by)
     for start in range(0, COLUMNS, BLOCK):

@@ -125,7 +125,7 @@ def test_a_run_with_fp8_matmul_is_near_one_without_and_says_what_it_did(folders)
     assert fast.losses != exact.losses
     assert fast.losses == pytest.approx(exact.losses, rel=0.05)
     assert "linear weights in fp8 matmul" in fast.report
-    assert ("8-bit products" in fast.report) == bool(fp8_matmul_obstacle(DEVICE, torch.float32))
+    assert "8-bit products are computed from rounded numbers" in fast.report  # the run's fp32 has none anywhere
     assert all(torch.equal(value, before[key]) for key, value in models.state(small).items())
 
 

@@ -140,6 +140,8 @@ class ApplyLoRAPreview(io.ComfyNode):
             notes.append(f"The run has no file of step {step} (it has: {there}): the LoRA as it comes in goes on.")
             host.say("Apply LoRA Preview: %s", notes[-1])
             step = 0
+        if step in versions.files:
+            notes.append(f"Step {step} of the run is {versions.files[step].name} in Load LoRA's list.")
         chosen = for_host(in_precision(versions.at(step), AS_TRAINED), host.layer_names(model, clip))
         rows = versions.chosen() if compare == STEPS else [0]
         check_size(rows, lines, columns, drawing)

@@ -560,3 +560,24 @@ def test_a_server_of_before_run_ids_is_understood(page, view):
     assert view.locator(".kiln-chip").inner_text() == "Training"
     assert not view.locator(".kiln-controls").is_visible()
     page.wait_for_function("document.querySelector('[data-figure=loss]')?.textContent.startsWith('loss 0.1')")
+
+
+def test_a_run_that_was_refused_says_why_in_place_of_the_run_before(page, view):
+    send(page, message(state="finished", notes=["as it was"]))
+    error = {"prompt_id": "another", "node_id": NODE, "node_type": TRAIN, "exception_message": f"stopped {TRICK}"}
+    page.evaluate("error => window.app.api.dispatchCustomEvent('execution_error', error)", error)
+    wait_until(page, lambda: view.locator(".kiln-message").inner_text() == f"stopped {TRICK}")
+    assert view.get_attribute("data-state") == "failed"
+    send(page, message(state="failed", message="its own words"))
+    page.evaluate("error => window.app.api.dispatchCustomEvent('execution_error', error)", {**error, "prompt_id": "p"})
+    wait_until(page, lambda: view.locator(".kiln-message").inner_text().startswith("its own words"))
+
+
+def test_the_chart_follows_another_palette(page, view):
+    send(page, half_way(state="finished"))
+    picture = "() => document.querySelector('.kiln-run canvas').toDataURL()"
+    page.wait_for_timeout(500)  # it is drawn
+    before = page.evaluate(picture)
+    page.evaluate("() => document.documentElement.style.setProperty('--descrip-text', '#ff0000')")
+    page.wait_for_function(f"seen => ({picture})() !== seen", arg=before)
+    page.evaluate("() => document.documentElement.style.removeProperty('--descrip-text')")

@@ -147,6 +147,7 @@ def _folder_of(source: str) -> str:
     try:
         return str(download_model(source, on_wait))
     except HubError as error:
+        host.show_text("")  # what it said last is true no more
         place = host.model_folders(FOLDER)[0] / source
         problem = (
             f"captioner is {source!r}, which is not on this computer and could not be downloaded: {error}. Connect to "

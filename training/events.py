@@ -68,6 +68,7 @@ class RunEvents:
         self.started_at = time.time()
         self._average = 0.0
         self._started = self._last_step = time.monotonic()
+        self._ended: float | None = None
         self._step_seconds = 0.0
         self._timed = 0
         self._last_sent = 0.0
@@ -164,6 +165,7 @@ class RunEvents:
 
     def ended(self, state: str, message: str) -> None:
         """state: finished, interrupted or failed."""
+        self._ended = time.monotonic()
         self.phase = ""
         self._set(state, message)
 
@@ -188,8 +190,8 @@ class RunEvents:
 
     @property
     def elapsed(self) -> float:
-        """Seconds, those before a stop included."""
-        return time.monotonic() - self._started
+        """Seconds, those before a stop included, those after its end not."""
+        return (self._ended or time.monotonic()) - self._started
 
     def summary(self) -> dict[str, Any]:
         """The newest figures, as the page takes them."""

@@ -176,7 +176,7 @@ class Keeper:
             told.append(
                 f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from step {state.step}."
                 if state is not None
-                else "No checkpoint is left to go on from: a better recipe starts anew."
+                else "No checkpoint is left to go on from: the next run starts anew."
             )
         if self.steps == 0 or self.learner is None:
             return " ".join(told) if self.steps else "Nothing was learned yet."

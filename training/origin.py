@@ -52,7 +52,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if part == "recipe":
                 found.append(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}")
             elif isinstance(new.get(key), str) and len(str(new[key])) > 30:
-                found.append(f"{key if part == 'models' else 'dataset ' + key} is another")
+                found.append(f"{key} is another" if part == "models" else "pictures, captions or masks are others")
             else:
                 found.append(f"{part} {key} was {_short(old.get(key))}, is {_short(new.get(key))}")
     return found

@@ -255,15 +255,18 @@ def _opened(root: Path, name: str, origin: Origin, previous: str) -> Opened:
         notes = [told, *damage]
         return Opened(RunFolder(found, root), state, True, trains_rest, notes, was_finished_by_hand=by_hand)
     listed = "; ".join(changed)
-    if is_finished and not (has_rest and previous == CONTINUE_CHANGED):
-        note = f"Starts anew, since it is not the run {old}, which has finished with {state.step} steps: {listed}."
-        return Opened(_new(root, name), notes=[note])
     if previous == REFUSE:
         problem = (
-            f"previous_run: the run {old} stopped at step {state.step}, and this is not the same run: {listed}. Undo "
+            f"previous_run: the run {old} ended at step {state.step}, and this is not the same run: {listed}. Undo "
             f"the changes, or choose {CONTINUE_CHANGED!r} or {ANEW!r}."
         )
         raise_if_any("Train LoRA", [problem])
+    if is_finished and not (has_rest and previous == CONTINUE_CHANGED):
+        note = (
+            f"Starts anew, since it is not the run {old}, which has finished with {state.step} steps: {listed}. To "
+            "train its LoRA further, load its file with Load LoRA File and connect it to start."
+        )
+        return Opened(_new(root, name), notes=[note])
     if previous == CONTINUE_CHANGED:
         note = f"Takes over what the run {old} had learned in {state.step} steps. Changed since: {listed}."
         return Opened(_new(root, name), state, False, notes=[note, *damage])

@@ -339,6 +339,7 @@ class _Run:
                 kept.change_rate(step, controls.rate_factor)
             if controls.take("sample_prompts"):
                 kept.mark(step, "note", "other sampling prompts")
+                is_waiting = False  # what may be asked for now is told anew
             if controls.take("checkpoint"):
                 kept.checkpoint()
                 kept.save()
@@ -398,6 +399,6 @@ class _Run:
         if self.config.base_precision != "as loaded":
             base += f", linear weights in {self.config.base_precision}"
         return run_report(
-            self.name, self.config, self.dataset, self.adapters, self.kept.events.losses, time.time() - self.started_at,
+            self.name, self.config, self.dataset, self.adapters, self.kept.events.losses, self.kept.events.elapsed,
             base, self.device, self.notes,
         )  # fmt: skip

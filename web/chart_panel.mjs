@@ -43,6 +43,7 @@ export class ChartPanel {
   #top = 0;
   #figures = {};
   #resized;
+  #restyled;
 
   constructor() {
     this.canvas = element("canvas", { tabIndex: 0, role: "img", "aria-label": "Loss by step. The arrow keys move the crosshair." });
@@ -54,6 +55,10 @@ export class ChartPanel {
     this.#listen();
     this.#resized = new ResizeObserver(this.repaint);
     this.#resized.observe(this.canvas);
+    this.#restyled = new MutationObserver(this.repaint); // another palette
+    for (const holder of [document.documentElement, document.body]) {
+      this.#restyled.observe(holder, { attributeFilter: ["class", "style"] });
+    }
   }
 
   show(run) {
@@ -64,6 +69,7 @@ export class ChartPanel {
 
   remove() {
     this.#resized.disconnect();
+    this.#restyled.disconnect();
     this.repaint.cancel();
   }
 

@@ -121,6 +121,14 @@ function receive(message) {
   showRuns(run);
 }
 
+/** A run that was refused has told nothing itself, and what its node shows is of the run before. */
+function showRefusal({ prompt_id, node_id, exception_message }) {
+  for (const [node, view] of views) {
+    const isItself = nodePaths(rootGraph(), node).includes(String(node_id));
+    if (isItself && view.run?.prompt_id !== prompt_id) view.refuse(exception_message ?? "");
+  }
+}
+
 let fetching = null;
 
 /** Brings the histories of this workflow's runs. Who asks while an answer is under way shares it. */
@@ -263,6 +271,7 @@ app.registerExtension({
   name: "lora-kiln",
   async setup() {
     api.addEventListener("kiln.run", (event) => receive(event.detail));
+    api.addEventListener("execution_error", (event) => showRefusal(event.detail));
     api.addEventListener("reconnected", fetchRuns);
     api.addEventListener("execution_start", dimPreviews);
     for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, undimPreviews);

@@ -77,6 +77,14 @@ export class RunView {
     this.#showPanels();
   }
 
+  /** Why the node ended before there was a run; stays until a run has something to say. */
+  refuse(reason) {
+    this.root.dataset.state = "failed";
+    setText(this.chip, "Not started");
+    setText(this.message, reason);
+    this.message.hidden = false;
+  }
+
   remove() {
     this.resized.disconnect();
     this.chart.remove();

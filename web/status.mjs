@@ -56,9 +56,9 @@ export function progress(run) {
   return Number.isFinite(share) ? Math.min(1, Math.max(0, share)) : 0;
 }
 
-/** What the run has to say: why it failed, where its files are, what it noticed. */
+/** What the run has to say: why it failed, where its files are, then what it noticed, the newest first: little is seen at once. */
 export function messageText(run) {
-  return [run?.message, ...(run?.notes ?? [])].filter(Boolean).join("\n");
+  return [run?.message, ...(run?.notes ?? []).toReversed()].filter(Boolean).join("\n");
 }
 
 /** 3661 -> "1:01:01", 75 -> "1:15". */

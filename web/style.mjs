@@ -25,11 +25,11 @@ const VIEWS = `
   .kiln-bar { flex: none; height: 4px; border-radius: 2px; background: var(--border-color); overflow: hidden; }
   .kiln-bar > div { height: 100%; border-radius: 2px; background: var(--kiln-state); }
   .kiln-message {
-    flex: 0 1 auto; min-height: 1.35em; max-height: 4.2em; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
+    flex: 0 1 auto; min-height: 1.35em; max-height: 6.75em; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
     color: var(--descrip-text); user-select: text; cursor: text;
   }
   &[data-state=failed] .kiln-message {
-    color: var(--input-text); max-height: 8.4em; padding-left: 8px; border-left: 3px solid var(--kiln-bad);
+    color: var(--input-text); max-height: 10.8em; padding-left: 8px; border-left: 3px solid var(--kiln-bad);
   }
 
   .kiln-controls, .kiln-tabs, .kiln-tools, .kiln-line { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; flex: none; }

@@ -158,6 +158,12 @@ def test_the_model_that_comes_out_has_the_chosen_step(small: Small, earlier, las
     assert_same_picture(drawn(preview(small, last, step=5, strength=0.5)[1], small), expected)
 
 
+def test_the_file_of_the_chosen_step_is_named(small: Small, earlier, last) -> None:
+    [shown] = output_of(small, last, step=5).ui["kiln_preview"]
+    assert shown["note"] == "Step 5 of the run is fox-step000005.safetensors in Load LoRA's list."
+    assert output_of(small, last).ui["kiln_preview"][0]["note"] == ""
+
+
 def test_a_lora_file_that_cannot_be_reached_is_no_hindrance(small: Small, earlier, last, folders: Path) -> None:
     (folders / "fox-gone.safetensors").symlink_to(folders / "nowhere.safetensors")
     folder_paths.filename_list_cache.pop("loras", None)

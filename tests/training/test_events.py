@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -229,3 +230,11 @@ def test_a_node_that_runs_again_in_a_prompt_is_one_run() -> None:
     learn(run(), [1.0])
     run()
     assert [each["step"] for each in histories()] == [0]
+
+
+def test_a_runs_time_stops_when_it_ends():
+    run = RunEvents(4, "anna")
+    run.ended("finished", "")
+    before = run.summary()["elapsed"]
+    time.sleep(0.05)
+    assert run.summary()["elapsed"] == before

@@ -147,6 +147,12 @@ def test_a_changed_recipe_after_a_finished_run_says_what_changed(previous):
     assert "has finished with 4 steps: learning_rate was 0.01, is 0.005" in report
 
 
+def test_a_changed_recipe_after_a_finished_run_stops_where_that_is_chosen():
+    run(CONFIG)
+    with pytest.raises(InputError, match="ended at step 4, and this is not the same run: learning_rate was 0.01"):
+        run(changed(learning_rate=5e-3), previous=REFUSE)
+
+
 def test_a_finished_run_is_not_trained_again():
     first, again = run(CONFIG), run(CONFIG)
     assert_same(first, again)

@@ -78,7 +78,7 @@ test("the bar shows the steps, and while it prepares the preparation", () => {
 });
 
 test("message and notes stand in lines", () => {
-  assert.equal(messageText(run({ message: "why", notes: ["one", "two"] })), "why\none\ntwo");
+  assert.equal(messageText(run({ message: "why", notes: ["one", "two"] })), "why\ntwo\none");
 });
 
 for (const [value, text] of [[0.12345, "0.1235"], [0, "0.0000"], [12.345, "12.35"], [0.00012, "1.20e-4"], [1e7, "1.00e+7"], [NaN, "–"], [null, "–"]]) {

@@ -53,8 +53,8 @@ def resolve_folder(name: object, field: str) -> Path:
     path = data_path(name, field, "Load Dataset")
     if not path.is_dir():
         problem = (
-            f"{field} is {name!r}, but there is no such folder here. Make {path} and put the pictures into it, "
-            "or choose another folder (press R on the canvas to see new ones in the list)."
+            f"{field} is {name!r}, but there is no such folder here. Make {path} and put the pictures into it (Add "
+            "pictures on the node does both), or choose another folder (R on the canvas shows new ones in the list)."
         )
         raise InputError("Load Dataset", [problem])
     return path

@@ -119,7 +119,7 @@ const VIEWS = `
     grid-template-columns: repeat(var(--kiln-columns), minmax(64px, 1fr));
   }
   .kiln-comparison-sheet.kiln-named { grid-template-columns: max-content repeat(var(--kiln-columns), minmax(64px, 1fr)); }
-  &.kiln-comparison .kiln-prompt { min-height: 1.35em; grid-column: 1 / -1; padding: 4px 0 0; position: sticky; left: 0; }
+  &.kiln-comparison .kiln-prompt { min-height: calc(1.35em + 4px); grid-column: 1 / -1; padding: 4px 0 0; position: sticky; left: 0; }
   .kiln-strength { text-align: center; font-weight: 600; }
   .kiln-step { align-self: center; padding-right: 4px; color: var(--descrip-text); white-space: nowrap; }
   .kiln-comparison-cell { position: relative; min-width: 0; }

@@ -136,9 +136,9 @@ class _FusedNorm:
 
 
 @functools.cache
-def default_eps(dtype: torch.dtype) -> float:
+def default_eps(dtype: torch.dtype, device: torch.device) -> float:
     """What torch's RMS norm adds where it is told nothing: float32's rounding, in earlier versions that of dtype."""
-    small = torch.full((1, 8), 2.0**-10, dtype=dtype)
+    small = torch.full((1, 8), 2.0**-10, dtype=dtype, device=device)
     is_own = nn.functional.rms_norm(small, (8,)).float().max() < 0.5
     return torch.finfo(dtype if is_own else torch.float32).eps
 
@@ -147,18 +147,18 @@ class _FusedRMSNorm:
     """An RMS norm's forward."""
 
     def __init__(self, norm: nn.RMSNorm):
-        self.eps = norm.eps
+        weight = norm.weight
+        self.eps = default_eps(weight.dtype, weight.device) if norm.eps is None else norm.eps
         self.parameters = norm._parameters
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.parameters["weight"]
         assert weight is not None
-        eps = default_eps(x.dtype) if self.eps is None else self.eps
         if x.is_cuda and x.dtype in HALF and x.dim() <= 4 and x.stride(-1) == 1:
             from ..kernels import rms_norm
 
-            return rms_norm(x, weight, eps)
-        return nn.functional.rms_norm(x, weight.shape, weight.to(x), eps)
+            return rms_norm(x, weight, self.eps)
+        return nn.functional.rms_norm(x, weight.shape, weight.to(x), self.eps)
 
 
 class _FusedGEGLU:

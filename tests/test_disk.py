@@ -38,11 +38,10 @@ class Writer:
         return self.process.stdout.readline().strip()
 
 
-@pytest.fixture(params=[True, False], ids=["a mount of its own", "a bound on its files"])
+@pytest.fixture(params=[True, False], ids=["as the system allows", "a bound on its files"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[SmallDisk, Writer]]:
     made = SmallDisk(tmp_path / "output", "runs/shut", may_mount=request.param)
-    if made.is_mounted != request.param:
-        pytest.skip("this system allows no mounts of one's own")
+    assert request.param or not made.is_mounted
     writer = Writer(made)
     try:
         yield made, writer

@@ -213,6 +213,8 @@ def _obstacle(device: torch.device) -> str:
         from ..kernels import geglu
 
         geglu(torch.zeros(1, 2, device=device))
+    except torch.OutOfMemoryError:  # of now, and no reason for later
+        raise
     except Exception as error:  # Triton's compiler has errors of many kinds, and none of them may end a run
         return str(error).strip().split("\n")[0] or type(error).__name__
     return ""

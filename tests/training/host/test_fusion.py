@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.ldm.flux.math
 import pytest
 import torch
-from lora_kiln.training import host
-from lora_kiln.training.host.fusion import default_eps, fits_rotation, fused_rotation, is_unchanged
+from lora_kiln.training import host, kernels
+from lora_kiln.training.host.fusion import default_eps, fits_rotation, fused_rotation, has_kernels, is_unchanged
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,3 +63,17 @@ def test_what_other_nodes_changed_stays() -> None:
     wrapped = nn.LayerNorm(4)
     wrapped.weight_function = [lambda weight: weight]
     assert not is_unchanged(wrapped)
+
+
+def test_full_memory_is_no_reason_to_go_without_kernels_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("meta")  # which no other test asks about
+
+    def full(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernels, "geglu", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            has_kernels(device)
+    monkeypatch.setattr(kernels, "geglu", lambda x: x)
+    assert has_kernels(device)

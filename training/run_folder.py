@@ -256,9 +256,10 @@ def _opened(root: Path, name: str, origin: Origin, previous: str) -> Opened:
         return Opened(RunFolder(found, root), state, True, trains_rest, notes, was_finished_by_hand=by_hand)
     listed = "; ".join(changed)
     if previous == REFUSE:
+        others = repr(ANEW) if is_finished and not has_rest else f"{CONTINUE_CHANGED!r} or {ANEW!r}"
         problem = (
             f"previous_run: the run {old} ended at step {state.step}, and this is not the same run: {listed}. Undo "
-            f"the changes, or choose {CONTINUE_CHANGED!r} or {ANEW!r}."
+            f"the changes, or choose {others}."
         )
         raise_if_any("Train LoRA", [problem])
     if is_finished and not (has_rest and previous == CONTINUE_CHANGED):

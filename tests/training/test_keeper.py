@@ -149,8 +149,11 @@ def test_a_changed_recipe_after_a_finished_run_says_what_changed(previous):
 
 def test_a_changed_recipe_after_a_finished_run_stops_where_that_is_chosen():
     run(CONFIG)
-    with pytest.raises(InputError, match="ended at step 4, and this is not the same run: learning_rate was 0.01"):
+    with pytest.raises(InputError) as refused:
         run(changed(learning_rate=5e-3), previous=REFUSE)
+    told = str(refused.value)
+    assert "ended at step 4, and this is not the same run: learning_rate was 0.01, is 0.005" in told
+    assert told.endswith(f"or choose {ANEW!r}.")  # the other choice would begin anew too
 
 
 def test_a_finished_run_is_not_trained_again():

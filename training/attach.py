@@ -4,20 +4,20 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import host
 from .adapters import Adapter, new_adapter
 from .adapters.base import CONVOLUTIONS, is_linear, layer_shape
 from .config import LoRAConfig
 from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
 from .problems import raise_if_any
 from .randomness import tensor_generator
+from .shared_input import AdaptedForward
 
 SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks": "output_blocks.1.1."}
 """up_blocks.0.attentions.0 and .1 of B-LoRA (Frenkel et al., arXiv:2403.14572)."""
@@ -146,29 +146,35 @@ def adapters_by_rate(
 
 
 @contextlib.contextmanager
-def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterator[None]:
+def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterator[dict[str, AdaptedForward]]:
     """Puts each adapter on its layer while the context lasts, by a forward on the module object.
 
     Args:
         found: may hold more layers than there are adapters; those go as they are.
+
+    Yields:
+        The layers' forwards by state-dict key.
 
     Raises:
         KeyError: an adapter has no layer.
     """
     layers = {target.key: target.module for target in found}
     before: list[tuple[nn.Module, Any]] = []
+    forwards: dict[str, AdaptedForward] = {}
     try:
         for key, adapter in adapters.items():
-            layer = layers[key]
+            layer: Any = layers[key]
             before.append((layer, vars(layer).get("forward")))
-            layer.forward = _adapted(layer, adapter)
-        yield
+            forwards[key] = layer.forward = AdaptedForward(layer, adapter)
+        yield forwards
     finally:
         for layer, forward in reversed(before):
             if forward is None:
                 vars(layer).pop("forward", None)
             else:
                 layer.forward = forward
+        for each in forwards.values():
+            each.shared = None  # which holds the others
 
 
 def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int, micro: int) -> None:
@@ -261,20 +267,6 @@ def _count(adapters: Sequence[Adapter]) -> str:
     }
     layers = " and ".join(f"{kind} on {number} layer{'s' * (number != 1)}" for kind, number in numbers.items())
     return f"{layers}, {sum(p.numel() for adapter in adapters for p in adapter.parameters()):,} parameters"
-
-
-def _adapted(layer: Any, adapter: Adapter) -> Callable[..., Tensor]:
-    base = layer.forward
-    is_plain = host.is_plain(layer)
-
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if is_plain and not args and not kwargs:
-            output = adapter.fused(layer, x)
-            if output is not None:
-                return output
-        return adapter(layer, lambda scaled: base(scaled, *args, **kwargs), x)
-
-    return forward
 
 
 def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:

@@ -148,3 +148,9 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def spare_memory(device: torch.device) -> int:
+    """Bytes of a GPU that are free and that no pass so far has needed."""
+    needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return host.free_bytes(device) - needed

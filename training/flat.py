@@ -25,10 +25,12 @@ class FlatParameters:
     """
 
     def __init__(self, adapters: Iterable[Adapter], device: torch.device, dtype: torch.dtype):
-        self.members = [
-            (adapter, name, parameter) for adapter in adapters for name, parameter in adapter.named_parameters()
-        ]
-        """(adapter, name in it, parameter) each"""
+        self.adapters = list(adapters)
+        self.members = sorted(
+            ((adapter, name, parameter) for adapter in self.adapters for name, parameter in adapter.named_parameters()),
+            key=lambda member: (member[1], [tuple(parameter.shape) for parameter in member[0].parameters()]),
+        )
+        """(adapter, name in it, parameter) each: what may be multiplied together lies side by side"""
         sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for _, _, parameter in self.members]
         self.values = nn.Parameter(torch.zeros(sum(sizes), device=device))
         """(N,) float32"""
@@ -49,7 +51,7 @@ class FlatParameters:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' own, for an optimizer that must know their shapes."""
-        return [parameter for _, _, parameter in self.members]
+        return [parameter for adapter in self.adapters for parameter in adapter.parameters()]
 
     @torch.no_grad()
     def refresh(self) -> None:

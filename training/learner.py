@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from .checkpoints import Damaged, numbered, put_into
 from .config import LoRAConfig
 from .ema import EMA
 from .engine import EagerEngine, Engine, GraphEngine, uses_cudas_allocator
-from .fitting import FittingEngine, Placement, free_memory, placements
+from .fitting import FittingEngine, Placement, free_memory, placements, spare_memory
 from .flat import FlatParameters
 from .layer_rules import DIFFUSION_MODEL, parse_layer_rules
 from .objective import Family, Predict
 from .optimizers import for_use, load_optimizer_state, make_capturable, make_optimizer, optimizer_state
 from .picture_losses import PictureLosses
 from .problems import raise_if_any
+from .shared_input import AdaptedForward, Readers, SharedInput, block_names, share, watched, weight_bytes
 from .step import Step
 
 CUDAS_ALLOCATOR = (
@@ -44,6 +45,10 @@ class Networks:
     targets: list[Target]
     adapters: dict[str, Adapter]
     """by state-dict key of the base weight"""
+    forwards: dict[str, AdaptedForward] = field(default_factory=dict)
+    """of the layers with their adapters on, likewise"""
+    shared: list[SharedInput] = field(default_factory=list)
+    """the layers that are computed together"""
 
 
 @dataclass
@@ -154,7 +159,9 @@ class Builder:
                     learner = self._placed(placement, stack)
                     held = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
                     held.append(torch.empty(RESERVE, dtype=torch.uint8, device=self.device))
-                    try_out(learner, placement)
+                    with watched(learner.nets.forwards.values()) as readers:
+                        try_out(learner, placement)
+                    self._share(learner.nets, readers, placement)
                 except torch.OutOfMemoryError:
                     if placement == tried[-1]:
                         raise
@@ -181,9 +188,22 @@ class Builder:
         nets = self._networks(placement)
         self.adapters = nets.adapters
         learner = self._learner(nets, placement)
-        stack.enter_context(attached(nets.targets, nets.adapters))
+        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters))
         stack.enter_context(host.patches_on_device(self.model))
         return learner
+
+    def _share(self, nets: Networks, readers: Readers, placement: Placement) -> None:
+        """Computes together what reads the same tensor, where there is memory to lay it side by side.
+
+        What is checkpointed is computed again block by block, and so may be shared only within one.
+        """
+        if placement.resident < 1.0:
+            return
+        blocks = host.repeated_blocks(nets.model.diffusion_model) if placement.checkpointing else ()
+        block_of = block_names([f"{DIFFUSION_MODEL}{name}" for name, _ in blocks], nets.forwards)
+        groups = readers.groups(block_of.__getitem__)
+        if weight_bytes(groups) < spare_memory(self.device):
+            nets.shared.extend(map(share, groups))
 
     def _networks(self, placement: Placement) -> Networks:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
@@ -228,7 +248,11 @@ class Builder:
         options = host.transformer_options(self.model)
 
         def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
-            return host.predict(nets.model, options, x_t, sigma, cond)
+            try:
+                return host.predict(nets.model, options, x_t, sigma, cond)
+            finally:
+                for shared in nets.shared:
+                    shared.forget()
 
         picture_losses = PictureLosses(self.pictures, self.device)
         step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses)

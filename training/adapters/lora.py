@@ -45,20 +45,28 @@ class LoRA(AddedAdapter):
             up = up.flatten(1) * self.dropped.ranks.to(x.dtype)
         return low_rank(layer, x, self.down, up)
 
-    def fused(self, layer: Any, x: Tensor) -> Tensor | None:
+    def can_fuse(self, layer: Any, x: Tensor) -> bool:
+        """Whether the layer and its LoRA are all in the arithmetic of x, with nothing dropped, and are to learn."""
         weight, down = layer.weight, self.copies.get("down", self.down)
-        is_quantised = host.is_quantised(weight)
-        is_alike = is_quantised or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
+        is_alike = host.is_quantised(weight) or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
         is_alike = is_alike and x.dtype == down.dtype and (layer.bias is None or layer.bias.dtype == x.dtype)
         has_places = self.down.grad is not None and self.up.grad is not None
         is_here = x.device == weight.device
-        if not (is_alike and is_here and has_places and self.dropped.is_nothing and torch.is_grad_enabled()):
+        return is_alike and is_here and has_places and self.dropped.is_nothing and torch.is_grad_enabled()
+
+    def fused(self, layer: Any, x: Tensor) -> Tensor | None:
+        if not self.can_fuse(layer, x):
             return None
+        weight = layer.weight
         if is_linear(layer) and x.dim() > 1:
             return self._fused_rows(x, weight, layer.bias)
-        if not is_quantised and _mixes_channels(layer) and x.is_contiguous(memory_format=torch.channels_last):
-            return self._fused_rows(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
-        return None
+        if host.is_quantised(weight) or not _mixes_channels(layer):
+            return None
+        if x.is_cuda:  # models bring it back to the other order just before some of these
+            x = x.contiguous(memory_format=torch.channels_last)
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return None
+        return self._fused_rows(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
 
     def _fused_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         down = self.copies.get("down", self.down).detach().flatten(1)

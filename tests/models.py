@@ -209,10 +209,10 @@ def v_prediction(small: Small) -> Small:
 
 
 def state(small: Small) -> dict[str, torch.Tensor]:
-    """A copy of every weight of MODEL, CLIP and VAE."""
+    """A copy in RAM of every weight of MODEL, CLIP and VAE."""
     modules = {"model": small.model.model, "clip": small.clip.cond_stage_model, "vae": small.vae.first_stage_model}
     return {
-        f"{part}.{name}": tensor.clone()
+        f"{part}.{name}": tensor.to("cpu", copy=True)
         for part, module in modules.items()
         for name, tensor in module.state_dict().items()
     }

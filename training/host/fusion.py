@@ -7,7 +7,7 @@ from typing import Any
 
 import comfy.ldm.flux.math
 import torch
-from comfy.ldm.modules.attention import GEGLU, attention_pytorch
+from comfy.ldm.modules.attention import GEGLU, SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,6 +34,12 @@ def fuse_layers(twin: Any) -> str:
     for parameter in net.parameters():
         if parameter.dim() == 4 and parameter.device == twin.device:  # what waits in RAM stays as it is
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for module in net.modules():
+        if isinstance(module, SpatialTransformer) and len(module.transformer_blocks):
+            last: Any = module.proj_out if module.use_linear else module.transformer_blocks[-1]
+            last.register_forward_hook(stay_in_order)
+        elif type(module) is ResBlock:
+            move_biases(module)
     if obstacle := _obstacle(twin.device):
         return obstacle
     layers: list[Any] = [module for module in net.modules() if is_unchanged(module)]
@@ -114,6 +120,53 @@ def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
     with sdpa_kernel(QUICKEST_FIRST, set_priority=True):
         output = nn.functional.scaled_dot_product_attention(q, k, v)
     return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
+
+
+def move_biases(block: Any) -> None:
+    """Gives the biases of a residual block's convolutions to the layers whose outputs are added to theirs.
+
+    A convolution adds its bias in a pass of its own, a linear layer within its product.
+
+    Args:
+        block: of a twin; changed for good.
+    """
+    if block.emb_layers is not None and not block.use_scale_shift_norm:
+        _move_bias(block.in_layers[-1], block.emb_layers[-1])
+    _move_bias(block.out_layers[-1], block.skip_connection)
+
+
+def _move_bias(source: Any, target: Any) -> None:
+    own, other = (getattr(layer, "bias", None) for layer in (source, target))
+    if own is None or other is None or not (is_unchanged(source) and is_unchanged(target)):
+        return
+    if own.is_floating_point() and (own.shape, own.dtype) == (other.shape, other.dtype):
+        both = (own.float() + other.float()).to(own.dtype)
+        source.bias, target.bias = None, nn.Parameter(both, requires_grad=False)
+
+
+def stay_in_order(_: nn.Module, __: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """A forward hook where tokens become a picture: they stay as they lie, which is channels last already.
+
+    The host asks for the other order there, which costs a copy, one back before the next convolution, and both again
+    in the backward pass.
+    """
+    return tokens.as_subclass(_Tokens)
+
+
+class _Tokens(torch.Tensor):
+    """Tokens (B, H * W, C) until somebody makes a picture (B, C, H, W) of them and asks for its order."""
+
+    CHANGE_OF_SHAPE = (torch.Tensor.reshape, torch.Tensor.view, torch.Tensor.movedim, torch.Tensor.permute)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is torch.Tensor.contiguous and len(args) == 1 and not kwargs and args[0].dim() == 4:
+                return args[0].contiguous(memory_format=torch.channels_last).as_subclass(torch.Tensor)
+            result = func(*args, **(kwargs or {}))
+            if not isinstance(result, torch.Tensor):
+                return result
+            return result.as_subclass(cls if func in cls.CHANGE_OF_SHAPE else torch.Tensor)
 
 
 class _FusedNorm:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import comfy.ldm.flux.math
+import comfy.ops
 import pytest
 import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from lora_kiln.training import host, kernels
-from lora_kiln.training.host.fusion import default_eps, fits_rotation, fused_rotation, has_kernels, is_unchanged
+from lora_kiln.training.host.fusion import (
+    default_eps,
+    fits_rotation,
+    fused_rotation,
+    has_kernels,
+    is_unchanged,
+    move_biases,
+    stay_in_order,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,3 +88,64 @@ def test_full_memory_is_no_reason_to_go_without_kernels_from_then_on(monkeypatch
             has_kernels(device)
     monkeypatch.setattr(kernels, "geglu", lambda x: x)
     assert has_kernels(device)
+
+
+@pytest.mark.parametrize("use_linear", [False, True])
+def test_tokens_become_a_picture_without_another_order(use_linear: bool) -> None:
+    torch.manual_seed(0)
+    made = SpatialTransformer(
+        32, 2, 16, depth=2, context_dim=8, use_linear=use_linear, operations=comfy.ops.disable_weight_init
+    )
+    for parameter in made.parameters():
+        parameter.data.normal_(std=0.2)
+        parameter.requires_grad_(False)
+    x, context = torch.randn(2, 32, 4, 6).contiguous(memory_format=torch.channels_last), torch.randn(2, 5, 8)
+    found = []
+    for stays in (False, True):
+        if stays:
+            last = made.proj_out if use_linear else made.transformer_blocks[-1]
+            last.register_forward_hook(stay_in_order)
+        own = x.clone().requires_grad_()
+        output = made(own, context)
+        output.square().sum().backward()
+        assert type(output) is torch.Tensor and type(own.grad) is torch.Tensor
+        assert not (stays and use_linear) or output.is_contiguous(memory_format=torch.channels_last)
+        found.append((output.detach(), own.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_tokens_are_plain_again_for_whatever_else_is_done_with_them() -> None:
+    tokens = stay_in_order(nn.Identity(), (), torch.randn(2, 6, 4))
+    for plain in (tokens + 1, tokens.flatten(0), torch.cat([tokens, tokens]), tokens.contiguous(), tokens.float() * 2):
+        assert type(plain) is torch.Tensor
+    picture = tokens.reshape(2, 2, 3, 4).movedim(3, 1)
+    assert picture.contiguous().is_contiguous(memory_format=torch.channels_last)
+    assert picture.contiguous(memory_format=torch.contiguous_format).is_contiguous()
+
+
+def residual_block(wider: bool, **options: bool) -> ResBlock:
+    torch.manual_seed(0)
+    made = ResBlock(32, 16, 0.0, 64 if wider else 32, operations=comfy.ops.disable_weight_init, **options)
+    for parameter in made.parameters():
+        parameter.data.normal_(std=0.2)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("wider", [False, True])
+@pytest.mark.parametrize("options", [{}, {"use_scale_shift_norm": True}, {"skip_t_emb": True}, {"down": True}])
+def test_biases_are_added_elsewhere_and_give_the_same(wider: bool, options: dict[str, bool]) -> None:
+    block, x, emb = residual_block(wider, **options), torch.randn(2, 32, 4, 4), torch.randn(2, 16)
+    expected = block(x, emb)
+    move_biases(block)
+    torch.testing.assert_close(block(x, emb), expected)
+    is_added_to_time = not ({"use_scale_shift_norm", "skip_t_emb"} & options.keys())
+    assert (block.in_layers[-1].bias is None) == is_added_to_time
+    assert (block.out_layers[-1].bias is None) == wider
+
+
+def test_a_bias_that_others_changed_stays() -> None:
+    block = residual_block(True)
+    block.skip_connection.bias_function = [lambda bias: bias + 1]
+    block.emb_layers[-1].forward = block.emb_layers[-1].forward
+    move_biases(block)
+    assert block.in_layers[-1].bias is not None and block.out_layers[-1].bias is not None

@@ -54,6 +54,11 @@ for shape in ((2, 3, 10), (5, 1400), (1, 2)):
 for shape in ((2, 3, 5, 16), (3, 24), (1, 2, 7, 120), (5000,)):
     weight, x = draw(shape[-1], shift=1.0), draw(*shape)
     compare(lambda x: kernels.rms_norm(x, weight, 1e-6), lambda x: F.rms_norm(x, weight.shape, weight, 1e-6), x, shape)
+    bias = draw(shape[-1])
+    for w, b in ((weight, bias), (weight, None), (None, None)):
+        def ours(x):
+            return kernels.layer_norm(x, w, b, 1e-5)
+        compare(ours, lambda x: F.layer_norm(x, x.shape[-1:], w, b, 1e-5), x + 3.0, shape)
     if len(shape) > 2:  # as heads lie beside each other
         def apart(norm):
             return lambda x: norm(x.transpose(1, 2))

@@ -45,6 +45,7 @@ def fuse_layers(twin: Any) -> str:
     layers: list[Any] = [module for module in net.modules() if is_unchanged(module)]
     norms: list[Any] = [m for m in layers if isinstance(m, nn.GroupNorm) and m.weight is not None]
     root_norms: list[Any] = [m for m in layers if isinstance(m, nn.RMSNorm) and getattr(m.weight, "ndim", 0) == 1]
+    layer_norms: list[Any] = [m for m in layers if isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1]
     gates: list[Any] = [m for m in layers if isinstance(m, GEGLU)]
     gelus: list[Any] = [m for m in layers if isinstance(m, nn.GELU) and m.approximate == "tanh"]
     with_silu = _take_silu(net, {id(norm) for norm in norms})
@@ -52,6 +53,8 @@ def fuse_layers(twin: Any) -> str:
         norm.forward = _FusedNorm(norm, id(norm) in with_silu)
     for norm in root_norms:
         norm.forward = _FusedRMSNorm(norm)
+    for norm in layer_norms:
+        norm.forward = _FusedLayerNorm(norm)
     for gate in gates:
         gate.forward = _FusedGEGLU(gate)
     for gelu in gelus:
@@ -212,6 +215,23 @@ class _FusedRMSNorm:
 
             return rms_norm(x, weight, self.eps)
         return nn.functional.rms_norm(x, weight.shape, weight.to(x), self.eps)
+
+
+class _FusedLayerNorm:
+    """A layer norm's forward."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        self.shape, self.eps = norm.normalized_shape, norm.eps
+        self.parameters = norm._parameters
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.parameters["weight"], self.parameters["bias"]
+        if x.is_cuda and x.dtype in HALF and x.dim() <= 4 and x.stride(-1) == 1:
+            from ..kernels import layer_norm
+
+            return layer_norm(x, weight, bias, self.eps)
+        weight, bias = (None if each is None else each.to(x) for each in (weight, bias))
+        return nn.functional.layer_norm(x, self.shape, weight, bias, self.eps)
 
 
 class _FusedGEGLU:

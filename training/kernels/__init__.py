@@ -7,7 +7,7 @@ from .e4m3 import from_e4m3, rows_to_e4m3, transposed
 from .geglu import geglu
 from .gelu import gelu
 from .group_norm import group_norm
-from .rms_norm import rms_norm
 from .rotary import rotate
+from .row_norms import layer_norm, rms_norm
 
-__all__ = ["from_e4m3", "geglu", "gelu", "group_norm", "rms_norm", "rotate", "rows_to_e4m3", "transposed"]
+__all__ = ["from_e4m3", "geglu", "gelu", "group_norm", "layer_norm", "rms_norm", "rotate", "rows_to_e4m3", "transposed"]

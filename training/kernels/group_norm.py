@@ -122,8 +122,8 @@ def _channel_sums(
     column = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     inside = column < channels
     start = tl.program_id(1) * CHUNK
-    total = tl.zeros((CHANNELS,), tl.float32)
-    other = tl.zeros((CHANNELS,), tl.float32)
+    total = tl.zeros((ROWS, CHANNELS), tl.float32)  # summed over rows at the end: that is slow
+    other = tl.zeros((ROWS, CHANNELS), tl.float32)
     if BACKWARD:
         place = batch * (channels // group) + column // group
         m = tl.load(mean + place, inside, 0.0)
@@ -141,14 +141,14 @@ def _channel_sums(
             if SILU:
                 g *= _gradient_of_silu(normal * w[None, :] + b[None, :])
             g *= w[None, :]
-            total += tl.sum(g, 0)
-            other += tl.sum(g * normal, 0)
+            total += g
+            other += g * normal
         else:
-            total += tl.sum(value, 0)
-            other += tl.sum(value * value, 0)
+            total += value
+            other += value * value
     at = (batch * chunks + tl.program_id(1)) * channels + column
-    tl.store(first + at, total, inside)
-    tl.store(second + at, other, inside)
+    tl.store(first + at, tl.sum(total, 0), inside)
+    tl.store(second + at, tl.sum(other, 0), inside)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from lora_kiln.training.host.view import repeated_blocks
 
 import models
 from gradients import FAMILIES, Probe, all_equal, distance
+from host import has_cuda
 
 FORMATS = [
     *("float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8"),
@@ -135,8 +136,10 @@ def test_fp8_is_streamed_and_checkpointed_to_the_same_bits(name, kind):
     assert facts.streamed_bytes < (0.6 if name in ("flux", "sd3") else 1.0) * plain.streamed_bytes
     expected = Probe(small, sigma, resident, kind).gradients()
     probe = Probe(small, sigma, streamed, kind)
+    is_summed_alike = kind == "lora" or not has_cuda()  # a GPU sums DoRA's norms by where a weight lies
     for _ in range(2):
-        assert all_equal(probe.gradients(), expected)
+        found = probe.gradients()
+        assert all_equal(found, expected) if is_summed_alike else distance(found, expected) < 1e-5
 
 
 def test_a_patch_is_in_the_weight_before_it_is_quantised():

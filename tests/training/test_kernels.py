@@ -79,6 +79,21 @@ for part in (slice(None), slice(3, 9), slice(0, 1400)):
     x = draw(2, 3, 1500)
     compare(lambda x: kernels.gelu(x[..., part]), lambda x: F.gelu(x[..., part], approximate="tanh"), x, part)
 
+for batch, heads, queries, keys, width in ((2, 3, 130, 77, 40), (1, 2, 64, 5, 16), (1, 5, 500, 128, 64)):
+    q, k, v = (draw(batch, length, heads, width).transpose(1, 2) for length in (queries, keys, keys))
+    assert kernels.fits_cross_attention(keys, width)
+    for own in range(3):
+        def among(attend):
+            return lambda x: attend(*(x if place == own else each for place, each in enumerate((q, k, v))))
+        ours, theirs = among(kernels.cross_attention), among(F.scaled_dot_product_attention)
+        compare(ours, theirs, (q, k, v)[own], (queries, keys, width, own))
+joined = draw(1, 9, 3, 2, 16).permute(2, 0, 3, 1, 4)  # one beside the other, as layers computed together give them
+compare(
+    lambda x: kernels.cross_attention(*x), lambda x: F.scaled_dot_product_attention(*x), joined.contiguous(), "joined"
+)
+assert torch.equal(kernels.cross_attention(*joined), kernels.cross_attention(*joined.contiguous()))
+assert kernels.fits_cross_attention(256, 64) and not kernels.fits_cross_attention(256, 65)
+
 codes = torch.arange(256, dtype=torch.uint8)
 numbers = codes[(codes & 127) != 127].repeat(7)[:1750].view(torch.float8_e4m3fn).view(5, 350).to(device)
 scale = torch.exp2(torch.arange(5.0) * 20 - 60)[:, None].to(device)

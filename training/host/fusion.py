@@ -111,8 +111,9 @@ def fits_rotation(x: Sequence[int], turns: Sequence[int]) -> bool:
 def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
     """The host's attention by a kernel with a backward pass; takes what `optimized_attention_override` is called with.
 
-    cuDNN's goes first: on an H100 it took 0.6 of flash attention's time, there and back (measured). Where results must
-    be the same bits each time, the host's own choice stays.
+    cuDNN's goes first: on an H100 it took 0.6 of flash attention's time, there and back (measured). Attention to few
+    keys, as those of a caption, has a kernel of its own. Where results must be the same bits each time, the host's
+    own choice stays.
     """
     mask = args[0] if args else kwargs.get("mask")
     is_plain = mask is None and not kwargs.get("enable_gqa") and kwargs.get("scale") is None
@@ -120,8 +121,13 @@ def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
         return attention_pytorch(q, k, v, heads, *args, **kwargs)
     if not kwargs.get("skip_reshape"):  # some models have split the heads of one of the three already
         q, k, v = (each.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))
-    with sdpa_kernel(QUICKEST_FIRST, set_priority=True):
-        output = nn.functional.scaled_dot_product_attention(q, k, v)
+    if q.is_cuda and has_few_keys(q, k):
+        from ..kernels import cross_attention
+
+        output = cross_attention(q, k, v)
+    else:
+        with sdpa_kernel(QUICKEST_FIRST, set_priority=True):
+            output = nn.functional.scaled_dot_product_attention(q, k, v)
     return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
 
 
@@ -170,6 +176,15 @@ class _Tokens(torch.Tensor):
             if not isinstance(result, torch.Tensor):
                 return result
             return result.as_subclass(cls if func in cls.CHANGE_OF_SHAPE else torch.Tensor)
+
+
+def has_few_keys(q: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether there are many queries and so few keys, (B, H, L, D) and (B, H, S, D), that one program holds them."""
+    if k.shape[2] * 2 > q.shape[2] or not has_kernels(q.device):
+        return False
+    from ..kernels import fits_cross_attention
+
+    return fits_cross_attention(k.shape[2], k.shape[3])
 
 
 class _FusedNorm:

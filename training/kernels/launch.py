@@ -25,10 +25,15 @@ class _Pointer(int):
         return int(self)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
-    """Runs a kernel; tensors among the arguments are handed over as addresses."""
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: int) -> None:
+    """Runs a kernel; tensors among the arguments are handed over as addresses.
+
+    Args:
+        options: Triton's own, such as num_warps.
+    """
     is_cuda = isinstance(arguments[0], Tensor) and arguments[0].is_cuda
-    kernel[grid](*(_Pointer(each) if is_cuda and isinstance(each, Tensor) else each for each in arguments))
+    given = (_Pointer(each) if is_cuda and isinstance(each, Tensor) else each for each in arguments)
+    kernel[grid](*given, **options)
 
 
 def last_dense(x: Tensor) -> Tensor:

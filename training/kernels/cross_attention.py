@@ -1,0 +1,181 @@
+# pyright: reportArgumentType=false
+"""Attention to few keys, as that of a picture to its caption."""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .launch import last_dense, launch
+
+QUERIES = 64
+"""of a program's tile"""
+LARGEST = 128 * 128
+"""Keys times width of a head, both rounded up to a power of two, that a program holds."""
+PROGRAMS = 264
+"""Programs that fill the largest GPU; more would only make partial sums."""
+
+
+def fits_cross_attention(keys: int, width: int) -> bool:
+    """Whether a program can hold all keys of a head of this width."""
+    return math.prod(_blocks(keys, width)) <= LARGEST
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v (Vaswani et al., arXiv:1706.03762), for few keys.
+
+    Since a program sees all keys at once, nothing but q, k and v is kept for the backward pass, and its programs share
+    the queries, of which there are many, rather than the keys.
+
+    Args:
+        q: (B, H, L, D); k, v: (B, H, S, D), S and D as `fits_cross_attention` allows; the last dimension lies dense.
+
+    Returns:
+        (B, H, L, D), in memory (B, L, H, D).
+    """
+    return _CrossAttention.apply(last_dense(q), last_dense(k), last_dense(v))
+
+
+class _CrossAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        output = _like(q)
+        queries, keys, width = q.shape[2], k.shape[2], q.shape[3]
+        launch(
+            _forward, (triton.cdiv(queries, QUERIES), q.shape[0] * q.shape[1]),
+            q, k, v, output, *_strides(q, k, v, output), q.shape[1], queries, keys, width, width**-0.5, QUERIES,
+            *_blocks(keys, width),
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v = ctx.saved_tensors
+        gradient = last_dense(gradients[0])
+        batch, heads, queries, width = q.shape
+        keys, pairs, tiles = k.shape[2], batch * heads, triton.cdiv(queries, QUERIES)
+        tiles_each = triton.cdiv(tiles, max(1, min(tiles, PROGRAMS // pairs)))
+        chunks = triton.cdiv(tiles, tiles_each)
+        toward_q, toward_k, toward_v = _like(q), _like(k), _like(v)
+        partial = torch.empty(2, pairs, chunks, keys, width, device=q.device, dtype=torch.float32)
+        blocks = _blocks(keys, width)
+        launch(
+            _backward, (chunks, pairs),
+            q, k, v, gradient, toward_q, partial[0], partial[1], *_strides(q, k, v, gradient, toward_q),
+            heads, queries, keys, width, width**-0.5, tiles_each, QUERIES, *blocks, num_warps=8,
+        )  # fmt: skip
+        launch(
+            _add_up, (pairs, 2),
+            partial, toward_k, toward_v, *_strides(toward_k), heads, keys, width, chunks, *blocks,
+        )  # fmt: skip
+        return toward_q, toward_k, toward_v
+
+
+def _like(x: Tensor) -> Tensor:
+    """(B, H, L, D), in memory (B, L, H, D), as the layers before and behind have it."""
+    batch, heads, length, width = x.shape
+    return x.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def _blocks(keys: int, width: int) -> tuple[int, int]:
+    """What a program reads of the keys: powers of two, at least what tensor cores multiply."""
+    return int(triton.next_power_of_2(max(keys, 16))), int(triton.next_power_of_2(max(width, 16)))
+
+
+@triton.jit
+def _shares(q, k, keys, scale, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """What each query takes of each key: (QUERIES, KEYS) float32."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where((tl.arange(0, KEYS) < keys)[None, :], scores, float("-inf"))
+    shares = tl.exp(scores - tl.max(scores, 1)[:, None])
+    return shares / tl.sum(shares, 1)[:, None]
+
+
+@triton.jit
+def _forward(
+    q, k, v, output, q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l, heads, queries, keys, width, scale,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    row = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    there = (row < queries)[:, None] & (column < width)[None, :]
+    known = (key < keys)[:, None] & (column < width)[None, :]
+    own = tl.load(q + batch * q_b + head * q_h + row[:, None] * q_l + column[None, :], there, 0.0)
+    all_k = tl.load(k + batch * k_b + head * k_h + key[:, None] * k_l + column[None, :], known, 0.0)
+    all_v = tl.load(v + batch * v_b + head * v_h + key[:, None] * v_l + column[None, :], known, 0.0)
+    shares = _shares(own, all_k, keys, scale, QUERIES, KEYS)
+    result = tl.dot(shares.to(all_v.dtype), all_v, input_precision="ieee")
+    at = output + batch * o_b + head * o_h + row[:, None] * o_l + column[None, :]
+    tl.store(at, result.to(output.dtype.element_ty), there)
+
+
+@triton.jit
+def _backward(
+    q, k, v, gradient, toward_q, partial_k, partial_v, q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, g_b, g_h, g_l,
+    t_b, t_h, t_l, heads, queries, keys, width, scale, tiles, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradient of some queries, and what these queries give of those of the keys and values."""
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    known = (key < keys)[:, None] & (column < width)[None, :]
+    all_k = tl.load(k + batch * k_b + head * k_h + key[:, None] * k_l + column[None, :], known, 0.0)
+    all_v = tl.load(v + batch * v_b + head * v_h + key[:, None] * v_l + column[None, :], known, 0.0)
+    sum_k = tl.zeros((KEYS, WIDTH), tl.float32)
+    sum_v = tl.zeros((KEYS, WIDTH), tl.float32)
+    tile = tl.program_id(0) * tiles
+    while tile < (tl.program_id(0) + 1) * tiles:
+        row = tile * QUERIES + tl.arange(0, QUERIES)
+        there = (row < queries)[:, None] & (column < width)[None, :]
+        own = tl.load(q + batch * q_b + head * q_h + row[:, None] * q_l + column[None, :], there, 0.0)
+        g = tl.load(gradient + batch * g_b + head * g_h + row[:, None] * g_l + column[None, :], there, 0.0)
+        shares = _shares(own, all_k, keys, scale, QUERIES, KEYS)
+        sum_v += tl.dot(tl.trans(shares.to(g.dtype)), g, input_precision="ieee")
+        toward_shares = tl.dot(g, tl.trans(all_v), input_precision="ieee")
+        toward_scores = shares * (toward_shares - tl.sum(shares * toward_shares, 1)[:, None]) * scale
+        toward_scores = toward_scores.to(own.dtype)
+        sum_k += tl.dot(tl.trans(toward_scores), own, input_precision="ieee")
+        result = tl.dot(toward_scores, all_k, input_precision="ieee")
+        at = toward_q + batch * t_b + head * t_h + row[:, None] * t_l + column[None, :]
+        tl.store(at, result.to(toward_q.dtype.element_ty), there)
+        tile += 1
+    place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    at = place * keys * width + key[:, None] * width + column[None, :]
+    tl.store(partial_k + at, sum_k, known)
+    tl.store(partial_v + at, sum_v, known)
+
+
+@triton.jit
+def _add_up(
+    partial, toward_k, toward_v, t_b, t_h, t_l, heads, keys, width, chunks, KEYS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """The chunks' parts of the gradients of keys and values, in order."""
+    batch = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    known = (key < keys)[:, None] & (column < width)[None, :]
+    first = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * chunks
+    total = tl.zeros((KEYS, WIDTH), tl.float32)
+    chunk = 0
+    while chunk < chunks:
+        total += tl.load(partial + (first + chunk) * keys * width + key[:, None] * width + column[None, :], known, 0.0)
+        chunk += 1
+    at = batch * t_b + head * t_h + key[:, None] * t_l + column[None, :]
+    result = total.to(toward_k.dtype.element_ty)
+    if tl.program_id(1) == 0:
+        tl.store(toward_k + at, result, known)
+    else:
+        tl.store(toward_v + at, result, known)

@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from .launch import last_dense, launch
 
-QUERIES = 64
-"""of a program's tile"""
 LARGEST = 128 * 128
 """Keys times width of a head, both rounded up to a power of two, that a program holds."""
 PROGRAMS = 264
 """Programs that fill the largest GPU; more would only make partial sums."""
+SOME_KEYS, SOME_CHUNKS = 8, 16
+"""that a program adds up"""
 
 
 def fits_cross_attention(keys: int, width: int) -> bool:
@@ -45,10 +45,11 @@ class _CrossAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         output = _like(q)
         queries, keys, width = q.shape[2], k.shape[2], q.shape[3]
+        tile, warps = _tile(width)
         launch(
-            _forward, (triton.cdiv(queries, QUERIES), q.shape[0] * q.shape[1]),
-            q, k, v, output, *_strides(q, k, v, output), q.shape[1], queries, keys, width, width**-0.5, QUERIES,
-            *_blocks(keys, width),
+            _forward, (triton.cdiv(queries, tile), q.shape[0] * q.shape[1]),
+            q, k, v, output, *_strides(q, k, v, output), q.shape[1], queries, keys, width, width**-0.5, tile,
+            *_blocks(keys, width), num_warps=warps,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v)
         return output
@@ -59,7 +60,8 @@ class _CrossAttention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         gradient = last_dense(gradients[0])
         batch, heads, queries, width = q.shape
-        keys, pairs, tiles = k.shape[2], batch * heads, triton.cdiv(queries, QUERIES)
+        (tile, warps), keys, pairs = _tile(width), k.shape[2], batch * heads
+        tiles = triton.cdiv(queries, tile)
         tiles_each = triton.cdiv(tiles, max(1, min(tiles, PROGRAMS // pairs)))
         chunks = triton.cdiv(tiles, tiles_each)
         toward_q, toward_k, toward_v = _like(q), _like(k), _like(v)
@@ -68,11 +70,12 @@ class _CrossAttention(torch.autograd.Function):
         launch(
             _backward, (chunks, pairs),
             q, k, v, gradient, toward_q, partial[0], partial[1], *_strides(q, k, v, gradient, toward_q),
-            heads, queries, keys, width, width**-0.5, tiles_each, QUERIES, *blocks, num_warps=8,
+            heads, queries, keys, width, width**-0.5, tiles_each, tile, *blocks, num_warps=warps,
         )  # fmt: skip
         launch(
-            _add_up, (pairs, 2),
-            partial, toward_k, toward_v, *_strides(toward_k), heads, keys, width, chunks, *blocks,
+            _add_up, (triton.cdiv(keys, SOME_KEYS), pairs, 2),
+            partial, toward_k, toward_v, *_strides(toward_k), heads, keys, width, chunks, SOME_CHUNKS, SOME_KEYS,
+            blocks[1],
         )  # fmt: skip
         return toward_q, toward_k, toward_v
 
@@ -81,6 +84,11 @@ def _like(x: Tensor) -> Tensor:
     """(B, H, L, D), in memory (B, L, H, D), as the layers before and behind have it."""
     batch, heads, length, width = x.shape
     return x.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _tile(width: int) -> tuple[int, int]:
+    """Queries of a program's tile, and its warps: the quicker ones on an H100."""
+    return (64, 4) if width == 64 else (128, 8)
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -160,22 +168,26 @@ def _backward(
 
 @triton.jit
 def _add_up(
-    partial, toward_k, toward_v, t_b, t_h, t_l, heads, keys, width, chunks, KEYS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """The chunks' parts of the gradients of keys and values, in order."""
-    batch = (tl.program_id(0) // heads).to(tl.int64)
-    head = tl.program_id(0) % heads
-    key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    partial, toward_k, toward_v, t_b, t_h, t_l, heads, keys, width, chunks, CHUNKS: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The chunks' parts of the gradients of keys and values, in a fixed order."""
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    key, column = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.arange(0, WIDTH)
     known = (key < keys)[:, None] & (column < width)[None, :]
-    first = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * chunks
+    first = (tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * chunks
     total = tl.zeros((KEYS, WIDTH), tl.float32)
-    chunk = 0
-    while chunk < chunks:
-        total += tl.load(partial + (first + chunk) * keys * width + key[:, None] * width + column[None, :], known, 0.0)
-        chunk += 1
+    start = 0
+    while start < chunks:
+        chunk = start + tl.arange(0, CHUNKS)
+        at = (first + chunk)[:, None, None] * keys * width + (key[:, None] * width + column[None, :])[None]
+        there = (chunk < chunks)[:, None, None] & known[None]
+        total += tl.sum(tl.load(partial + at, there, 0.0), 0)
+        start += CHUNKS
     at = batch * t_b + head * t_h + key[:, None] * t_l + column[None, :]
     result = total.to(toward_k.dtype.element_ty)
-    if tl.program_id(1) == 0:
+    if tl.program_id(2) == 0:
         tl.store(toward_k + at, result, known)
     else:
         tl.store(toward_v + at, result, known)

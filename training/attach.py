@@ -17,7 +17,7 @@ from .config import LoRAConfig
 from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
 from .problems import raise_if_any
 from .randomness import tensor_generator
-from .shared_input import AdaptedForward
+from .shared_input import AdaptedForward, unshare
 
 SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks": "output_blocks.1.1."}
 """up_blocks.0.attentions.0 and .1 of B-LoRA (Frenkel et al., arXiv:2403.14572)."""
@@ -173,8 +173,7 @@ def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterat
                 vars(layer).pop("forward", None)
             else:
                 layer.forward = forward
-        for each in forwards.values():
-            each.shared = None  # which holds the others
+        unshare(forwards.values())  # which else hold each other
 
 
 def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int, micro: int) -> None:

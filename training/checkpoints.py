@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 TENSORS, FACTS = "state.safetensors", "state.json"
-FORMAT = 3
+FORMAT = 2
 NAME = re.compile(r"step(\d{6,12})(?:-(\d{1,9}))?")
 LARGEST_FACTS = 64 * 2**20
 

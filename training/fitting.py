@@ -1,7 +1,7 @@
 """Making a run fit into the GPU's memory: what is tried and in which order, and what is done when it runs out later."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from .adapters import Adapter
 from .adapters.base import Dropped
 from .batches import Batch
 from .engine import Engine
+from .shared_input import SharedInput
 from .step import Step
 
 
@@ -18,7 +19,8 @@ from .step import Step
 class Placement:
     """How a step takes its memory.
 
-    The gradient is the same for all of them, but with dropout of inputs, which the parts of a batch drop alike.
+    The gradient is the same for all of them up to rounding, but with dropout of inputs, which the parts of a batch
+    drop alike.
     """
 
     checkpointing: bool
@@ -66,16 +68,24 @@ class FittingEngine:
         may_split: whether a batch may go in parts; one whose condition carries a graph may not.
         say: told when the parts become smaller.
         adapters: that are trained; what each drops is drawn for a batch before it comes.
+        shared: what may hold a part of a pass that broke off.
     """
 
     def __init__(
-        self, engine: Engine, most: int, may_split: bool, say: Callable[[str], None], adapters: Iterable[Adapter]
+        self,
+        engine: Engine,
+        most: int,
+        may_split: bool,
+        say: Callable[[str], None],
+        adapters: Iterable[Adapter],
+        shared: Sequence[SharedInput] = (),
     ):
         self.engine = engine
         self.most = most
         self.may_split = may_split
         self.say = say
         self.adapters = list(adapters)
+        self.shared = shared
         self._taken: list[tuple[Batch, list[Dropped]]] = []
         """the step's batches so far, each with what the adapters drop at it"""
 
@@ -98,6 +108,8 @@ class FittingEngine:
                 raise torch.OutOfMemoryError("not even one picture at a time fits into the memory that is left")
             self.most = largest // 2
             self.say(f"The GPU's memory ran out: it goes on with {self.most} pictures at a time, the same step anew.")
+            for each in self.shared:
+                each.forget()
             self.step.forget()  # a backward pass that broke off has added some of its gradients
             self.engine.release()
             free_memory()
@@ -148,9 +160,3 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def spare_memory(device: torch.device) -> int:
-    """Bytes of a GPU that are free and that no pass so far has needed."""
-    needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return host.free_bytes(device) - needed

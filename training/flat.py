@@ -37,21 +37,38 @@ class FlatParameters:
         self.values.grad = torch.zeros_like(self.values)
         self.copies = None if dtype == torch.float32 else torch.zeros_like(self.values, dtype=dtype)
         """(N,) in the base model's arithmetic; None where that is float32"""
-        start = 0
+        start, places = 0, {}
         for (adapter, name, parameter), size in zip(self.members, sizes, strict=True):
             place, shape = slice(start, start + parameter.numel()), parameter.shape
+            places[id(parameter)] = slice(start, start + size)
             self.values.data[place].copy_(parameter.data.flatten())
             parameter.data = self.values.data[place].view(shape)
             parameter.grad = self.values.grad[place].view(shape)
             if self.copies is not None:
                 adapter.copies[name] = self.copies[place].view(shape)
             start += size
+        self._in_order = [places[id(parameter)] for parameter in self.parameters]
         self.refresh()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' own, for an optimizer that must know their shapes."""
         return [parameter for adapter in self.adapters for parameter in adapter.parameters()]
+
+    @torch.no_grad()
+    def in_order(self, laid: torch.Tensor) -> torch.Tensor:
+        """What lies as `values` do, adapter by adapter: the order of checkpoints, which no change of layout changes."""
+        return torch.cat([laid[place] for place in self._in_order])
+
+    @torch.no_grad()
+    def as_laid(self, ordered: torch.Tensor) -> torch.Tensor:
+        """The inverse of `in_order`."""
+        laid, start = torch.empty_like(ordered), 0
+        for place in self._in_order:
+            size = place.stop - place.start
+            laid[place] = ordered[start : start + size]
+            start += size
+        return laid
 
     @torch.no_grad()
     def refresh(self) -> None:

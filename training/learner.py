@@ -1,6 +1,7 @@
 """What learns: twins of the graph's models with adapters on, their optimizer, and what executes their steps."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +16,21 @@ from .checkpoints import Damaged, numbered, put_into
 from .config import LoRAConfig
 from .ema import EMA
 from .engine import EagerEngine, Engine, GraphEngine, uses_cudas_allocator
-from .fitting import FittingEngine, Placement, free_memory, placements, spare_memory
+from .fitting import FittingEngine, Placement, free_memory, placements
 from .flat import FlatParameters
 from .layer_rules import DIFFUSION_MODEL, parse_layer_rules
 from .objective import Family, Predict
 from .optimizers import for_use, load_optimizer_state, make_capturable, make_optimizer, optimizer_state
 from .picture_losses import PictureLosses
 from .problems import raise_if_any
-from .shared_input import AdaptedForward, Readers, SharedInput, block_names, share, watched, weight_bytes
+from .shared_input import AdaptedForward, Readers, SharedInput, block_names, share, unshare, watched
 from .step import Step
 
 CUDAS_ALLOCATOR = (
     "ComfyUI uses cudaMallocAsync, with which only SD1.5, SD2 and SDXL without patches are recorded: start it with "
     "--disable-cuda-malloc"
 )
+AS_FLATS = re.compile(r"(?:values|ema|optimizer\.state)\.(\d+)")
 MOMENTS = 2
 """tensors as long as the parameters that an optimizer gathers at its first step"""
 RESERVE = 128 * 2**20
@@ -83,7 +85,7 @@ class Learner:
         tensors |= numbered("pictures", (self.picture_losses.sums, self.picture_losses.counts))
         if self.ema is not None:
             tensors |= numbered("ema", [*self.ema.averages, *self.ema.updates.values()])
-        return tensors, {"optimizer": plain}
+        return self._rearranged(tensors, FlatParameters.in_order), {"optimizer": plain}
 
     def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any], same_pictures: bool) -> None:
         """Goes back to a state.
@@ -91,6 +93,7 @@ class Learner:
         Raises:
             Damaged: it is of another recipe or model.
         """
+        tensors = self._rearranged(tensors, FlatParameters.as_laid)
         put_into((flat.values for flat in self.flats), "values", tensors)
         if same_pictures:
             put_into((self.picture_losses.sums, self.picture_losses.counts), "pictures", tensors)
@@ -105,6 +108,19 @@ class Learner:
         self.engine.step.forget()
         self.engine.step.failed.zero_()
         self.engine.release()
+
+    def _rearranged(
+        self, tensors: Mapping[str, torch.Tensor], change: Callable[[FlatParameters, torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Those of the tensors changed that lie as one of the flats does; they have its number in their names."""
+        changed = dict(tensors)
+        for name, tensor in tensors.items():
+            found = AS_FLATS.match(name)
+            if found and int(found[1]) < len(self.flats):
+                flat = self.flats[int(found[1])]
+                if tensor.shape == flat.values.shape:
+                    changed[name] = change(flat, tensor)
+        return changed
 
 
 class Builder:
@@ -153,28 +169,75 @@ class Builder:
         weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
         fits = not config.fit_memory or weights < host.free_bytes(self.device)
         tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
+        placement, learner = self._first_that_fits(tried, try_out, attachments)
+        if placement != asked:
+            words = placement.words(config.batch_size)
+            self.note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
+        return learner
+
+    def _first_that_fits(
+        self, tried: Sequence[Placement], try_out: Callable[[Learner, Placement], None], attachments: ExitStack
+    ) -> tuple[Placement, Learner]:
         for placement in tried:
             with ExitStack() as stack:
                 try:
-                    learner = self._placed(placement, stack)
-                    held = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
-                    held.append(torch.empty(RESERVE, dtype=torch.uint8, device=self.device))
-                    with watched(learner.nets.forwards.values()) as readers:
-                        try_out(learner, placement)
-                    self._share(learner.nets, readers, placement)
+                    learner = self._tried_out(placement, try_out, stack)
                 except torch.OutOfMemoryError:
                     if placement == tried[-1]:
                         raise
-                    learner = held = None
-                if learner is not None:
-                    del held
+                else:
                     attachments.enter_context(stack.pop_all())
-                    if placement != asked:
-                        words = placement.words(config.batch_size)
-                        self.note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
-                    return learner
+                    return placement, learner
             free_memory()
         raise AssertionError("there is always a last placement")
+
+    def _tried_out(
+        self, placement: Placement, try_out: Callable[[Learner, Placement], None], stack: ExitStack
+    ) -> Learner:
+        """A learner whose largest pass was made.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit.
+        """
+        learner = self._placed(placement, stack)
+        held = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
+        held.append(torch.empty(RESERVE, dtype=torch.uint8, device=self.device))
+        with watched(learner.nets.forwards.values()) as readers:
+            try_out(learner, placement)
+        # By what fits it is decided where nothing must be the same to the last bit.
+        if placement.resident == 1.0 and not self.config.deterministic:
+            self._compute_together(learner, readers, placement, try_out)
+        return learner
+
+    def _compute_together(
+        self,
+        learner: Learner,
+        readers: Readers,
+        placement: Placement,
+        try_out: Callable[[Learner, Placement], None],
+    ) -> None:
+        """Computes together what reads the same tensor, if the largest pass fits then too.
+
+        What is checkpointed is computed again block by block, and so goes together only within one.
+        """
+        nets = learner.nets
+        blocks = host.repeated_blocks(nets.model.diffusion_model) if placement.checkpointing else ()
+        block_of = block_names([f"{DIFFUSION_MODEL}{name}" for name, _ in blocks], nets.forwards)
+        groups = readers.groups(block_of.__getitem__)
+        if not groups:
+            return
+        try:
+            for group in groups:
+                nets.shared.append(share(group))
+            try_out(learner, placement)
+        except torch.OutOfMemoryError:
+            unshare(nets.forwards.values())
+            nets.shared.clear()
+            self.note(
+                "Layers that read the same tensor are computed one by one, which is slower: together they do not fit "
+                "into the GPU's memory."
+            )
+            free_memory()
 
     def targets_of(self, model: Any, text_encoder: Any | None) -> list[Target]:
         """The layers that are trained: those of the LoRA that is continued, or those the recipe chooses."""
@@ -191,19 +254,6 @@ class Builder:
         nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters))
         stack.enter_context(host.patches_on_device(self.model))
         return learner
-
-    def _share(self, nets: Networks, readers: Readers, placement: Placement) -> None:
-        """Computes together what reads the same tensor, where there is memory to lay it side by side.
-
-        What is checkpointed is computed again block by block, and so may be shared only within one.
-        """
-        if placement.resident < 1.0:
-            return
-        blocks = host.repeated_blocks(nets.model.diffusion_model) if placement.checkpointing else ()
-        block_of = block_names([f"{DIFFUSION_MODEL}{name}" for name, _ in blocks], nets.forwards)
-        groups = readers.groups(block_of.__getitem__)
-        if weight_bytes(groups) < spare_memory(self.device):
-            nets.shared.extend(map(share, groups))
 
     def _networks(self, placement: Placement) -> Networks:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
@@ -256,10 +306,10 @@ class Builder:
 
         picture_losses = PictureLosses(self.pictures, self.device)
         step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses)
-        engine = self._engine(step, placement, can_record, nets.adapters.values())
+        engine = self._engine(step, placement, can_record, nets)
         return Learner(nets, flats, optimizer, ema, picture_losses, engine)
 
-    def _engine(self, step: Step, placement: Placement, can_record: bool, adapters: Iterable[Adapter]) -> Engine:
+    def _engine(self, step: Step, placement: Placement, can_record: bool, nets: Networks) -> Engine:
         config = self.config
         if self.device.type != "cuda":
             return EagerEngine(step)
@@ -276,7 +326,9 @@ class Builder:
             )
         is_eager = obstacles or not config.cuda_graphs
         engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
-        return FittingEngine(engine, placement.pictures, not self.trains_text, self.note, adapters)
+        return FittingEngine(
+            engine, placement.pictures, not self.trains_text, self.note, nets.adapters.values(), nets.shared
+        )
 
     def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""

@@ -133,9 +133,10 @@ def share(group: Sequence[AdaptedForward]) -> SharedInput:
     return shared
 
 
-def weight_bytes(groups: Iterable[Sequence[AdaptedForward]]) -> int:
-    """What the layers' weights take."""
-    return sum(each.layer.weight.nbytes for group in groups for each in group)
+def unshare(forwards: Iterable[AdaptedForward]) -> None:
+    """Computes each layer by itself again; their weights stay where they are."""
+    for each in forwards:
+        each.shared = None
 
 
 def block_names(blocks: Iterable[str], forwards: Mapping[str, AdaptedForward]) -> dict[AdaptedForward, str]:
@@ -151,8 +152,10 @@ def block_names(blocks: Iterable[str], forwards: Mapping[str, AdaptedForward]) -
 
 def _can_be_joined(reader: AdaptedForward) -> bool:
     layer, adapter = reader.layer, reader.adapter
-    is_usual = is_linear(layer) and type(layer.weight) in (Tensor, nn.Parameter) and not host.is_quantised(layer.weight)
-    return is_usual and isinstance(adapter, LoRA) and adapter.down.grad is not None
+    if not (is_linear(layer) and isinstance(adapter, LoRA) and adapter.down.grad is not None):
+        return False
+    is_plain = type(layer.weight) in (Tensor, nn.Parameter) and not host.is_quantised(layer.weight)
+    return is_plain and layer.weight.dtype == adapter.copies.get("down", adapter.down).dtype
 
 
 def _neighbours(
@@ -180,8 +183,8 @@ def _follows(before: AdaptedForward, each: AdaptedForward) -> bool:
 
 def _form(reader: AdaptedForward) -> tuple[Any, ...]:
     layer, adapter = reader.layer, reader.adapter
-    weight = layer.weight
-    return weight.shape, weight.dtype, weight.device, layer.bias is None, adapter.rank, adapter.scale
+    weight, bias = layer.weight, layer.bias
+    return weight.shape, weight.dtype, weight.device, None if bias is None else bias.dtype, adapter.rank, adapter.scale
 
 
 def _down(reader: AdaptedForward) -> Tensor:

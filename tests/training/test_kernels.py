@@ -81,7 +81,7 @@ for part in (slice(None), slice(3, 9), slice(0, 1400)):
 
 for batch, heads, queries, keys, width in ((2, 3, 130, 77, 40), (1, 2, 64, 5, 16), (1, 5, 500, 128, 64)):
     q, k, v = (draw(batch, length, heads, width).transpose(1, 2) for length in (queries, keys, keys))
-    assert kernels.fits_cross_attention(keys, width)
+    kernels.try_cross_attention(q.device, q.dtype, keys, width)
     for own in range(3):
         def among(attend):
             return lambda x: attend(*(x if place == own else each for place, each in enumerate((q, k, v))))
@@ -92,7 +92,32 @@ compare(
     lambda x: kernels.cross_attention(*x), lambda x: F.scaled_dot_product_attention(*x), joined.contiguous(), "joined"
 )
 assert torch.equal(kernels.cross_attention(*joined), kernels.cross_attention(*joined.contiguous()))
-assert kernels.fits_cross_attention(256, 64) and not kernels.fits_cross_attention(256, 65)
+x = draw(1, 2, 70, 16).requires_grad_()
+kernels.cross_attention(x, x.detach()[:, :, :9], x.detach()[:, :, 9:18]).sum().backward()
+alone = x.grad.clone()
+F.scaled_dot_product_attention(x, x.detach()[:, :, :9], x.detach()[:, :, 9:18]).sum().backward()
+torch.testing.assert_close(alone, x.grad - alone, rtol=1e-5, atol=1e-5)
+
+def far(rough, exact):
+    return ((rough.float() - exact) / exact.norm()).norm().item()
+
+half = torch.bfloat16 if device == "cuda" else torch.float16  # which numpy, and so the interpreter, knows
+for width in (40, 64):
+    inputs = [draw(1, length, 2, width).transpose(1, 2) for length in (150, 77, 77)]
+    gradient, found = draw(1, 2, 150, width), []
+    for attend, dtype in (
+        (F.scaled_dot_product_attention, torch.float32), (F.scaled_dot_product_attention, half),
+        (kernels.cross_attention, half),
+    ):
+        own = [each.to(dtype).detach().requires_grad_() for each in inputs]
+        output = attend(*own)
+        found.append([output, *torch.autograd.grad(output, own, gradient.to(dtype))])
+    for exact, usual, ours in zip(*found):
+        assert ours.dtype == half and far(ours, exact) < 1.5 * far(usual, exact) + 1e-3, (width, far(ours, exact))
+x, weight, bias = draw(3, 50, shift=1.0), draw(50, shift=1.0), draw(50)
+rough = kernels.layer_norm(x.to(half), weight.to(half), bias.to(half), 1e-5)
+exact = F.layer_norm(x, (50,), weight, bias, 1e-5)
+assert rough.dtype == half and far(rough, exact) < 0.01
 
 codes = torch.arange(256, dtype=torch.uint8)
 numbers = codes[(codes & 127) != 127].repeat(7)[:1750].view(torch.float8_e4m3fn).view(5, 350).to(device)

@@ -59,7 +59,10 @@ class LowRankLinear(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Joined:
-    """Linear layers of one shape, and the LoRA of each, side by side."""
+    """Linear layers of one shape, and the LoRA of each, side by side.
+
+    The parameters' `.grad` must stay the tensors that they were when this was made.
+    """
 
     weight: Tensor
     """(layers * out, in)"""

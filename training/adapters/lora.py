@@ -60,7 +60,7 @@ class LoRA(AddedAdapter):
         weight = layer.weight
         if is_linear(layer) and x.dim() > 1:
             return self._fused_rows(x, weight, layer.bias)
-        if host.is_quantised(weight) or not _mixes_channels(layer):
+        if host.is_quantised(weight) or not _mixes_channels(layer) or x.dim() != 4:
             return None
         if x.is_cuda:  # models bring it back to the other order just before some of these
             x = x.contiguous(memory_format=torch.channels_last)

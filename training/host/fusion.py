@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HALF = (torch.bfloat16, torch.float16)
+MOST_KEYS, MOST_PAIRS = 128, 65535
+"""of the attention to few keys: keys and width of a head, and heads of all samples, as CUDA's grids allow"""
 QUICKEST_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -43,11 +45,12 @@ def fuse_layers(twin: Any) -> str:
     if obstacle := _obstacle(twin.device):
         return obstacle
     layers: list[Any] = [module for module in net.modules() if is_unchanged(module)]
-    norms: list[Any] = [m for m in layers if isinstance(m, nn.GroupNorm) and m.weight is not None]
-    root_norms: list[Any] = [m for m in layers if isinstance(m, nn.RMSNorm) and getattr(m.weight, "ndim", 0) == 1]
-    layer_norms: list[Any] = [m for m in layers if isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1]
-    gates: list[Any] = [m for m in layers if isinstance(m, GEGLU)]
-    gelus: list[Any] = [m for m in layers if isinstance(m, nn.GELU) and m.approximate == "tanh"]
+    usual: list[Any] = [module for module in layers if is_usual(module)]
+    norms: list[Any] = [m for m in usual if isinstance(m, nn.GroupNorm) and m.weight is not None]
+    root_norms: list[Any] = [m for m in usual if isinstance(m, nn.RMSNorm) and getattr(m.weight, "ndim", 0) == 1]
+    layer_norms: list[Any] = [m for m in usual if isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1]
+    gates: list[Any] = [m for m in layers if type(m) is GEGLU]
+    gelus: list[Any] = [m for m in usual if isinstance(m, nn.GELU) and m.approximate == "tanh"]
     with_silu = _take_silu(net, {id(norm) for norm in norms})
     for norm in norms:
         norm.forward = _FusedNorm(norm, id(norm) in with_silu)
@@ -65,6 +68,12 @@ def fuse_layers(twin: Any) -> str:
 def is_unchanged(layer: Any) -> bool:
     """Whether nobody has put a forward of its own on a layer, nor functions that change weights as they are fetched."""
     return "forward" not in vars(layer) and not has_functions(layer)
+
+
+def is_usual(layer: Any) -> bool:
+    """Whether a layer computes as torch's own of its kind does, and not as a class that was made of that."""
+    home = type(layer).forward.__module__
+    return home == "comfy.ops" or home.startswith("torch.")
 
 
 def has_functions(layer: Any) -> bool:
@@ -121,7 +130,7 @@ def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
         return attention_pytorch(q, k, v, heads, *args, **kwargs)
     if not kwargs.get("skip_reshape"):  # some models have split the heads of one of the three already
         q, k, v = (each.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))
-    if q.is_cuda and has_few_keys(q, k):
+    if q.is_cuda and fits_few_keys(q, k, v) and runs_few_keys(q.device, q.dtype, k.shape[2], k.shape[3]):
         from ..kernels import cross_attention
 
         output = cross_attention(q, k, v)
@@ -178,13 +187,29 @@ class _Tokens(torch.Tensor):
             return result.as_subclass(cls if func in cls.CHANGE_OF_SHAPE else torch.Tensor)
 
 
-def has_few_keys(q: torch.Tensor, k: torch.Tensor) -> bool:
-    """Whether there are many queries and so few keys, (B, H, L, D) and (B, H, S, D), that one program holds them."""
-    if k.shape[2] * 2 > q.shape[2] or not has_kernels(q.device):
+def fits_few_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether `cross_attention` takes them, (B, H, L, D) and twice (B, H, S, D): many queries and few keys."""
+    are_alike = q.dim() == k.dim() == 4 and k.shape == v.shape and q.dtype == k.dtype == v.dtype
+    if not are_alike or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
         return False
-    from ..kernels import fits_cross_attention
+    keys, width = k.shape[2:]
+    return 0 < 2 * keys <= q.shape[2] and max(keys, width) <= MOST_KEYS and q.shape[0] * q.shape[1] <= MOST_PAIRS
 
-    return fits_cross_attention(k.shape[2], k.shape[3])
+
+@functools.cache
+def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: int) -> bool:
+    """Whether `cross_attention` runs on a device: on smaller ones a program may not hold so much."""
+    if not has_kernels(device):
+        return False
+    from ..kernels import try_cross_attention
+
+    try:
+        try_cross_attention(device, dtype, keys, width)
+    except torch.OutOfMemoryError:  # of now, and no reason for later
+        raise
+    except Exception:  # Triton's compiler has errors of many kinds; torch's attention takes it all
+        return False
+    return True
 
 
 class _FusedNorm:
@@ -241,7 +266,7 @@ class _FusedLayerNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        if x.is_cuda and x.dtype in HALF and x.dim() <= 4 and x.stride(-1) == 1:
+        if x.is_cuda and x.dtype in HALF and x.dim() <= 4 and x.stride(-1) == 1 and x.shape[-1:] == self.shape:
             from ..kernels import layer_norm
 
             return layer_norm(x, weight, bias, self.eps)

@@ -3,7 +3,7 @@
 For frozen layers: the gradient is that of the input alone. Sums are float32 and in a fixed order.
 """
 
-from .cross_attention import cross_attention, fits_cross_attention
+from .cross_attention import cross_attention, try_cross_attention
 from .e4m3 import from_e4m3, rows_to_e4m3, transposed
 from .geglu import geglu
 from .gelu import gelu
@@ -13,7 +13,6 @@ from .row_norms import layer_norm, rms_norm
 
 __all__ = [
     "cross_attention",
-    "fits_cross_attention",
     "from_e4m3",
     "geglu",
     "gelu",
@@ -23,4 +22,5 @@ __all__ = [
     "rotate",
     "rows_to_e4m3",
     "transposed",
+    "try_cross_attention",
 ]

@@ -1,7 +1,6 @@
 # pyright: reportArgumentType=false
 """Attention to few keys, as that of a picture to its caption."""
 
-import math
 from typing import Any
 
 import torch
@@ -12,17 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from .launch import last_dense, launch
 
-LARGEST = 128 * 128
-"""Keys times width of a head, both rounded up to a power of two, that a program holds."""
 PROGRAMS = 264
 """Programs that fill the largest GPU; more would only make partial sums."""
 SOME_KEYS, SOME_CHUNKS = 8, 16
 """that a program adds up"""
-
-
-def fits_cross_attention(keys: int, width: int) -> bool:
-    """Whether a program can hold all keys of a head of this width."""
-    return math.prod(_blocks(keys, width)) <= LARGEST
 
 
 def cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -32,7 +24,7 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     the queries, of which there are many, rather than the keys.
 
     Args:
-        q: (B, H, L, D); k, v: (B, H, S, D), S and D as `fits_cross_attention` allows; the last dimension lies dense.
+        q: (B, H, L, D); k, v: (B, H, S, D), S and D so small that a program holds all keys of a head.
 
     Returns:
         (B, H, L, D), in memory (B, L, H, D).
@@ -40,44 +32,63 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _CrossAttention.apply(last_dense(q), last_dense(k), last_dense(v))
 
 
+def try_cross_attention(device: torch.device, dtype: torch.dtype, keys: int, width: int) -> None:
+    """Runs all kernels for so many keys of this width. Raises what Triton raises where they cannot run."""
+    q, k = (torch.zeros(1, 1, length, width, device=device, dtype=dtype) for length in (2, keys))
+    _toward(q, k, k, _attended(q, k, k), are_keys_wanted=True)
+
+
 class _CrossAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        output = _like(q)
-        queries, keys, width = q.shape[2], k.shape[2], q.shape[3]
-        tile, warps = _tile(width)
-        launch(
-            _forward, (triton.cdiv(queries, tile), q.shape[0] * q.shape[1]),
-            q, k, v, output, *_strides(q, k, v, output), q.shape[1], queries, keys, width, width**-0.5, tile,
-            *_blocks(keys, width), num_warps=warps,
-        )  # fmt: skip
         ctx.save_for_backward(q, k, v)
-        return output
+        return _attended(q, k, v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v = ctx.saved_tensors
-        gradient = last_dense(gradients[0])
-        batch, heads, queries, width = q.shape
-        (tile, warps), keys, pairs = _tile(width), k.shape[2], batch * heads
-        tiles = triton.cdiv(queries, tile)
-        tiles_each = triton.cdiv(tiles, max(1, min(tiles, PROGRAMS // pairs)))
-        chunks = triton.cdiv(tiles, tiles_each)
-        toward_q, toward_k, toward_v = _like(q), _like(k), _like(v)
-        partial = torch.empty(2, pairs, chunks, keys, width, device=q.device, dtype=torch.float32)
-        blocks = _blocks(keys, width)
-        launch(
-            _backward, (chunks, pairs),
-            q, k, v, gradient, toward_q, partial[0], partial[1], *_strides(q, k, v, gradient, toward_q),
-            heads, queries, keys, width, width**-0.5, tiles_each, tile, *blocks, num_warps=warps,
-        )  # fmt: skip
-        launch(
-            _add_up, (triton.cdiv(keys, SOME_KEYS), pairs, 2),
-            partial, toward_k, toward_v, *_strides(toward_k), heads, keys, width, chunks, SOME_CHUNKS, SOME_KEYS,
-            blocks[1],
-        )  # fmt: skip
-        return toward_q, toward_k, toward_v
+        return _toward(q, k, v, last_dense(gradients[0]), any(ctx.needs_input_grad[1:]))
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    output = _like(q)
+    queries, keys, width = q.shape[2], k.shape[2], q.shape[3]
+    tile, warps = _tile(width)
+    launch(
+        _forward, (triton.cdiv(queries, tile), q.shape[0] * q.shape[1]),
+        q, k, v, output, *_strides(q, k, v, output), q.shape[1], queries, keys, width, width**-0.5, tile,
+        *_blocks(keys, width), num_warps=warps,
+    )  # fmt: skip
+    return output
+
+
+def _toward(
+    q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, are_keys_wanted: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of q, k and v."""
+    batch, heads, queries, width = q.shape
+    (tile, warps), blocks, keys, pairs = _tile(width), _blocks(k.shape[2], width), k.shape[2], batch * heads
+    tiles = triton.cdiv(queries, tile)
+    tiles_each = triton.cdiv(tiles, max(1, min(tiles, PROGRAMS // pairs)))
+    chunks = triton.cdiv(tiles, tiles_each)
+    toward_q = _like(q)
+    kept = chunks if are_keys_wanted else 0
+    partial = torch.empty(2, pairs, kept, keys, width, device=q.device, dtype=torch.float32)
+    launch(
+        _backward, (chunks, pairs),
+        q, k, v, gradient, toward_q, partial[0], partial[1], *_strides(q, k, v, gradient, toward_q),
+        heads, queries, keys, width, width**-0.5, tiles_each, are_keys_wanted, tile, *blocks, num_warps=warps,
+    )  # fmt: skip
+    if not are_keys_wanted:
+        return toward_q, None, None
+    toward_k, toward_v = _like(k), _like(v)
+    launch(
+        _add_up, (triton.cdiv(keys, SOME_KEYS), pairs, 2),
+        partial, toward_k, toward_v, *_strides(toward_k), heads, keys, width, chunks, SOME_CHUNKS, SOME_KEYS,
+        blocks[1],
+    )  # fmt: skip
+    return toward_q, toward_k, toward_v
 
 
 def _like(x: Tensor) -> Tensor:
@@ -132,10 +143,10 @@ def _forward(
 @triton.jit
 def _backward(
     q, k, v, gradient, toward_q, partial_k, partial_v, q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, g_b, g_h, g_l,
-    t_b, t_h, t_l, heads, queries, keys, width, scale, tiles, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    t_b, t_h, t_l, heads, queries, keys, width, scale, tiles, WANTED: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of some queries, and what these queries give of those of the keys and values."""
+    """The gradient of some queries and, if wanted, what these queries give of those of the keys and values."""
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     key, column = tl.arange(0, KEYS), tl.arange(0, WIDTH)
@@ -151,19 +162,22 @@ def _backward(
         own = tl.load(q + batch * q_b + head * q_h + row[:, None] * q_l + column[None, :], there, 0.0)
         g = tl.load(gradient + batch * g_b + head * g_h + row[:, None] * g_l + column[None, :], there, 0.0)
         shares = _shares(own, all_k, keys, scale, QUERIES, KEYS)
-        sum_v += tl.dot(tl.trans(shares.to(g.dtype)), g, input_precision="ieee")
+        if WANTED:
+            sum_v += tl.dot(tl.trans(shares.to(g.dtype)), g, input_precision="ieee")
         toward_shares = tl.dot(g, tl.trans(all_v), input_precision="ieee")
         toward_scores = shares * (toward_shares - tl.sum(shares * toward_shares, 1)[:, None]) * scale
         toward_scores = toward_scores.to(own.dtype)
-        sum_k += tl.dot(tl.trans(toward_scores), own, input_precision="ieee")
+        if WANTED:
+            sum_k += tl.dot(tl.trans(toward_scores), own, input_precision="ieee")
         result = tl.dot(toward_scores, all_k, input_precision="ieee")
         at = toward_q + batch * t_b + head * t_h + row[:, None] * t_l + column[None, :]
         tl.store(at, result.to(toward_q.dtype.element_ty), there)
         tile += 1
-    place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    at = place * keys * width + key[:, None] * width + column[None, :]
-    tl.store(partial_k + at, sum_k, known)
-    tl.store(partial_v + at, sum_v, known)
+    if WANTED:
+        place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+        at = place * keys * width + key[:, None] * width + column[None, :]
+        tl.store(partial_k + at, sum_k, known)
+        tl.store(partial_v + at, sum_v, known)
 
 
 @triton.jit

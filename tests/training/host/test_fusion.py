@@ -6,15 +6,18 @@ import comfy.ldm.flux.math
 import comfy.ops
 import pytest
 import torch
+from comfy.ldm.cascade.common import LayerNorm2d_op
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from lora_kiln.training import host, kernels
 from lora_kiln.training.host.fusion import (
     default_eps,
+    fits_few_keys,
     fits_rotation,
     fused_rotation,
     has_kernels,
     is_unchanged,
+    is_usual,
     move_biases,
     stay_in_order,
 )
@@ -100,7 +103,10 @@ def test_tokens_become_a_picture_without_another_order(use_linear: bool) -> None
         parameter.data.normal_(std=0.2)
         parameter.requires_grad_(False)
     x, context = torch.randn(2, 32, 4, 6).contiguous(memory_format=torch.channels_last), torch.randn(2, 5, 8)
-    found = []
+    found, order = [], []
+    made.proj_out.register_forward_pre_hook(
+        lambda _, given: order.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
     for stays in (False, True):
         if stays:
             last = made.proj_out if use_linear else made.transformer_blocks[-1]
@@ -109,6 +115,7 @@ def test_tokens_become_a_picture_without_another_order(use_linear: bool) -> None
         output = made(own, context)
         output.square().sum().backward()
         assert type(output) is torch.Tensor and type(own.grad) is torch.Tensor
+        assert use_linear or order[-1] == stays  # of the convolution's input
         assert not (stays and use_linear) or output.is_contiguous(memory_format=torch.channels_last)
         found.append((output.detach(), own.grad))
     torch.testing.assert_close(found[0], found[1])
@@ -149,3 +156,40 @@ def test_a_bias_that_others_changed_stays() -> None:
     block.emb_layers[-1].forward = block.emb_layers[-1].forward
     move_biases(block)
     assert block.in_layers[-1].bias is not None and block.out_layers[-1].bias is not None
+
+
+def test_biases_in_half_precision_stay_near_those_of_full() -> None:
+    x, emb = torch.randn(2, 32, 4, 4), torch.randn(2, 16)
+    exact = residual_block(True)(x, emb)
+    usual = residual_block(True).bfloat16()
+    moved = residual_block(True).bfloat16()
+    move_biases(moved)
+    error, without = (((b(x.bfloat16(), emb.bfloat16()) - exact).norm() / exact.norm()) for b in (moved, usual))
+    assert error < 1.2 * without
+
+
+def test_a_norm_made_of_the_usual_one_is_another() -> None:
+    ops = comfy.ops.disable_weight_init
+    assert all(map(is_usual, (ops.LayerNorm(4), nn.LayerNorm(4), ops.GroupNorm(2, 4), nn.RMSNorm(4), nn.GELU())))
+    assert not is_usual(LayerNorm2d_op(ops)(4))
+
+
+def heads(length: int, batch: int = 2, number: int = 3, width: int = 64) -> torch.Tensor:
+    return torch.zeros(batch, number, length, width)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "fits"),
+    [
+        (heads(200), heads(77), heads(77), True), (heads(256), heads(128), heads(128), True),
+        (heads(100), heads(77), heads(77), False), (heads(999), heads(129), heads(129), False),
+        (heads(200), heads(0), heads(0), False), (heads(200), heads(77), heads(78), False),
+        (heads(200), heads(77, batch=1), heads(77, batch=1), False),
+        (heads(200), heads(9, number=1), heads(9, number=1), False),
+        (heads(200), heads(77), heads(77, width=128), False), (heads(200), heads(77).half(), heads(77).half(), False),
+        (heads(900, width=160), heads(77, width=160), heads(77, width=160), False),
+        (heads(8, 70000, 1, 16), heads(1, 70000, 1, 16), heads(1, 70000, 1, 16), False),
+    ],
+)  # fmt: skip
+def test_attention_that_the_kernel_takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, fits: bool) -> None:
+    assert fits_few_keys(q, k, v) == fits

@@ -32,15 +32,11 @@ class AdapterOptions(io.ComfyNode):
                     "conv_rank",
                     "Rank of convolutions larger than 1x1 (kohya: conv_dim); 0 = as rank. "
                     "It needs targets that name convolutions.",
-                    0,
-                    1024,
                     False,
                 ),
                 field.number(
                     "conv_alpha",
                     "Alpha of those convolutions: half of conv_rank, or the same, is usual; 0 = as alpha.",
-                    0.0,
-                    1024.0,
                     0.5,
                     False,
                 ),
@@ -54,8 +50,6 @@ class AdapterOptions(io.ComfyNode):
                     "lokr_factor",
                     "LoKr: size of the small factor (kohya: factor), 4 to 16 for smaller files; -1 = as even as can "
                     "be.",
-                    -1,
-                    1024,
                     False,
                 ),
                 field.text(
@@ -69,8 +63,6 @@ class AdapterOptions(io.ComfyNode):
                     "dropout",
                     "Share of each adapter's inputs set to zero (kohya: network_dropout): 0.05 to 0.2 against "
                     "overfitting.",
-                    0.0,
-                    0.99,
                     0.01,
                     False,
                 ),
@@ -78,16 +70,12 @@ class AdapterOptions(io.ComfyNode):
                     "rank_dropout",
                     "Share of each adapter's ranks left out in a step (LoRA, DoRA, LoHa): 0.1 to 0.3 against "
                     "overfitting.",
-                    0.0,
-                    0.99,
                     0.01,
                     False,
                 ),
                 field.number(
                     "module_dropout",
                     "Share of the adapters left out in a step: 0.05 to 0.1 against overfitting.",
-                    0.0,
-                    0.99,
                     0.01,
                     False,
                 ),

@@ -1,10 +1,10 @@
-"""Inputs made from the recipe's fields, with the recipe's own defaults."""
+"""Inputs made from the recipe's fields, with the recipe's own defaults and limits."""
 
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import CUSTOM, preset_values
+from ..training.config import CUSTOM, LIMITS, preset_values
 
 DEFAULTS = preset_values(CUSTOM)
 
@@ -19,19 +19,17 @@ class Fields:
     def __init__(self, defaults: dict[str, Any]):
         self.defaults = defaults
 
-    def integer(
-        self, name: str, tooltip: str, low: int = 0, high: int = 1_000_000, advanced: bool = True, **more: Any
-    ) -> io.Int.Input:
+    def integer(self, name: str, tooltip: str, advanced: bool = True, **more: Any) -> io.Int.Input:
+        lowest, highest = map(int, LIMITS[name].offered)
         return io.Int.Input(
-            name, default=self.defaults[name], min=low, max=high, tooltip=tooltip, advanced=advanced, optional=True,
-            **more,
+            name, default=self.defaults[name], min=lowest, max=highest, tooltip=tooltip, advanced=advanced,
+            optional=True, **more,
         )  # fmt: skip
 
-    def number(
-        self, name: str, tooltip: str, low: float = 0.0, high: float = 1e6, step: float = 0.01, advanced: bool = True
-    ) -> io.Float.Input:
+    def number(self, name: str, tooltip: str, step: float = 0.01, advanced: bool = True) -> io.Float.Input:
+        lowest, highest = map(float, LIMITS[name].offered)
         return io.Float.Input(
-            name, default=self.defaults[name], min=low, max=high, step=step, round=False,  # pyright: ignore[reportArgumentType]
+            name, default=self.defaults[name], min=lowest, max=highest, step=step, round=False,  # pyright: ignore[reportArgumentType]
             tooltip=tooltip, advanced=advanced, optional=True,
         )  # fmt: skip
 

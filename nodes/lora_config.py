@@ -59,15 +59,11 @@ class LoRAConfigNode(io.ComfyNode):
                     "rank",
                     "Size of the LoRA (kohya: network_dim): 8 to 32 for a subject, 32 to 64 for a style. "
                     "oft: size of a block, at most the square root of a layer's rows.",
-                    1,
-                    1024,
                     False,
                 ),
                 field.number(
                     "alpha",
                     "The LoRA is scaled by alpha / rank (kohya: network_alpha). Half of rank, or the same, is usual.",
-                    0.001,
-                    1024.0,
                     0.5,
                     False,
                 ),
@@ -82,8 +78,6 @@ class LoRAConfigNode(io.ComfyNode):
                     "learning_rate",
                     "1e-4 is the usual start; halve it if pictures break, double it if nothing is learned. "
                     "prodigy wants 1.",
-                    1e-8,
-                    10.0,
                     1e-7,
                     False,
                 ),
@@ -92,26 +86,20 @@ class LoRAConfigNode(io.ComfyNode):
                     "Optimizer steps of the run (kohya: max_train_steps). steps x batch_size / pictures is how "
                     "often each "
                     "is seen: 100 to 300 times is usual.",
-                    1,
-                    1_000_000,
                     False,
                 ),
                 field.integer(
                     "batch_size",
                     "Pictures in one forward pass: more is steadier and takes more memory; 1 to 4 is usual.",
-                    1,
-                    512,
                     False,
                 ),
                 field.integer(
                     "seed",
                     "All random choices follow from it: same seed, same LoRA.",
-                    0,
-                    2**53 - 1,
                     False,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                 ),
-                field.integer("epochs", "Passes over the data (kohya: max_train_epochs); 0 = use steps.", 0, 100_000),
+                field.integer("epochs", "Passes over the data (kohya: max_train_epochs); 0 = use steps."),
                 field.choice(
                     "optimizer",
                     OPTIMIZERS,
@@ -122,8 +110,6 @@ class LoRAConfigNode(io.ComfyNode):
                 field.number(
                     "weight_decay",
                     "Pulls the LoRA towards nothing, against overfitting; 0.01 is usual.",
-                    0.0,
-                    10.0,
                     0.001,
                 ),
                 field.choice(
@@ -136,28 +122,18 @@ class LoRAConfigNode(io.ComfyNode):
                 field.number(
                     "warmup",
                     "Rise of the learning rate: below 1 a share of the run, from 1 on steps; 0.05 is usual.",
-                    0.0,
-                    1e6,
                 ),
                 field.integer(
                     "gradient_accumulation",
                     "Forward passes for one step: a larger batch in the same memory, at so many times the time.",
-                    1,
-                    1024,
                 ),
                 field.number(
                     "max_grad_norm",
                     "Gradients are scaled down to this norm, against jumps; 1 is usual, 0 = off.",
-                    0.0,
-                    1000.0,
                     0.1,
                 ),
-                field.number(
-                    "min_snr_gamma", "Balances the loss over noise levels; 5 is usual, 0 = off.", 0.0, 100.0, 0.5
-                ),
-                field.number(
-                    "noise_offset", "Helps with very dark and very bright pictures; 0.05 is usual, 0 = off.", 0.0, 1.0
-                ),
+                field.number("min_snr_gamma", "Balances the loss over noise levels; 5 is usual, 0 = off.", 0.5),
+                field.number("noise_offset", "Helps with very dark and very bright pictures; 0.05 is usual, 0 = off."),
                 field.choice(
                     "precision",
                     PRECISIONS,
@@ -185,12 +161,10 @@ class LoRAConfigNode(io.ComfyNode):
                     "sample_prompts",
                     "A prompt a line, drawn every sample_every steps. Write the trigger word into them.",
                 ),
-                field.integer("sample_steps", "Sampler steps of a sample picture: 20 is enough to judge by.", 1, 200),
+                field.integer("sample_steps", "Sampler steps of a sample picture: 20 is enough to judge by."),
                 field.number(
                     "sample_guidance",
                     "Classifier-free guidance of a sample picture: 7 for SD1.5 and SDXL, 3.5 for Flux; 1 = off.",
-                    0.0,
-                    30.0,
                     0.5,
                 ),
                 field.choice(
@@ -204,8 +178,6 @@ class LoRAConfigNode(io.ComfyNode):
                     "text_encoder_learning_rate",
                     "Trains the text encoders (CLIP-L, CLIP-G) too, at this rate (kohya: text_encoder_lr): "
                     "a fifth of learning_rate is usual. 0 = off.",
-                    0.0,
-                    10.0,
                     1e-7,
                     False,
                 ),

@@ -38,8 +38,6 @@ class LossOptions(io.ComfyNode):
                     "huber_c",
                     "Where huber and smooth_l1 turn from square to linear: lower minds outliers less. "
                     "The lowest point under huber_schedule exponential and snr.",
-                    1e-4,
-                    10.0,
                     0.01,
                     False,
                 ),
@@ -58,16 +56,12 @@ class LossOptions(io.ComfyNode):
                 field.integer(
                     "multires_noise_iterations",
                     "Layers of coarser noise (pyramid noise), for contrast and composition: 6 to 10; 0 = off.",
-                    0,
-                    16,
                     False,
                 ),
                 field.number(
                     "multires_noise_discount",
                     "Strength of each coarser layer against the one before: 0.1 to 0.3 for few pictures, up to 0.8 for "
                     "many.",
-                    0.0,
-                    1.0,
                     0.05,
                     False,
                 ),
@@ -75,8 +69,6 @@ class LossOptions(io.ComfyNode):
                     "ip_noise_gamma",
                     "Input perturbation: the model sees a little more noise than it is asked "
                     "for. 0.05 to 0.1; 0 = off.",
-                    0.0,
-                    1.0,
                     0.01,
                     False,
                 ),
@@ -86,13 +78,11 @@ class LossOptions(io.ComfyNode):
                     "with v-prediction models made for it.",
                     False,
                 ),
-                field.integer("min_timestep", "First timestep trained, of 1000.", 0, 999, False),
+                field.integer("min_timestep", "First timestep trained, of 1000.", False),
                 field.integer(
                     "max_timestep",
                     "Timestep before which training ends, of 1000. Lower it for detail, "
                     "raise min_timestep for composition.",
-                    1,
-                    1000,
                     False,
                 ),
                 field.choice(
@@ -105,24 +95,18 @@ class LossOptions(io.ComfyNode):
                 field.number(
                     "logit_mean",
                     "Of logit_normal, shift and resolution_shift: above 0 = noisier.",
-                    -10.0,
-                    10.0,
                     0.1,
                     False,
                 ),
                 field.number(
                     "logit_std",
                     "Of logit_normal, shift and resolution_shift: the spread (kohya: sigmoid_scale).",
-                    0.01,
-                    10.0,
                     0.1,
                     False,
                 ),
                 field.number(
                     "timestep_shift",
                     "Of shift (kohya: discrete_flow_shift): above 1 = noisier; 0 = the model's own.",
-                    0.0,
-                    100.0,
                     0.1,
                     False,
                 ),

@@ -37,23 +37,17 @@ class OptimizerOptions(io.ComfyNode):
                 field.integer(
                     "scheduler_cycles",
                     "Cycles of cosine_with_restarts (kohya: lr_scheduler_num_cycles): 2 to 4 is usual.",
-                    1,
-                    1000,
                     False,
                 ),
                 field.number(
                     "scheduler_power",
                     "Power of polynomial (kohya: lr_scheduler_power): 1 is linear, 2 falls faster at first.",
-                    0.01,
-                    10.0,
                     0.1,
                     False,
                 ),
                 field.number(
                     "ema_decay",
                     "The LoRA is a moving average of its past: 0.99 for short runs, 0.999 for long ones; 0 = off.",
-                    0.0,
-                    0.99999,
                     0.00001,
                     False,
                 ),

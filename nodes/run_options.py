@@ -31,19 +31,13 @@ class RunOptions(io.ComfyNode):
                     "validation_share",
                     "Share of the pictures held out of training to measure on: 0.1 of 30 pictures or more tells when "
                     "it begins to learn by heart. 0 = off.",
-                    0.0,
-                    0.5,
                     0.01,
                     False,
                 ),
-                field.integer(
-                    "validation_every", "Steps between two looks at the held-out pictures.", 1, 100_000, False
-                ),
+                field.integer("validation_every", "Steps between two looks at the held-out pictures.", False),
                 field.integer(
                     "validation_patience",
                     "Ends the run when so many validations in a row brought nothing better: 5 is a start. 0 = never.",
-                    0,
-                    10_000,
                     False,
                 ),
                 field.switch(
@@ -60,12 +54,10 @@ class RunOptions(io.ComfyNode):
                     "checkpoint_minutes",
                     "Minutes between two checkpoints, from which a run goes on after a stop, a crash or a power cut "
                     "when you queue the same workflow again.",
-                    0.0,
-                    1440.0,
                     0.5,
                     False,
                 ),
-                field.integer("keep_checkpoints", "The newest checkpoints that are kept on the disk.", 1, 1000, False),
+                field.integer("keep_checkpoints", "The newest checkpoints that are kept on the disk.", False),
             ],
             outputs=[KilnConfig.Output(display_name="config", tooltip="For Train LoRA.")],
         )

@@ -5,7 +5,7 @@ from math import inf
 from typing import Any
 
 from .layer_rules import parse_layer_rules
-from .numbers import is_finite, outside
+from .numbers import Limits, is_finite, keep_as_whole, outside
 from .problems import InputError, raise_if_any
 
 ADAPTERS = ("lora", "dora", "loha", "lokr", "oft")
@@ -28,28 +28,52 @@ BASE_PRECISIONS = ("as loaded", "fp8", "fp8 matmul")
 ON_DIVERGENCE = ("stop", "step back")
 """step back: to the last checkpoint, with half the learning rate"""
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
-LIMITS: dict[str, tuple[float, float]] = {
-    "rank": (1, inf), "conv_rank": (0, 1024), "conv_alpha": (0, 1024), "batch_size": (1, 512),
-    "gradient_accumulation": (1, 1024), "epochs": (0, 100_000), "warmup": (0, inf), "max_grad_norm": (0, inf),
-    "min_snr_gamma": (0, inf), "weight_decay": (0, 10), "noise_offset": (0, 1), "multires_noise_iterations": (0, 16),
-    "multires_noise_discount": (0, 1), "ip_noise_gamma": (0, 1), "timestep_shift": (0, 100), "logit_mean": (-10, 10),
-    "text_encoder_learning_rate": (0, 10), "scheduler_cycles": (1, 1000), "save_every": (0, inf),
-    "sample_every": (0, inf), "sample_steps": (1, 200), "sample_guidance": (0, 30), "seed": (0, inf),
-    "validation_share": (0, 0.5), "validation_every": (1, inf), "validation_patience": (0, inf),
-    "checkpoint_minutes": (0, 1440), "keep_checkpoints": (1, 1000),
-}  # fmt: skip
-"""Lowest and highest value"""
 MOST_RANKS = 1024
 """of any adapter but lokr, where a rank above every layer's stands for whole factors"""
-STEPS_LIMITS = (1, 1_000_000)
-HIGHEST_ABOVE_ZERO: dict[str, float] = {
-    "alpha": 10_000,
-    "learning_rate": 10,
-    "huber_c": 10,
-    "scheduler_power": 10,
-    "logit_std": 10,
+LIMITS = {
+    "rank": Limits(1, inf, offered_to=MOST_RANKS),
+    "alpha": Limits(0, 10_000, excluded=0, offered_from=0.001, offered_to=1024),
+    "conv_rank": Limits(0, 1024),
+    "conv_alpha": Limits(0, 1024),
+    "lokr_factor": Limits(-1, 1024, excluded=0),
+    "dropout": Limits(0, 1, excluded=1, offered_to=0.99),
+    "rank_dropout": Limits(0, 1, excluded=1, offered_to=0.99),
+    "module_dropout": Limits(0, 1, excluded=1, offered_to=0.99),
+    "text_encoder_learning_rate": Limits(0, 10),
+    "learning_rate": Limits(0, 10, excluded=0, offered_from=1e-8),
+    "weight_decay": Limits(0, 10),
+    "warmup": Limits(0, inf, offered_to=1_000_000),
+    "scheduler_cycles": Limits(1, 1000),
+    "scheduler_power": Limits(0, 10, excluded=0, offered_from=0.01),
+    "steps": Limits(1, 1_000_000),
+    "epochs": Limits(0, 100_000),
+    "batch_size": Limits(1, 512),
+    "gradient_accumulation": Limits(1, 1024),
+    "max_grad_norm": Limits(0, inf, offered_to=1000),
+    "min_snr_gamma": Limits(0, inf, offered_to=100),
+    "huber_c": Limits(0, 10, excluded=0, offered_from=1e-4),
+    "noise_offset": Limits(0, 1),
+    "multires_noise_iterations": Limits(0, 16),
+    "multires_noise_discount": Limits(0, 1),
+    "ip_noise_gamma": Limits(0, 1),
+    "min_timestep": Limits(0, 999),
+    "max_timestep": Limits(1, 1000),
+    "logit_mean": Limits(-10, 10),
+    "logit_std": Limits(0, 10, excluded=0, offered_from=0.01),
+    "timestep_shift": Limits(0, 100),
+    "ema_decay": Limits(0, 1, excluded=1, offered_to=0.99999),
+    "seed": Limits(0, inf, offered_to=2**53 - 1),
+    "save_every": Limits(0, inf, offered_to=1_000_000),
+    "validation_share": Limits(0, 0.5),
+    "validation_every": Limits(1, inf, offered_to=100_000),
+    "validation_patience": Limits(0, inf, offered_to=10_000),
+    "checkpoint_minutes": Limits(0, 1440),
+    "keep_checkpoints": Limits(1, 1000),
+    "sample_every": Limits(0, inf, offered_to=1_000_000),
+    "sample_steps": Limits(1, 200),
+    "sample_guidance": Limits(0, 30),
 }
-"""Fields that must be above 0, and the highest value of each"""
+"""Of every field that is a number; the nodes' fields take theirs from here."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +210,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            *_outside(self, LIMITS),
-            *_not_above_zero(self, HIGHEST_ABOVE_ZERO),
-            *_shares(self, "dropout", "rank_dropout", "module_dropout", "ema_decay"),
+            *outside(self._numbers(), LIMITS, _DEFAULTS),
             *_one_of(self, ON_DIVERGENCE, "on_divergence"),
             *_one_of(self, ADAPTERS, "adapter"),
             *_one_of(self, TARGETS, "targets"),
@@ -201,29 +223,29 @@ class LoRAConfig:
             *_one_of(self, BASE_PRECISIONS, "base_precision"),
             *_one_of(self, SAVE_PRECISIONS, "save_precision"),
         ]
-        times = self.min_timestep, self.max_timestep
-        if not all(map(is_finite, times)) or not 0 <= self.min_timestep < self.max_timestep <= 1000:
-            problems.append(
-                f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "
-                "they must be from 0 to 1000, the first below the second; 0 and 1000 train all of them."
-            )
         if self.adapter != "lokr" and is_finite(self.rank) and MOST_RANKS < self.rank:
             problems.append(f"rank is {self.rank}; it must be at most {MOST_RANKS}, except for lokr; 16 is usual.")
-        if self.lokr_factor != -1 and not (is_finite(self.lokr_factor) and 1 <= self.lokr_factor <= 1024):
-            problems.append(f"lokr_factor is {self.lokr_factor}; it must be -1 or from 1 to 1024; -1 is usual.")
         try:
             parse_layer_rules(self.layer_rules)
         except InputError as error:
             problems += error.problems
-        if self.epochs == 0:
-            problems += _outside(self, {"steps": STEPS_LIMITS})
-        if all(is_finite(getattr(self, each.name)) for each in fields(self) if isinstance(each.default, int | float)):
+        if all(is_finite(getattr(self, name)) for name in LIMITS):
             problems += self._contradictions()
         raise_if_any("LoRA Config", problems)
+        keep_as_whole(self, (name for name in self._numbers() if isinstance(_DEFAULTS[name], int)))
+
+    def _numbers(self) -> dict[str, Any]:
+        """The fields with limits; without steps, where epochs count."""
+        return {name: getattr(self, name) for name in LIMITS if name != "steps" or self.epochs == 0}
 
     def _contradictions(self) -> list[str]:
         """What does not go together, all numbers being numbers."""
         problems = []
+        if self.min_timestep >= self.max_timestep:
+            problems.append(
+                f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "
+                "the first must be below the second; 0 and 1000 train all of them."
+            )
         if not self.validation_share and (self.keep_best or self.validation_patience):
             problems.append(
                 "keep_best or validation_patience is set, but validation_share is 0: nothing is measured. "
@@ -293,26 +315,6 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 _DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(LoRAConfig)}
-
-
-def _outside(config: LoRAConfig, limits: dict[str, tuple[float, float]]) -> list[str]:
-    return outside({name: getattr(config, name) for name in limits}, limits, _DEFAULTS)
-
-
-def _not_above_zero(config: LoRAConfig, highest: dict[str, float]) -> list[str]:
-    return [
-        f"{name} is {value!r}; it must be a number above 0, at most {most}; {_DEFAULTS[name]:g} is usual."
-        for name, most in highest.items()
-        if not is_finite(value := getattr(config, name)) or not 0 < value <= most
-    ]
-
-
-def _shares(config: LoRAConfig, *names: str) -> list[str]:
-    return [
-        f"{name} is {value!r}; it must be a number from 0 to below 1; {_DEFAULTS[name]:g} is usual."
-        for name in names
-        if not is_finite(value := getattr(config, name)) or not 0 <= value < 1
-    ]
 
 
 def _one_of(config: LoRAConfig, allowed: tuple[str, ...], name: str) -> list[str]:

@@ -12,6 +12,7 @@ from .buckets import Fit, bucket_sizes, crops, fit_picture
 from .captions import drop_tags, one_line, shuffle_tags
 from .captions import with_trigger as caption_with_trigger
 from .folder_settings import FolderSettings
+from .numbers import is_whole, keep_as_whole
 from .pictures import fit_mask, fit_pixels, load_alpha, load_mask, load_picture, to_image, to_mask_image
 from .problems import raise_if_any
 from .randomness import python_random
@@ -62,6 +63,13 @@ class DatasetSettings:
     """further weight of a regularisation picture's loss"""
 
     def __post_init__(self) -> None:
+        not_whole = [
+            f"{name} is {value!r}; it must be a whole number, such as {usual}."
+            for name, usual in _WHOLE.items()
+            if not is_whole(value := getattr(self, name))
+        ]
+        raise_if_any("Load Dataset", not_whole)
+        keep_as_whole(self, _WHOLE)
         problems = []
         if not 64 <= self.resolution <= 4096:
             problems.append(
@@ -108,6 +116,8 @@ class DatasetSettings:
 
 
 _NAMES = {each.name for each in fields(DatasetSettings)}
+_WHOLE = {each.name: each.default for each in fields(DatasetSettings) if type(each.default) is int}
+"""Whole number -> its default"""
 
 
 @dataclass(frozen=True)

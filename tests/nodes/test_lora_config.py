@@ -70,6 +70,15 @@ def test_all_numbers_far_off_are_refused_at_once_with_what_is_usual() -> None:
     }
 
 
+def test_a_number_that_is_not_whole_is_refused_in_words() -> None:
+    with pytest.raises(InputError) as caught:
+        config(rank=16.5, batch_size=1.5)
+    assert caught.value.problems == (
+        "rank is 16.5; it must be a whole number of at least 1; 16 is usual.",
+        "batch_size is 1.5; it must be a whole number from 1 to 512; 1 is usual.",
+    )
+
+
 def test_samples_without_a_prompt_are_refused() -> None:
     with pytest.raises(InputError, match="sample_prompts is empty"):
         config(sample_every=10, sample_prompts=" \n")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from comfy_api.latest import io
 from lora_kiln.nodes.adapter_options import AdapterOptions
 from lora_kiln.nodes.lora_config import LoRAConfigNode
 from lora_kiln.nodes.loss_options import LossOptions
@@ -35,6 +36,22 @@ def test_every_field_of_the_recipe_can_be_set_in_one_place() -> None:
     assert sorted(places) == sorted(preset_values("custom"))
 
 
+NUMBERS = [
+    (each.id, number)
+    for node in (LoRAConfigNode, *OPTIONS)
+    for each in node.define_schema().inputs
+    if isinstance(each, io.Int.Input | io.Float.Input)
+    for number in (each.min, each.max)
+]
+"""Both ends of every number's field"""
+
+
+@pytest.mark.parametrize(("name", "number"), NUMBERS)
+def test_what_a_field_offers_the_recipe_takes(name: str, number: float) -> None:
+    others = {"epochs": 1, "validation_share": 0.1, "sample_every": 1, "sample_prompts": ("a cat",)}
+    assert getattr(LoRAConfig(**{**others, name: number}), name) == number
+
+
 @pytest.mark.parametrize("node", OPTIONS)
 def test_the_fields_as_the_page_shows_them_change_nothing(node) -> None:
     shown = {name: each.default for name, each in inputs(node).items() if name != "config"}
@@ -58,6 +75,7 @@ def test_a_value_is_changed_and_the_rest_stays() -> None:
     [
         (AdapterOptions, "dropout", 1.0),
         (AdapterOptions, "lokr_factor", 0),
+        (AdapterOptions, "conv_rank", 8.5),
         (LossOptions, "loss", "l1"),
         (LossOptions, "max_timestep", 0),
         (OptimizerOptions, "ema_decay", 1.0),

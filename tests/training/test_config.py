@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from lora_kiln.training.config import PRESETS, LoRAConfig, preset_values
+from lora_kiln.training.config import LIMITS, PRESETS, LoRAConfig, preset_values
 from lora_kiln.training.problems import InputError
 
 
@@ -107,6 +107,40 @@ def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> N
 def test_a_text_in_place_of_a_number_is_refused_in_words(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is "):
         LoRAConfig(**{name: "1"})
+
+
+def test_every_number_has_limits() -> None:
+    numbers = [each.name for each in dataclasses.fields(LoRAConfig) if type(each.default) in (int, float)]
+    assert list(LIMITS) == numbers
+
+
+WHOLE = {each.name: each.default for each in dataclasses.fields(LoRAConfig) if type(each.default) is int}
+
+
+@pytest.mark.parametrize(("name", "usual"), WHOLE.items())
+def test_a_number_that_is_not_whole_is_refused_where_only_whole_ones_count(name: str, usual: int) -> None:
+    with pytest.raises(InputError) as caught:
+        LoRAConfig(**{name: usual + 0.5})
+    problem = caught.value.problems[0]
+    assert problem.startswith(f"{name} is {usual + 0.5}; it must be a whole number ")
+    assert problem.endswith(f"; {usual} is usual.")
+
+
+@pytest.mark.parametrize(("name", "usual"), WHOLE.items())
+def test_a_whole_number_may_come_with_a_point(name: str, usual: int) -> None:
+    number = getattr(LoRAConfig(**{name: float(usual)}), name)
+    assert number == usual and type(number) is int
+
+
+@pytest.mark.parametrize("steps", [0, 10.5, math.nan])
+def test_steps_do_not_matter_where_epochs_count(steps: float) -> None:
+    assert LoRAConfig(steps=steps, epochs=5).epochs == 5  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("times", [(500, 500), (900, 100)])
+def test_the_last_timestep_is_above_the_first(times: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=f"min_timestep is {times[0]} and max_timestep is {times[1]}"):
+        LoRAConfig(min_timestep=times[0], max_timestep=times[1])
 
 
 def test_whole_factors_of_lokr_may_have_any_rank() -> None:

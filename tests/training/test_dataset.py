@@ -374,6 +374,18 @@ def test_masks_count_where_masked_loss_is_on() -> None:
     assert [data.is_masked(index) for index in range(3)] == [False, True, False]
 
 
+@pytest.mark.parametrize("value", [96.5, float("nan"), "96"])
+@pytest.mark.parametrize("setting", ["resolution", "bucket_step", "shortest_side", "longest_side", "keep_tokens"])
+def test_a_number_that_is_not_whole_is_refused_by_the_name_of_its_setting(setting: str, value) -> None:
+    with pytest.raises(InputError, match=f"{setting} is {value!r}; it must be a whole number, such as "):
+        DatasetSettings(**{setting: value})
+
+
+def test_a_whole_number_may_come_with_a_point() -> None:
+    settings = DatasetSettings(resolution=512.0, keep_tokens=1.0)  # pyright: ignore[reportArgumentType]
+    assert (repr(settings.resolution), repr(settings.keep_tokens)) == ("512", "1")
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

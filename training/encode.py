@@ -21,8 +21,8 @@ from .problems import InputError, raise_if_any
 
 MEMORY = 512 * 2**20
 """bytes of what lies in a cache that are held in memory too"""
-TOGETHER, TOGETHER_PIXELS = 8, 2**20
-"""Pictures and pixels that go through the VAE at once, at most (but one picture always does)."""
+TOGETHER_PIXELS = 2**20
+"""that go through the VAE at once, at most (but one picture always does)"""
 SPREAD_LATENTS = 64
 """latents that `latent_spread` looks at"""
 
@@ -51,7 +51,7 @@ class Encoded:
         self._vae = vae
         self._with_captions = captions
         self._shelf = _Shelf(cache, MEMORY)
-        self._together = TOGETHER if together else 1
+        self._pixels = TOGETHER_PIXELS if together else 1
         self._names = _Names(dataset, clip, vae, cache, together) if cache else None
 
     def latent(self, sample: Sample) -> torch.Tensor:
@@ -92,7 +92,7 @@ class Encoded:
         self.prompts = {prompt: self._text(prompt, is_prompt=True) for prompt in prompts}
         missing = self._shelf.missing({view: self._names and self._names.latent(*view) for view in self.views})
         done = 0
-        for members, pictures in self._read_ahead(_by_size(missing, self._together)):
+        for members, pictures in self._read_ahead(_by_size(missing, self._pixels)):
             on_progress("pictures", done, len(missing))
             latents = self._encoded(members, pictures)
             for view in members:
@@ -347,13 +347,13 @@ class _Shelf:
         return value
 
 
-def _by_size(views: Iterable[View], together: int) -> Iterator[tuple[View, ...]]:
-    """The views in groups of one size, of at most so many, that go through the VAE at once."""
+def _by_size(views: Iterable[View], pixels: int) -> Iterator[tuple[View, ...]]:
+    """The views in groups of one size that go through the VAE at once, of at most so many pixels or of one view."""
     sizes: dict[tuple[int, int], list[View]] = {}
     for view in views:
         sizes.setdefault((view[1].width, view[1].height), []).append(view)
     for (width, height), members in sizes.items():
-        number = max(1, min(together, TOGETHER_PIXELS // (width * height)))
+        number = max(1, pixels // (width * height))
         for start in range(0, len(members), number):
             yield tuple(members[start : start + number])
 

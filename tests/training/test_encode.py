@@ -121,8 +121,9 @@ def test_only_what_is_new_is_computed(small, path: Path, asked, together: bool) 
         assert asked.pictures == 5 and len(asked.texts) == 5
 
 
-def test_pictures_of_one_size_may_go_through_the_vae_together(small, asked) -> None:
-    number = room.TOGETHER
+def test_pictures_of_one_size_may_go_through_the_vae_together(small, asked, monkeypatch) -> None:
+    number, fit = 8, samples_of(dataset(1))[0].fit
+    monkeypatch.setattr(room, "TOGETHER_PIXELS", number * fit.width * fit.height)
     encoded = encode(small, dataset(2 * number + 1), together=True)
     assert (asked.pictures, asked.calls) == (2 * number + 1, 3)
     alone = encode(small, dataset(2 * number + 1))

@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import os
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
 import torch
@@ -151,7 +151,7 @@ class GraphEngine:
         broken: BaseException | None = None
         current = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
+            with _no_garbage(), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 try:
                     part()
                 except BaseException as error:  # is looked at when the recording has ended
@@ -185,6 +185,19 @@ _KEPT: list[BaseException | str] = []
 """Under cudaMallocAsync, what broke recordings off; with all that its frames hold where it was a CUDA error, since the
 memory cannot be given back then. Torch takes no further recording after one."""
 _BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-malloc avoids that)."
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing that nobody uses any more goes while it lasts: what goes may wait for the GPU, which breaks a recording."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _let_go(error: BaseException) -> None:

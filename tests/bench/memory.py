@@ -1,7 +1,7 @@
 """How little memory training takes, and how many pictures it bears.
 
 python3 dev.py bench memory [--parts cards copies scale] [--models sd15 sdxl flux] [--ways ours core ...]
-    [--cards 3 4 6 8 ...] [--goals-only] [--pictures 20 1000 20000] [--way NAME JSON] [--add FILE ...] [--json FILE]
+    [--cards 3 4 6 8 ...] [--goals-only] [--pictures 20 1000 20000] [--side 128] [--way NAME JSON] [--add FILE ...] [--json FILE]
 
 cards    The smallest card on which each way of training runs at batch 1, pictures and captions encoded on it too. A
          card of N GiB is made in two ways at once: the server's process may take N GiB by torch
@@ -26,7 +26,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,17 +208,20 @@ def memory_of(run: Run) -> dict[str, int]:
 
 
 def scale(
-    bench: Bench, counts: Sequence[int], steps: int, batch: int, say: Callable[[str], None]
+    bench: Bench, counts: Sequence[int], side: int, steps: int, batch: int, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """Rows of the scale part, one a number of pictures: a run sees each of them, and takes at least so many steps."""
-    model, way = MODELS["kit"], Way("ours", settings={"gradient_checkpointing": False, "batch_size": batch})
+    model, way = (
+        replace(MODELS["kit"], side=side),
+        Way("ours", settings={"gradient_checkpointing": False, "batch_size": batch}),
+    )
     cache = bench.server.workspace / "user" / "__lora_kiln" / "encoded.sqlite"
     for count in counts:
         folder = write_pictures(bench.server.workspace / "input", f"scale-{count}", count, model.side, seed=count)
         for path in cache.parent.glob(f"{cache.name}*"):
             path.unlink()
         taken = max(steps, -(-count // batch))
-        row: dict[str, Any] = {"pictures": count, "steps": taken, "batch": batch, "failed": ""}
+        row: dict[str, Any] = {"pictures": count, "side": side, "steps": taken, "batch": batch, "failed": ""}
         for which in ("first", "again"):
             run = bench.run(model, way, taken, folder)
             row |= {
@@ -288,6 +291,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pictures", nargs="+", type=int, default=list(SCALE), help="numbers for the scale part")
     made.add_argument("--steps", type=int, default=SCALE_STEPS, help="of the scale part's runs, at least")
     made.add_argument("--batch", type=int, default=16 if has_cuda() else 4, help="of the scale part's runs")
+    made.add_argument("--side", type=int, default=MODELS["kit"].side, help="pixels of the scale part's pictures")
     made.add_argument("--limit", type=float, default=240 if has_cuda() else 3600, help="seconds that a run may take")
     made.add_argument("--add", type=Path, nargs="+", default=[], help="figures of earlier runs to join")
     made.add_argument("--json", type=Path)
@@ -384,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with server, server.client() as client:
             found["versions"] = versions(client)
             bench = Bench(server, client, None, SCALE_PATIENCE * options.limit)
-            for row in scale(bench, options.pictures, options.steps, options.batch, _say):
+            for row in scale(bench, options.pictures, options.side, options.steps, options.batch, _say):
                 add("scale", row)
     for part, line in (("cards", card_line), ("copies", copies_line), ("scale", scale_line)):
         if found[part]:

@@ -1,6 +1,7 @@
 """CUDA graphs of steps; on a GPU alone, with either of torch's allocators (PYTORCH_CUDA_ALLOC_CONF chooses)."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -92,6 +93,25 @@ def test_a_stop_while_recording_is_a_stop(monkeypatch) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     assert torch.randn(4, device="cuda").isfinite().all()
+
+
+class Unused:
+    """What waits for the GPU when it goes, and goes only when garbage is collected."""
+
+    def __init__(self) -> None:
+        self.own = self
+        weakref.finalize(self, torch.cuda.Stream().synchronize).atexit = False
+
+
+def test_what_nobody_uses_breaks_no_recording() -> None:
+    def collects(x: torch.Tensor) -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            Unused()
+        assert len([[] for _ in range(10_000)]) == 10_000  # more than the collector wakes up for
+
+    said: list[str] = []
+    engine = made(GraphEngine, Net(collects), said)
+    assert losses(engine) == losses(made(EagerEngine, Net(), said)) and not said and engine.graphs == 2
 
 
 def test_memory_goes_back_when_graphs_go() -> None:

@@ -189,7 +189,7 @@ _BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-ma
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Nothing that nobody uses any more goes while it lasts: what goes may wait for the GPU, which breaks a recording."""
+    """Nothing that is no longer used goes while it lasts: it might wait for the GPU, which breaks a recording."""
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()

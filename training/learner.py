@@ -23,7 +23,7 @@ from .objective import Family, Predict
 from .optimizers import for_use, load_optimizer_state, make_capturable, make_optimizer, optimizer_state
 from .picture_losses import PictureLosses
 from .problems import raise_if_any
-from .shared_input import AdaptedForward, Readers, SharedInput, block_names, share, unshare, watched
+from .shared_input import AdaptedForward, Readers, SharedInput, block_names, share, watched
 from .step import Step
 
 CUDAS_ALLOCATOR = (
@@ -35,6 +35,10 @@ MOMENTS = 2
 """tensors as long as the parameters that an optimizer gathers at its first step"""
 RESERVE = 128 * 2**20
 """bytes that a run may take beyond its largest pass: for the move, what kernels work in, memory in fragments"""
+
+
+class NoRoomTogether(Exception):
+    """There is memory for the largest pass, but not with layers computed together."""
 
 
 @dataclass
@@ -178,66 +182,63 @@ class Builder:
     def _first_that_fits(
         self, tried: Sequence[Placement], try_out: Callable[[Learner, Placement], None], attachments: ExitStack
     ) -> tuple[Placement, Learner]:
-        for placement in tried:
+        # By what fits it is decided only where nothing must be the same to the last bit.
+        left, together = list(tried), not self.config.deterministic
+        while True:
+            placement = left[0]
             with ExitStack() as stack:
                 try:
-                    learner = self._tried_out(placement, try_out, stack)
+                    learner = self._tried_out(placement, together and placement.resident == 1.0, try_out, stack)
+                except NoRoomTogether:
+                    together = False
+                    self.note(
+                        "Layers that read the same tensor are computed one by one, which is slower: together they do "
+                        "not fit into the GPU's memory."
+                    )
                 except torch.OutOfMemoryError:
-                    if placement == tried[-1]:
+                    if len(left) == 1:
                         raise
+                    left.pop(0)
                 else:
                     attachments.enter_context(stack.pop_all())
                     return placement, learner
             free_memory()
-        raise AssertionError("there is always a last placement")
 
     def _tried_out(
-        self, placement: Placement, try_out: Callable[[Learner, Placement], None], stack: ExitStack
+        self, placement: Placement, together: bool, try_out: Callable[[Learner, Placement], None], stack: ExitStack
     ) -> Learner:
         """A learner whose largest pass was made.
 
+        Args:
+            together: whether what reads the same tensor is to be computed together.
+
         Raises:
             torch.OutOfMemoryError: it does not fit.
+            NoRoomTogether: it fits, but not together; what was laid side by side has left gaps in the memory.
         """
         learner = self._placed(placement, stack)
         held = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
         held.append(torch.empty(RESERVE, dtype=torch.uint8, device=self.device))
         with watched(learner.nets.forwards.values()) as readers:
             try_out(learner, placement)
-        # By what fits it is decided where nothing must be the same to the last bit.
-        if placement.resident == 1.0 and not self.config.deterministic:
-            self._compute_together(learner, readers, placement, try_out)
+        groups = self._together(learner.nets, readers, placement) if together else []
+        if groups:
+            try:
+                learner.nets.shared.extend(map(share, groups))
+                try_out(learner, placement)
+            except torch.OutOfMemoryError as error:
+                raise NoRoomTogether from error
         return learner
 
-    def _compute_together(
-        self,
-        learner: Learner,
-        readers: Readers,
-        placement: Placement,
-        try_out: Callable[[Learner, Placement], None],
-    ) -> None:
-        """Computes together what reads the same tensor, if the largest pass fits then too.
+    @staticmethod
+    def _together(nets: Networks, readers: Readers, placement: Placement) -> list[list[AdaptedForward]]:
+        """What has read the same tensor, in groups.
 
         What is checkpointed is computed again block by block, and so goes together only within one.
         """
-        nets = learner.nets
         blocks = host.repeated_blocks(nets.model.diffusion_model) if placement.checkpointing else ()
         block_of = block_names([f"{DIFFUSION_MODEL}{name}" for name, _ in blocks], nets.forwards)
-        groups = readers.groups(block_of.__getitem__)
-        if not groups:
-            return
-        try:
-            for group in groups:
-                nets.shared.append(share(group))
-            try_out(learner, placement)
-        except torch.OutOfMemoryError:
-            unshare(nets.forwards.values())
-            nets.shared.clear()
-            self.note(
-                "Layers that read the same tensor are computed one by one, which is slower: together they do not fit "
-                "into the GPU's memory."
-            )
-            free_memory()
+        return readers.groups(block_of.__getitem__)
 
     def targets_of(self, model: Any, text_encoder: Any | None) -> list[Target]:
         """The layers that are trained: those of the LoRA that is continued, or those the recipe chooses."""

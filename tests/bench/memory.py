@@ -1,7 +1,8 @@
 """How little memory training takes, and how many pictures it bears.
 
 python3 dev.py bench memory [--parts cards copies scale] [--models sd15 sdxl flux] [--ways ours core ...]
-    [--cards 3 4 6 8 ...] [--goals-only] [--pictures 20 1000 20000] [--side 128] [--way NAME JSON] [--add FILE ...] [--json FILE]
+    [--cards 3 4 6 8 ...] [--goals-only] [--pictures 20 1000 20000] [--side 128] [--way NAME JSON] [--add FILE ...]
+    [--json FILE]
 
 cards    The smallest card on which each way of training runs at batch 1, pictures and captions encoded on it too. A
          card of N GiB is made in two ways at once: the server's process may take N GiB by torch

@@ -58,8 +58,9 @@ class Workshop:
         self.backward(learner)
         learner.engine.step.forget()
 
-    def tried_out(self, placement: Placement, try_out: Callable[..., None] | None = None) -> Learner:
-        return self.builder._tried_out(placement, try_out or self.try_out, self.stack)
+    def fitted(self, *placements: Placement, try_out: Callable[..., None] | None = None) -> Learner:
+        """Of the first placement that fits."""
+        return self.builder._first_that_fits(placements, try_out or self.try_out, self.stack)[1]
 
 
 # ---------------------------------------------------------------- what goes together
@@ -67,7 +68,7 @@ class Workshop:
 
 def test_what_reads_the_same_goes_together_once_it_was_tried_out() -> None:
     with Workshop() as shop:
-        learner = shop.tried_out(ASKED)
+        learner = shop.fitted(ASKED)
         assert shop.passes == [ASKED, ASKED] and not shop.said
         of_one = [[type(each.layer) for each in shared.members] for shared in learner.nets.shared]
         assert of_one and max(map(len, of_one)) > 3
@@ -79,12 +80,12 @@ def test_what_reads_the_same_goes_together_once_it_was_tried_out() -> None:
 )
 def test_where_bits_or_memory_matter_all_go_one_by_one(placement: Placement, values: dict[str, Any]) -> None:
     with Workshop(**values) as shop:
-        assert not shop.tried_out(placement).nets.shared and len(shop.passes) == 1
+        assert not shop.fitted(placement).nets.shared and len(shop.passes) == 1
 
 
 def test_what_is_checkpointed_goes_together_within_a_block_only() -> None:
     with Workshop() as shop:
-        nets = shop.tried_out(SPARING).nets
+        nets = shop.fitted(SPARING).nets
         names = {each: key.split(".transformer_blocks")[0] for key, each in nets.forwards.items()}
         assert nets.shared
         assert all(len({names[each] for each in shared.members}) == 1 for shared in nets.shared)
@@ -98,8 +99,10 @@ def test_without_memory_for_it_they_go_one_by_one_and_it_is_said() -> None:
             if len(shop.passes) == 2:
                 raise torch.OutOfMemoryError("full")
 
-        learner = shop.tried_out(ASKED, try_out)
+        learner = shop.fitted(ASKED, SPARING, try_out=try_out)
+        assert shop.passes == [ASKED] * 3  # built anew: memory with gaps would not do
         assert not learner.nets.shared and not any(each.shared for each in learner.nets.forwards.values())
+        assert len({each.layer.weight.untyped_storage().data_ptr() for each in learner.nets.forwards.values()}) > 50
         assert len(shop.said) == 1 and "one by one" in shop.said[0]
         shop.backward(learner)
         assert learner.flats[0].values.grad is not None and learner.flats[0].values.grad.any()
@@ -107,7 +110,7 @@ def test_without_memory_for_it_they_go_one_by_one_and_it_is_said() -> None:
 
 def test_a_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     with Workshop() as shop:
-        learner = shop.tried_out(ASKED)
+        learner = shop.fitted(ASKED)
 
         shared = learner.nets.shared[0]
 
@@ -139,8 +142,8 @@ def test_what_did_not_fit_is_gone_before_the_next_is_built() -> None:
                 first.extend(map(weakref.ref, learner.nets.model.parameters()))
                 raise torch.OutOfMemoryError("full")
 
-        placement, learner = shop.builder._first_that_fits([ASKED, SPARING], try_out, shop.stack)
-        assert placement == SPARING and alive and not any(alive) and learner.nets.shared
+        learner = shop.fitted(ASKED, SPARING, try_out=try_out)
+        assert shop.passes == [ASKED, SPARING, SPARING] and alive and not any(alive) and learner.nets.shared
 
 
 def test_where_nothing_fits_the_last_word_is_memory() -> None:
@@ -150,7 +153,7 @@ def test_where_nothing_fits_the_last_word_is_memory() -> None:
             raise torch.OutOfMemoryError(f"{placement.checkpointing}")
 
         with pytest.raises(torch.OutOfMemoryError, match="True"):
-            shop.builder._first_that_fits([ASKED, SPARING], try_out, shop.stack)
+            shop.fitted(ASKED, SPARING, try_out=try_out)
 
 
 # ---------------------------------------------------------------- kept
@@ -165,7 +168,7 @@ def learned(learner: Learner, shop: Workshop, steps: int) -> None:
 @pytest.mark.parametrize("values", [{}, {"ema_decay": 0.9}, {"optimizer": "lion", "ema_decay": 0.9}])
 def test_a_state_brings_back_all_that_changes(values: dict[str, Any]) -> None:
     with Workshop(**values) as shop:
-        learner = shop.tried_out(ASKED)
+        learner = shop.fitted(ASKED)
         learned(learner, shop, 2)
         tensors, plain = learner.state()
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -184,7 +187,7 @@ def test_a_state_brings_back_all_that_changes(values: dict[str, Any]) -> None:
 def test_a_checkpoint_has_the_adapters_in_their_order_whatever_lies_side_by_side() -> None:
     """As checkpoints always had it, so that earlier ones can be read."""
     with Workshop(ema_decay=0.9) as shop:
-        learner = shop.tried_out(ASKED)
+        learner = shop.fitted(ASKED)
         learned(learner, shop, 1)
         tensors, _ = learner.state()
         assert {"values.0", "ema.0", "optimizer.state.0.exp_avg"} <= tensors.keys()

@@ -146,6 +146,23 @@ def test_what_did_not_fit_is_gone_before_the_next_is_built() -> None:
         assert shop.passes == [ASKED, SPARING, SPARING] and alive and not any(alive) and learner.nets.shared
 
 
+def test_a_twin_goes_when_its_run_ends_though_its_layers_know_each_other() -> None:
+    with Workshop() as shop:
+        learner = shop.fitted(ASKED)
+        assert learner.nets.shared
+        shop.backward(learner)
+        weights = list(map(weakref.ref, learner.nets.model.parameters()))
+        layers = [weakref.ref(each.layer) for each in learner.nets.forwards.values()]
+        gc.collect()
+        gc.disable()
+        try:
+            shop.stack.close()
+            del learner
+            assert not any(each() for each in layers) and all(each() is None for each in weights)
+        finally:
+            gc.enable()
+
+
 def test_where_nothing_fits_the_last_word_is_memory() -> None:
     with Workshop() as shop:
 

@@ -18,6 +18,7 @@ from .dataset import Dataset, Picture, Sample, size_conditioning
 from .pictures import PictureError
 from .prefetch import NotHere
 from .problems import InputError, raise_if_any
+from .slabs import Slabs
 
 MEMORY = 512 * 2**20
 """bytes of what lies in a cache that are held in memory too"""
@@ -305,6 +306,7 @@ class _Shelf:
         self._limit = limit
         self._kept: dict[Hashable, Any] = {}
         self._recent: OrderedDict[Hashable, Any] = OrderedDict()
+        self._slabs = Slabs()
         self._size = 0
         self._lock = threading.RLock()
         self._maker = threading.get_ident()
@@ -340,7 +342,7 @@ class _Shelf:
             if not (self._cache and name and _put(self._cache, name, value)):
                 self._kept[key] = value
                 return value
-        self._recent[key] = value
+        self._recent[key] = value = self._slabs.settled(value)
         self._size += _bytes(value)
         while self._size > self._limit and len(self._recent) > 1:
             self._size -= _bytes(self._recent.popitem(last=False)[1])

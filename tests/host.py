@@ -345,15 +345,17 @@ class Client:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         ends = {"execution_success", "execution_error", "execution_interrupted"}
+        is_told = False  # who is told of a prompt's start is told of its end, however late
         while deadline is None or time.monotonic() < deadline:
             try:
                 kind, data = self._events.get(timeout=2)
             except queue.Empty:
-                if self.history(prompt_id):  # its end came by another way, before this socket or without it
+                if not is_told and self.history(prompt_id):  # its end came by another way, before this socket or without it
                     return
                 continue
             if kind == "closed":
                 raise HostError("The server closed the connection while the prompt ran.")
+            is_told |= kind == "execution_start" and data.get("prompt_id") == prompt_id
             yield kind, data
             if kind in ends and data.get("prompt_id") == prompt_id:
                 return

@@ -350,7 +350,9 @@ class Client:
             try:
                 kind, data = self._events.get(timeout=2)
             except queue.Empty:
-                if not is_told and self.history(prompt_id):  # its end came by another way, before this socket or without it
+                if not is_told and self.history(
+                    prompt_id
+                ):  # its end came by another way, before this socket or without it
                     return
                 continue
             if kind == "closed":

@@ -1,17 +1,24 @@
-"""The Triton kernels against torch, in Triton's interpreter where there is no GPU."""
+"""The Triton kernels against torch, in Triton's interpreter where there is no GPU, and compiled for GPUs of others."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from lora_kiln.training.host.fusion import FEW_KEYS_SINCE, MOST_KEYS
 
 from host import PACK, has_cuda
 
-PROGRAM = '''
+LOADED = """
 import importlib.util, sys, torch
-from torch.nn import functional as F
 spec = importlib.util.spec_from_file_location("kernels", sys.argv[1])
 kernels = sys.modules["kernels"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kernels)
+"""
+
+COMPARED = '''
+from torch.nn import functional as F
 device = sys.argv[2]
 generator = torch.Generator().manual_seed(0)
 
@@ -148,15 +155,69 @@ for width in (16, 5000):
 print("same")
 '''
 
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+capability, room = int(sys.argv[2]), int(sys.argv[3])
+pairs = [tuple(map(int, each.split("x"))) for each in sys.argv[4:]]
+
+class NoGPU:
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, device):
+        return 0
+    def get_current_target(self):
+        return GPUTarget("cuda", capability, 32)
+
+def compile_only(kernel, grid, *arguments, **options):
+    made = kernel.warmup(*arguments, grid=grid, **options)
+    assert made.metadata.shared <= room, (kernel.__name__, made.metadata.shared)
+    done.add(kernel.__name__)
+
+def both(function, *shape, order=torch.contiguous_format):
+    x = torch.empty(shape, dtype=dtype).contiguous(memory_format=order).requires_grad_()
+    y = function(x)
+    y.backward(torch.empty_like(y))
+
+done = set()
+driver.set_active(NoGPU())
+for name, module in list(sys.modules.items()):
+    if name.startswith("kernels.") and name != "kernels.launch":
+        module.launch = compile_only
+for dtype in (torch.bfloat16, torch.float16):
+    for keys, width in pairs:
+        kernels.try_cross_attention(torch.device("cpu"), dtype, keys, width)
+    vector = torch.empty(640, dtype=dtype)
+    norm = lambda x: kernels.group_norm(x, 32, vector, vector, 1e-5, True)
+    both(norm, 1, 640, 8, 8, order=torch.channels_last)
+    both(lambda x: kernels.layer_norm(x, vector, vector, 1e-5), 1, 8, 640)
+    both(lambda x: kernels.rms_norm(x, vector, 1e-5), 1, 8, 640)
+    both(kernels.geglu, 1, 8, 2560)
+    both(kernels.gelu, 1, 8, 2560)
+    both(lambda x: kernels.rotate(x, torch.empty(1, 1, 8, 64, 2, 2)), 1, 4, 8, 128)
+    numbers, scale = kernels.rows_to_e4m3(torch.empty(8, 3072, dtype=dtype))
+    kernels.from_e4m3(numbers, scale, dtype)
+    kernels.transposed(numbers)
+print("compiled", *sorted(done))
+"""
+
+
+def printed(program: str, *arguments: str, **environ: str) -> str:
+    command = [sys.executable, "-c", LOADED + program, str(PACK / "training" / "kernels" / "__init__.py"), *arguments]
+    result = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
 
 def test_they_give_what_torch_gives() -> None:
-    environ = os.environ if has_cuda() else os.environ | {"TRITON_INTERPRET": "1"}
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        str(PACK / "training" / "kernels" / "__init__.py"),
-        "cuda" if has_cuda() else "cpu",
-    ]
-    result = subprocess.run(command, env=environ, capture_output=True, text=True)
-    assert result.returncode == 0 and "same" in result.stdout, result.stderr[-3000:]
+    environ = {} if has_cuda() else {"TRITON_INTERPRET": "1"}
+    assert "same" in printed(COMPARED, "cuda" if has_cuda() else "cpu", **environ)
+
+
+@pytest.mark.parametrize(("capability", "kib"), [((7, 5), 64), ((8, 6), 99), ((12, 0), 99)])
+def test_they_compile_for_small_gpus_and_fit(capability: tuple[int, int], kib: int, tmp_path: Path) -> None:
+    """Those with least shared memory (kib, of a program: CUDA's programming guide) of each line of GPUs."""
+    shapes = [f"{MOST_KEYS}x{width}" for width in (40, 64, MOST_KEYS)] if capability >= FEW_KEYS_SINCE else []
+    arguments = (f"{10 * capability[0] + capability[1]}", f"{kib * 2**10}", *shapes)
+    done = printed(COMPILED, *arguments, TRITON_CACHE_DIR=str(tmp_path))
+    assert "_rows_to_e4m3" in done and ("_backward" in done.split()) == bool(shapes)

@@ -12,9 +12,13 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .page import say
+
 HALF = (torch.bfloat16, torch.float16)
 MOST_KEYS, MOST_PAIRS = 128, 65535
 """of the attention to few keys: keys and width of a head, and heads of all samples, as CUDA's grids allow"""
+FEW_KEYS_SINCE = (8, 0)
+"""compute capability; for older GPUs Triton compiles that attention for minutes, into what does not fit"""
 QUICKEST_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -199,7 +203,7 @@ def fits_few_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 @functools.cache
 def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: int) -> bool:
     """Whether `cross_attention` runs on a device: on smaller ones a program may not hold so much."""
-    if not has_kernels(device):
+    if not has_kernels(device) or torch.cuda.get_device_capability(device) < FEW_KEYS_SINCE:
         return False
     from ..kernels import try_cross_attention
 
@@ -207,7 +211,8 @@ def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: in
         try_cross_attention(device, dtype, keys, width)
     except torch.OutOfMemoryError:  # of now, and no reason for later
         raise
-    except Exception:  # Triton's compiler has errors of many kinds; torch's attention takes it all
+    except Exception as error:  # Triton's compiler has errors of many kinds; torch's attention takes it all
+        say("Attention to captions goes by torch's own kernel, which is slower: %s", _first_line(error))
         return False
     return True
 
@@ -329,5 +334,9 @@ def _obstacle(device: torch.device) -> str:
     except torch.OutOfMemoryError:  # of now, and no reason for later
         raise
     except Exception as error:  # Triton's compiler has errors of many kinds, and none of them may end a run
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        return _first_line(error)
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

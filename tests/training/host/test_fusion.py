@@ -19,6 +19,7 @@ from lora_kiln.training.host.fusion import (
     is_unchanged,
     is_usual,
     move_biases,
+    runs_few_keys,
     stay_in_order,
 )
 from torch import nn
@@ -91,6 +92,31 @@ def test_full_memory_is_no_reason_to_go_without_kernels_from_then_on(monkeypatch
             has_kernels(device)
     monkeypatch.setattr(kernels, "geglu", lambda x: x)
     assert has_kernels(device)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
+@pytest.mark.parametrize("works", [True, False])
+def test_attention_to_few_keys_is_tried_once_where_it_may_run_and_a_failure_is_said(
+    capability: tuple[int, int], works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def trial(*shape: object) -> None:
+        tries.append(shape)
+        if not works:
+            raise RuntimeError("out of resource: shared memory\nand more")
+
+    runs_few_keys.cache_clear()
+    caplog.set_level("INFO")
+    monkeypatch.setattr(kernels, "geglu", lambda x: x)
+    monkeypatch.setattr(kernels, "try_cross_attention", trial)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = {runs_few_keys(torch.device("meta"), torch.bfloat16, 77, 64) for _ in range(3)}
+    runs_few_keys.cache_clear()
+    is_new = capability >= (8, 0)
+    assert found == {is_new and works} and len(tries) == is_new
+    said = [record.getMessage() for record in caplog.records if "captions" in record.getMessage()]
+    assert len(said) == (is_new and not works) and all(each.endswith("shared memory") for each in said)
 
 
 @pytest.mark.parametrize("use_linear", [False, True])

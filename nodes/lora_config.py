@@ -138,7 +138,7 @@ class LoRAConfigNode(io.ComfyNode):
                     "precision",
                     PRECISIONS,
                     "Arithmetic of the base model. auto: bf16 where the GPU has it, else fp32, which takes "
-                    "twice the memory.",
+                    "twice the memory; fp16 is for GPUs without bf16 (RTX 20, GTX, T4).",
                 ),
                 field.choice(
                     "save_precision",

@@ -36,7 +36,7 @@ def run(small: models.Small, previous: str = ANEW, **values) -> Trained:
 
 
 @pytest.mark.parametrize("make", FAMILIES)
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_deterministic_gives_the_same_bits_each_time(make, precision):
     values = dict(precision=precision, deterministic=True, text_encoder_learning_rate=1e-4, gradient_checkpointing=True)
     first, again = run(make(), **values), run(make(), **values)
@@ -46,15 +46,17 @@ def test_deterministic_gives_the_same_bits_each_time(make, precision):
 
 @pytest.mark.parametrize("make", FAMILIES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_bf16_stays_near_fp32(make, adapter):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near_fp32(make, adapter, precision):
     exact = run(make(), adapter=adapter, precision="fp32")
-    rough = run(make(), adapter=adapter, precision="bf16")
+    rough = run(make(), adapter=adapter, precision=precision)
     assert rough.losses == pytest.approx(exact.losses, rel=0.05)
 
 
 RECORDED = [
     dict(),
     dict(precision="fp32"),
+    dict(precision="fp16"),
     dict(gradient_accumulation=3),
     dict(gradient_checkpointing=True),
     dict(ema_decay=0.9, scheduler="linear", warmup=5, layer_rules="*attn2* lr=0.5"),

@@ -23,7 +23,7 @@ LOSSES = ("l2", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
 TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 LOWEST_PRODIGY_RATE = 0.1
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 BASE_PRECISIONS = ("as loaded", "fp8", "fp8 matmul")
 ON_DIVERGENCE = ("stop", "step back")
 """step back: to the last checkpoint, with half the learning rate"""
@@ -167,7 +167,8 @@ class LoRAConfig:
     ema_decay: float = 0.0
     """The LoRA is a moving average of its past with this decay; 0 = off, 0.99 to 0.9999 when used."""
     precision: str = "auto"
-    """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. Adapters are always fp32."""
+    """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. fp16: with a scaled loss, for GPUs
+    without bf16. Adapters are always fp32."""
     base_precision: str = "as loaded"
     """How the base model's weights are held; one of BASE_PRECISIONS. fp8: the blocks' linear weights in 8 bit;
     fp8 matmul: and multiplied in 8 bit."""

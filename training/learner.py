@@ -19,6 +19,7 @@ from .engine import EagerEngine, Engine, GraphEngine, uses_cudas_allocator
 from .fitting import FittingEngine, Placement, free_memory, placements
 from .flat import FlatParameters
 from .layer_rules import DIFFUSION_MODEL, parse_layer_rules
+from .loss_scale import LossScale
 from .objective import Family, Predict
 from .optimizers import for_use, load_optimizer_state, make_capturable, make_optimizer, optimizer_state
 from .picture_losses import PictureLosses
@@ -31,6 +32,12 @@ CUDAS_ALLOCATOR = (
     "--disable-cuda-malloc"
 )
 AS_FLATS = re.compile(r"(?:values|ema|optimizer\.state)\.(\d+)")
+WITHOUT_BF16 = {
+    "auto": "This GPU has no bf16, so that the base model computes in fp32, slowly and in twice the memory: precision "
+    "fp16 is quicker.",
+    "bf16": "This GPU only imitates bf16, which is slow: precision fp16 is quicker.",
+}
+"""What a person should know on such a GPU, by precision."""
 MOMENTS = 2
 """tensors as long as the parameters that an optimizer gathers at its first step"""
 RESERVE = 128 * 2**20
@@ -69,6 +76,11 @@ class Learner:
     engine: Engine
 
     @property
+    def loss_scale(self) -> LossScale | None:
+        """That of fp16."""
+        return self.engine.step.loss_scale
+
+    @property
     def predict(self) -> Predict:
         """The model with its adapters on."""
         return self.engine.step.predict
@@ -89,6 +101,8 @@ class Learner:
         tensors |= numbered("pictures", (self.picture_losses.sums, self.picture_losses.counts))
         if self.ema is not None:
             tensors |= numbered("ema", [*self.ema.averages, *self.ema.updates.values()])
+        if self.loss_scale is not None:
+            tensors |= numbered("loss_scale", self.loss_scale.state)
         return self._rearranged(tensors, FlatParameters.in_order), {"optimizer": plain}
 
     def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any], same_pictures: bool) -> None:
@@ -103,6 +117,8 @@ class Learner:
             put_into((self.picture_losses.sums, self.picture_losses.counts), "pictures", tensors)
         if self.ema is not None:
             put_into([*self.ema.averages, *self.ema.updates.values()], "ema", tensors)
+        if self.loss_scale is not None:
+            put_into(self.loss_scale.state, "loss_scale", tensors)
         try:
             load_optimizer_state(self.optimizer, tensors, plain["optimizer"])
         except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
@@ -170,6 +186,8 @@ class Builder:
         asked = Placement(config.gradient_checkpointing, config.batch_size)
         if self.device.type != "cuda":
             return self._placed(asked, attachments)
+        if config.precision in WITHOUT_BF16 and not host.has_bf16(self.device):
+            self.note(WITHOUT_BF16[config.precision])
         weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
         fits = not config.fit_memory or weights < host.free_bytes(self.device)
         tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
@@ -306,7 +324,8 @@ class Builder:
                     shared.forget()
 
         picture_losses = PictureLosses(self.pictures, self.device)
-        step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses)
+        loss_scale = LossScale(self.device) if self.dtype == torch.float16 else None
+        step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses, loss_scale)
         engine = self._engine(step, placement, can_record, nets)
         return Learner(nets, flats, optimizer, ema, picture_losses, engine)
 

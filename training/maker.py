@@ -14,7 +14,7 @@ from .config import LoRAConfig
 from .dataset import Dataset
 from .export import AS_TRAINED, in_precision, lora_tensors, save_lora
 from .learner import Learner
-from .lora_model import LoRAModel
+from .lora_model import DTYPES, LoRAModel
 from .metadata import RunFacts, lora_metadata
 from .objective import Family
 from .report import data_facts
@@ -60,7 +60,7 @@ class Maker:
         facts = RunFacts(
             self.name, version, architecture, self.family.prediction, step, self.plan.steps,
             self.plan.epoch_of(max(0, step - 1)) + 1, self.plan.epoch_of(self.plan.steps - 1) + 1, self.started_at,
-            time.time(), "fp32" if self.dtype == torch.float32 else "bf16",
+            time.time(), {dtype: name for name, dtype in DTYPES.items()}[self.dtype],
             clip_skip=host.clip_skip(self.clip), session=session,
         )  # fmt: skip
         metadata = lora_metadata(self.config, facts, data_facts(self.dataset))

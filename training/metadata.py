@@ -144,7 +144,7 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
         **_timesteps(config, run.prediction),
         "ss_prior_loss_weight": data.prior_loss_weight,
         "ss_seed": config.seed,
-        "ss_mixed_precision": {"fp32": "no", "bf16": "bf16"}.get(run.precision or config.precision),
+        "ss_mixed_precision": {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(run.precision or config.precision),
         "ss_resolution": f"({data.resolution}, {data.resolution})",
         "ss_enable_bucket": True,
         "ss_num_train_images": sum(folder.pictures * folder.repeats for folder in subjects),

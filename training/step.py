@@ -9,6 +9,7 @@ from .batches import Batch
 from .config import LoRAConfig
 from .ema import EMA
 from .flat import FlatParameters
+from .loss_scale import LossScale
 from .objective import Family, Predict, sample_losses
 from .optimizers import is_capturable, move
 from .picture_losses import PictureLosses
@@ -25,6 +26,7 @@ class Step:
         flats: whose working copies follow each move.
         ema: follows each move too.
         picture_losses: takes each sample's loss, where its batch says which picture it is of.
+        loss_scale: for arithmetic in which small gradients would be lost.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Step:
         flats: tuple[FlatParameters, ...] = (),
         ema: EMA | None = None,
         picture_losses: PictureLosses | None = None,
+        loss_scale: LossScale | None = None,
     ):
         self.predict = predict
         self.family = family
@@ -44,6 +47,7 @@ class Step:
         self.flats = flats
         self.ema = ema
         self.picture_losses = picture_losses
+        self.loss_scale = loss_scale
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         device = self.parameters[0].device
         self.is_capturable = is_capturable(optimizer)
@@ -58,7 +62,7 @@ class Step:
         """Adds a batch's loss and gradients to the step's."""
         loss, losses = batch_loss(self.predict, self.family, batch, self.config)
         loss = loss / self.config.gradient_accumulation
-        loss.backward()
+        (loss if self.loss_scale is None else loss * self.loss_scale.value.to(loss.device)).backward()
         if self.picture_losses is not None and batch.cells is not None:
             self.picture_losses.add(batch.cells, losses)
         self.loss += loss.detach().to(self.loss.device)
@@ -70,15 +74,22 @@ class Step:
 
     def move(self) -> None:
         """Clips the gradients, moves the parameters unless something is no number, and begins anew."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
-        self.outcome.copy_(torch.stack([self.loss, norm.float()]))
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf).float()
+        stays = self.failed
+        if self.loss_scale is not None:
+            stays = self.loss_scale.settle(self.loss, norm)
+            norm = torch.where(stays > 0, 0.0, norm)
+        self.outcome.copy_(torch.stack([self.loss, norm]))
         self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome.isfinite().all().float()))
-        move(self.optimizer, self.failed)
+        stays = torch.maximum(stays, self.failed)
+        move(self.optimizer, stays)
         self.forget()
         for flat in self.flats:
             flat.refresh()
         if self.ema is not None:
-            self.ema.update(self.failed)
+            self.ema.update(stays)
 
 
 def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> tuple[Tensor, Tensor]:

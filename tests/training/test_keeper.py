@@ -32,6 +32,7 @@ class Killed(BaseException):
         dict(gradient_accumulation=2, dropout=0.2),
         dict(ema_decay=0.9, scheduler="cosine_with_restarts", warmup=2),
         dict(text_encoder_learning_rate=1e-3),
+        dict(precision="fp16"),
         dict(optimizer="lion"),
         dict(optimizer="prodigy", learning_rate=1.0),
         dict(optimizer="schedule_free", scheduler="constant"),

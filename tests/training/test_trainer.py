@@ -136,6 +136,15 @@ def test_bf16_runs_near_fp32():
     assert rough.losses == pytest.approx(exact.losses, rel=0.05)
 
 
+@pytest.mark.parametrize("values", [{}, {"adapter": "dora"}, {"text_encoder_learning_rate": 1e-3, "rank_dropout": 0.1}])
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl])
+def test_fp16_runs_near_fp32(make, values):
+    exact, rough = (run(make(), changed(precision=each, **values)) for each in ("fp32", "fp16"))
+    assert rough.losses != exact.losses
+    assert rough.losses == pytest.approx(exact.losses, rel=0.02)
+    assert rough.lora.metadata["ss_mixed_precision"] == "fp16"
+
+
 def test_a_model_with_a_lora_on_trains_with_it():
     """The twin has the patched weights; training from a changed base gives other losses."""
     small = models.sd15()

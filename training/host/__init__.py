@@ -76,6 +76,7 @@ from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .view import (
     checkpoint_blocks,
+    has_bf16,
     make_room,
     patches_on_device,
     repeated_blocks,
@@ -120,6 +121,7 @@ __all__ = [
     "free_bytes",
     "from_model_space",
     "fuse_layers",
+    "has_bf16",
     "inference_device",
     "input_folder",
     "is_picture_there",

@@ -75,10 +75,14 @@ def training_dtype(model: Any, precision: str) -> torch.dtype:
     if precision == "fp32":
         return torch.float32
     device = training_device(model)
-    if precision == "bf16":
-        return torch.bfloat16
-    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if supported else torch.float32
+    if precision == "fp16":
+        return torch.float16
+    return torch.bfloat16 if precision == "bf16" or has_bf16(device) else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device is a GPU that computes bf16 itself."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_room(device: torch.device) -> None:

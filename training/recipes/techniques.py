@@ -69,7 +69,7 @@ Defaults = Mapping[str, Mapping[str, str]]
 WHOLE_FACTOR = 10_000
 """A rank above every layer's: LoKr's second factor is whole then."""
 
-SAVE_PRECISIONS = {
+NUMBER_FORMATS = {
     **dict.fromkeys(("float", "fp32", "float32", "no"), "fp32"),
     **dict.fromkeys(("fp16", "float16"), "fp16"),
     **dict.fromkeys(("bf16", "bfloat16"), "bf16"),
@@ -77,11 +77,10 @@ SAVE_PRECISIONS = {
 
 
 def carry_precision(book: Ledger, key: str, default: str) -> None:
-    """The arithmetic of the base model; there is no fp16 here."""
+    """The arithmetic of the base model."""
     name = book.text(key, default).lower()
-    offered = {"no": "fp32", "fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "auto": "auto"}
-    if name in offered:
-        book.carry(key, precision=offered[name])
+    if name == "auto" or name in NUMBER_FORMATS:
+        book.carry(key, precision=NUMBER_FORMATS.get(name, name))
     else:
         book.replace(key, "this arithmetic is not offered (auto is bf16 where the GPU has it)", precision="auto")
 
@@ -89,8 +88,8 @@ def carry_precision(book: Ledger, key: str, default: str) -> None:
 def carry_save_precision(book: Ledger, key: str, default: str) -> None:
     """The number format of the file."""
     name = book.text(key, default).lower()
-    if name in SAVE_PRECISIONS:
-        book.carry(key, save_precision=SAVE_PRECISIONS[name])
+    if name in NUMBER_FORMATS:
+        book.carry(key, save_precision=NUMBER_FORMATS[name])
     else:
         book.replace(key, "this number format is not offered", save_precision="fp16")
 

@@ -62,6 +62,7 @@ def test_gui_settings_without_effect_are_told_apart_from_lost_ones() -> None:
         ({"noise_offset_type": "Original", "noise_offset": "0.04"}, "noise_offset", 0.04),
         ({"seed": "1234"}, "seed", 1234),
         ({"mixed_precision": "no"}, "precision", "fp32"),
+        ({"mixed_precision": "fp16"}, "precision", "fp16"),
         ({"max_timestep": 0}, "max_timestep", 1000),
         (
             {"LoRA_type": "Flux1", "flux1_checkbox": True, "timestep_sampling": "shift", "discrete_flow_shift": 3.1},

@@ -191,7 +191,7 @@ def test_another_network_is_said_to_be_lost(module: str) -> None:
 @pytest.mark.parametrize(
     ("line", "field", "value"),
     [
-        ('mixed_precision = "fp16"', "precision", "auto"),
+        ('mixed_precision = "fp8"', "precision", "auto"),
         ('lr_scheduler = "inverse_sqrt"', "scheduler", "constant"),
         ('lr_scheduler = "cosine_with_min_lr"', "scheduler", "cosine"),
         ('loss_type = "l1"', "loss", "l2"),

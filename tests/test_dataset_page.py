@@ -62,13 +62,11 @@ def open_node(page, server: Server, folder: str, vue: bool = False) -> None:
     page.wait_for_function("window.app.extensions.some(extension => extension.name === 'lora-kiln')")
     page.evaluate(
         """async vue => {
-          await window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true);
           await window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue);
           window.app.graph.clear();
         }""",
         vue,
     )
-    page.keyboard.press("Escape")  # the templates, which open at the first visit
     page.evaluate(ADD, folder)
     page.wait_for_selector(".kiln-dataset")
 
@@ -290,8 +288,14 @@ def test_chosen_files_become_a_dataset_of_the_name_given(page, server: Server, t
     page.keyboard.press("Enter")
     page.wait_for_selector(SHEET)
     assert page.evaluate(FOLDER) == ["chosen_ files_", True]
-    assert "bad.png" in page.inner_text(".kiln-notice")
+    page.wait_for_function("document.querySelector('.kiln-notice').textContent.includes('bad.png')")
+    with page.expect_response(lambda answer: "/kiln/dataset?" in answer.url):
+        page.evaluate("window.app.api.dispatchEvent(new CustomEvent('execution_success'))")
+    page.wait_for_timeout(300)  # for what is painted after that
+    assert "bad.png" in page.inner_text(".kiln-notice"), "what was refused stays told when the folder is looked at again"
     assert "a caption" in page.text_content(SHEET)
+    page.evaluate(CHOOSE, "none")
+    page.wait_for_selector(".kiln-notice", state="hidden")
 
 
 # ---------------------------------------------------------------- captions

@@ -128,7 +128,6 @@ CUT = """help => [...document.querySelectorAll(`${help} *:not(pre, pre *)`)]
 
 
 def test_help_is_whole_at_the_panels_usual_width(page, server: Server, nodes):
-    server.client().post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
     open_page(page, server)
     page.evaluate("workflow => window.app.loadGraphData(workflow)", json.loads(WORKFLOW.read_text("utf-8")))
     page.evaluate("window.app.canvas.selectItems(window.app.graph.findNodesByType('KilnLoRAConfig'))")

@@ -292,7 +292,6 @@ def test_a_preset_fills_in_its_fields_and_leaves_the_rest(page, server: Server):
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue nodes"])
 def test_a_learning_rate_far_off_is_refused_in_words_and_not_moved(page, server: Server, queue: None, vue: bool):
-    server.client().post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
     server.client().post("/settings/Comfy.VueNodes.Enabled", vue)
     open_page(page, server)
     write_data(server.workspace / "input", CONCEPT)
@@ -346,7 +345,6 @@ def is_error_of_ours(message) -> bool:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_opens_whole_and_queues_what_it_says(page, server: Server, name: str):
     client, wrong = server.client(), []
-    client.post("/settings/Comfy.TutorialCompleted", True)  # else the templates open over the page
     page.on("pageerror", lambda error: wrong.append(str(error)))
     open_page(page, server)
     page.on("console", lambda told: wrong.append(told.text) if is_error_of_ours(told) else None)

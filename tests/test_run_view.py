@@ -96,7 +96,6 @@ def look_at_node(page, width: int = 420, height: int = 700) -> None:
 @pytest.fixture(scope="module")
 def shared_page(server: Server):
     """One page for all tests of this file: to start one takes longer than most of them."""
-    server.client().post("/settings/Comfy.TutorialCompleted", True)  # or the templates open over the graph
     with browser_page() as page:
         open_page(page, server)
         yield page

@@ -19,6 +19,7 @@ const ASKED = ["folder", "resolution", "extra_resolutions", "bucket_step", "shor
 const PRIOR = "regularisation_folder";
 const TRIGGER = "trigger_word";
 const FOLDER_WIDGETS = ["folder", PRIOR];
+const NOTHING_ADDED = { folder: null, refused: "" };
 
 /** Puts the dataset's view on a Load Dataset node. api: the host's; warn(text): tells what goes wrong over the page. */
 export function addDatasetView(node, api, warn) {
@@ -44,6 +45,7 @@ class DatasetView {
     this.folder = null; // a Folder; null while none is chosen
     this.found = null; // what the server says of it: {pictures, problems}
     this.prior = null; // {folder, found} of the regularisation pictures; null while there are none
+    this.added = NOTHING_ADDED; // the folder last made of files, and which of them were refused; until another is chosen
     this.items = EMPTY; // {folder, picture} of all that the sheet shows
     this.turn = 0; // of the newest look at the folder
     this.build();
@@ -164,9 +166,11 @@ class DatasetView {
 
   /** Looks at the chosen folder with the node's settings. */
   async refresh() {
+    clearTimeout(this.timer);
     const turn = ++this.turn;
     const name = this.value("folder");
-    this.say("");
+    if (name !== this.added.folder) this.added = NOTHING_ADDED;
+    this.say(this.added.refused);
     if (!name || name === NONE) {
       this.leave();
       return this.paint();
@@ -334,9 +338,9 @@ class DatasetView {
         if (share >= 1) text.textContent = "Looking at the files …";
       });
       this.closeUpload();
+      this.added = { folder: answer.folder, refused: answer.refused.length ? `Not added:\n${answer.refused.join("\n")}` : "" };
       this.choose(answer.folder);
       await this.refresh();
-      if (answer.refused.length) this.say(`Not added:\n${answer.refused.join("\n")}`);
     } catch (error) {
       this.closeUpload();
       this.say(error.message);

@@ -292,7 +292,7 @@ def test_chosen_files_become_a_dataset_of_the_name_given(page, server: Server, t
     with page.expect_response(lambda answer: "/kiln/dataset?" in answer.url):
         page.evaluate("window.app.api.dispatchEvent(new CustomEvent('execution_success'))")
     page.wait_for_timeout(300)  # for what is painted after that
-    assert "bad.png" in page.inner_text(".kiln-notice"), "what was refused stays told when the folder is looked at again"
+    assert "bad.png" in page.inner_text(".kiln-notice"), "it stays told when the folder is looked at again"
     assert "a caption" in page.text_content(SHEET)
     page.evaluate(CHOOSE, "none")
     page.wait_for_selector(".kiln-notice", state="hidden")

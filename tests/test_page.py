@@ -227,7 +227,7 @@ def test_the_comparison_shows_prompts_as_text_and_opens_large(page, server: Serv
     assert trick in page.locator(".kiln-overlay").inner_text()
     page.keyboard.press("Escape")
     assert page.evaluate("window.pwned") is None
-    assert page.locator(".kiln-overlay").count() == 0
+    page.locator(".kiln-overlay").wait_for(state="detached")
 
 
 def test_the_pictures_of_before_are_dim_while_a_run_goes_on(page, server: Server):

@@ -282,7 +282,7 @@ def test_samples_stand_in_rows_and_open_large_with_keys_through_time(page, view,
     page.keyboard.press("End")
     assert detail.inner_text() == "step 400 · 4 of 4"
     page.keyboard.press("Escape")
-    assert page.locator(".kiln-overlay").count() == 0
+    page.locator(".kiln-overlay").wait_for(state="detached")
     assert page.evaluate("window.app.graph.nodes.length") == len(GRAPH["nodes"])
 
 

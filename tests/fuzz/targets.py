@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from lora_kiln.training.buckets import Fit
 from lora_kiln.training.captions import CaptionFileError, read_metadata, read_text
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.dataset import DatasetSettings
+from lora_kiln.training.engine import EagerEngine
 from lora_kiln.training.events import stored_history
 from lora_kiln.training.export import FORMATS, as_format
 from lora_kiln.training.folder_settings import read_folder_settings
@@ -33,13 +33,16 @@ from lora_kiln.training.layer_rules import parse_layer_rules
 from lora_kiln.training.learner import Learner, Networks
 from lora_kiln.training.lora_files import describe_lora, for_host, read_adapters, read_header, read_lora_file
 from lora_kiln.training.lora_keys import ENDINGS
+from lora_kiln.training.loss_scale import LossScale
 from lora_kiln.training.merge import Part, merge_loras
+from lora_kiln.training.objective import Family
 from lora_kiln.training.optimizers import check_optimizer, make_optimizer
 from lora_kiln.training.past import Past, past_of
 from lora_kiln.training.paths import PathRefused, check_parts, resolve
 from lora_kiln.training.picture_losses import PictureLosses
 from lora_kiln.training.pictures import PictureError, load_alpha, load_mask, load_picture, picture_facts
 from lora_kiln.training.problems import InputError
+from lora_kiln.training.step import Step
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -354,14 +357,13 @@ def checkpoint(path: Path) -> None:
 
 def small_learner() -> Learner:
     """One that has made a step."""
-    values = nn.Parameter(torch.ones(2))
-    optimizer = make_optimizer(LoRAConfig(), [{"params": [values], "learning_rate": 1e-4}])
+    values, config, here = nn.Parameter(torch.ones(2)), LoRAConfig(precision="fp16"), torch.device("cpu")
+    optimizer = make_optimizer(config, [{"params": [values], "learning_rate": 1e-4}])
     values.grad = torch.ones(2)
     optimizer.step()
-    engine: Any = SimpleNamespace(
-        step=SimpleNamespace(failed=torch.zeros(()), forget=lambda: None), release=lambda: None
-    )
-    return Learner(Networks(None, None, [], {}), [], optimizer, None, PictureLosses(1, torch.device("cpu")), engine)
+    family = Family("eps", torch.ones(1))
+    step = Step(lambda x_t, sigma, cond: x_t, family, config, optimizer, loss_scale=LossScale(here))
+    return Learner(Networks(None, None, [], {}), [], optimizer, None, PictureLosses(1, here), EagerEngine(step))
 
 
 PAST = Past([0.5], 2.5, [(0, 0.5)], ("a",), [(1, 0.4)], False, 1, {}, 0).put_into(*small_learner().state())

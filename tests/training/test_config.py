@@ -34,7 +34,7 @@ from lora_kiln.training.problems import InputError
         ("targets", "everything"),
         ("optimizer", "sgd"),
         ("scheduler", "sine"),
-        ("precision", "fp16"),
+        ("precision", "fp8"),
         ("base_precision", "fp4"),
         ("save_precision", "fp8"),
         ("adapter", "boft"),

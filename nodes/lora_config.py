@@ -138,7 +138,7 @@ class LoRAConfigNode(io.ComfyNode):
                     "precision",
                     PRECISIONS,
                     "Arithmetic of the base model. auto: bf16 where the GPU has it, else fp32, which takes "
-                    "twice the memory; fp16 is for GPUs without bf16 (RTX 20, GTX, T4).",
+                    "twice the memory; fp16 is for GPUs without bf16 (RTX 20, T4, V100).",
                 ),
                 field.choice(
                     "save_precision",

@@ -98,6 +98,10 @@ def make_workspace(workspace: Path, host_dir: Path, kit: Path | None = None) -> 
 # ---------------------------------------------------------------- the server
 
 
+PATIENCE = 15
+"""Silences of two seconds after which an event is taken for lost."""
+
+
 def free_port() -> int:
     """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
@@ -345,16 +349,16 @@ class Client:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         ends = {"execution_success", "execution_error", "execution_interrupted"}
-        is_told = False  # who is told of a prompt's start is told of its end, however late
+        is_told, missed = False, 0  # who is told of a prompt's start is told of its end, be it late
         while deadline is None or time.monotonic() < deadline:
             try:
                 kind, data = self._events.get(timeout=2)
             except queue.Empty:
-                if not is_told and self.history(
-                    prompt_id
-                ):  # its end came by another way, before this socket or without it
-                    return
+                missed += 1
+                if (not is_told or missed > PATIENCE) and self.history(prompt_id):
+                    return  # its end came by another way, before this socket or without it
                 continue
+            missed = 0
             if kind == "closed":
                 raise HostError("The server closed the connection while the prompt ran.")
             is_told |= kind == "execution_start" and data.get("prompt_id") == prompt_id

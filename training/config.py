@@ -242,6 +242,11 @@ class LoRAConfig:
     def _contradictions(self) -> list[str]:
         """What does not go together, all numbers being numbers."""
         problems = []
+        if (self.precision, self.base_precision) == ("fp16", "fp8 matmul"):
+            problems.append(
+                "precision is fp16 and base_precision is 'fp8 matmul', whose products give bf16: "
+                "set precision to bf16, or base_precision to fp8."
+            )
         if self.min_timestep >= self.max_timestep:
             problems.append(
                 f"min_timestep is {self.min_timestep} and max_timestep is {self.max_timestep}; "

@@ -32,12 +32,6 @@ CUDAS_ALLOCATOR = (
     "--disable-cuda-malloc"
 )
 AS_FLATS = re.compile(r"(?:values|ema|optimizer\.state)\.(\d+)")
-WITHOUT_BF16 = {
-    "auto": "This GPU has no bf16, so the base model computes in fp32: precision fp16 takes half the memory and, on "
-    "RTX 20, T4 and V100, far less time.",
-    "bf16": "This GPU only imitates bf16, which is slow: set precision to fp16, or to fp32 if that diverges.",
-}
-"""What a person should know on such a GPU, by precision."""
 MOMENTS = 2
 """tensors as long as the parameters that an optimizer gathers at its first step"""
 RESERVE = 128 * 2**20
@@ -117,7 +111,7 @@ class Learner:
             put_into((self.picture_losses.sums, self.picture_losses.counts), "pictures", tensors)
         if self.ema is not None:
             put_into([*self.ema.averages, *self.ema.updates.values()], "ema", tensors)
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and "loss_scale.0" in tensors:  # else it goes on from another precision
             put_into(self.loss_scale.state, "loss_scale", tensors)
         try:
             load_optimizer_state(self.optimizer, tensors, plain["optimizer"])
@@ -141,6 +135,26 @@ class Learner:
                 if tensor.shape == flat.values.shape:
                     changed[name] = change(flat, tensor)
         return changed
+
+
+def about_precision(precision: str, has_bf16: bool, has_fp16: bool, takes_fp16: bool) -> str:
+    """What a person should know of a precision on a GPU, if anything.
+
+    Args:
+        has_bf16, has_fp16: whether the GPU computes them well.
+        takes_fp16: whether the base model does.
+    """
+    if precision == "fp16" and not has_fp16:
+        return "This GPU computes fp16 wrongly (GTX 16) or slowly: if the loss is no number, set precision to fp32."
+    if precision == "bf16" and not has_bf16:
+        better = "fp16" if has_fp16 and takes_fp16 else "fp32"
+        return f"This GPU only imitates bf16, which is slow: set precision to {better}."
+    if precision == "auto" and not has_bf16 and has_fp16 and takes_fp16:
+        return (
+            "This GPU has no bf16, so the base model computes in fp32: precision fp16 takes half the memory and, with "
+            "tensor cores, far less time."
+        )
+    return ""
 
 
 class Builder:
@@ -186,8 +200,11 @@ class Builder:
         asked = Placement(config.gradient_checkpointing, config.batch_size)
         if self.device.type != "cuda":
             return self._placed(asked, attachments)
-        if config.precision in WITHOUT_BF16 and not host.has_bf16(self.device):
-            self.note(WITHOUT_BF16[config.precision])
+        has_fp16 = host.has_fp16(self.device)
+        if words := about_precision(
+            config.precision, host.has_bf16(self.device), has_fp16, host.takes_fp16(self.model)
+        ):
+            self.note(words)
         weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
         fits = not config.fit_memory or weights < host.free_bytes(self.device)
         tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
@@ -324,7 +341,7 @@ class Builder:
                     shared.forget()
 
         picture_losses = PictureLosses(self.pictures, self.device)
-        loss_scale = LossScale(self.device) if self.dtype == torch.float16 else None
+        loss_scale = LossScale(flats[0].values.device) if self.dtype == torch.float16 else None
         step = Step(predict, self.family, config, optimizer, tuple(flats), ema, picture_losses, loss_scale)
         engine = self._engine(step, placement, can_record, nets)
         return Learner(nets, flats, optimizer, ema, picture_losses, engine)

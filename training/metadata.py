@@ -78,7 +78,7 @@ class RunFacts:
     """seconds since 1970"""
     ended_at: float
     precision: str = ""
-    """arithmetic of the base model, bf16 or fp32; empty = as the recipe says"""
+    """arithmetic of the base model: bf16, fp16 or fp32; empty = as the recipe says"""
     base_name: str = ""
     """file of the base model, where it is known"""
     clip_skip: int = 0

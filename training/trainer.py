@@ -167,6 +167,11 @@ class _Run:
                 "only v-prediction models can start from pure noise. Turn it off."
             )
             raise_if_any("LoRA Config", [problem])
+        if self.dtype == torch.float16 and not host.takes_fp16(self.model):
+            problem = (
+                "precision is fp16, in which ComfyUI does not run this model, whose numbers are too large for it: "
+            )
+            raise_if_any("LoRA Config", [problem + "use bf16, or fp32."])
         text_encoder = self.clip.cond_stage_model if self.trains_text else None
         targets: list[Target] = self.builder.targets_of(self.model.model, text_encoder)
         if self.start is None:

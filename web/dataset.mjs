@@ -67,7 +67,10 @@ class DatasetView {
       this.edit,
       button("Add pictures…", "Copies pictures, and their .txt or .caption files, into a new folder", () => files.click()),
       button("Add folder…", "Copies a folder of pictures and captions into a new folder", () => folder.click()),
-      button("⟳", "Looks at the folder again", () => this.refresh()),
+      button("⟳", "Looks at the folder again", () => {
+        this.added = NOTHING_ADDED;
+        this.refresh();
+      }),
       files,
       folder,
     ]);
@@ -306,6 +309,7 @@ class DatasetView {
   /** Asks for a folder's name, then sends. */
   offer(files) {
     const plan = planUpload(files);
+    this.added = NOTHING_ADDED;
     if (!plan.pictures) return this.say("There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif).");
     this.say("");
     const name = element("input", { value: plan.name, maxLength: 100, required: true, ariaLabel: "name of the new folder" });

@@ -94,6 +94,12 @@ def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
         LoRAConfig(steps=100, warmup=100)
 
 
+def test_8_bit_products_go_with_no_fp16() -> None:
+    with pytest.raises(InputError, match="precision is fp16 and base_precision is 'fp8 matmul'"):
+        LoRAConfig(precision="fp16", base_precision="fp8 matmul")
+    assert LoRAConfig(precision="fp16", base_precision="fp8").precision == "fp16"
+
+
 def test_a_warm_up_in_steps_is_no_contradiction_where_epochs_count() -> None:
     assert LoRAConfig(steps=10, epochs=5, warmup=100).warmup_steps(1000) == 100
 

@@ -54,6 +54,14 @@ def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, mon
     assert any(mark["kind"] == "resumed" for mark in history["marks"])
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_stopped_run_goes_on_in_another_precision(before, after, monkeypatch):
+    stopped_at(monkeypatch, 2, changed(precision=before))
+    resumed = run(changed(precision=after), previous=CONTINUE_CHANGED)
+    assert f"learned in 2 steps. Changed since: precision was {before}, is {after}." in resumed.report
+    assert len(resumed.losses) == STEPS
+
+
 def test_what_a_stop_kept_goes_when_the_run_goes_on_and_nothing_else_does(monkeypatch, lora_folder):
     def partial() -> list[str]:
         return sorted(path.name for path in lora_folder.glob("*-partial*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from lora_kiln.training import host
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.fitting import Placement
 from lora_kiln.training.flat import ALIGNMENT
-from lora_kiln.training.learner import Builder, Learner
+from lora_kiln.training.learner import Builder, Learner, about_precision
 
 import models
 from gradients import conditioning
@@ -218,3 +219,26 @@ def test_a_checkpoint_has_the_adapters_in_their_order_whatever_lies_side_by_side
         flat = learner.flats[0]
         assert not torch.equal(flat.values, tensors["values.0"])
         assert torch.equal(flat.as_laid(tensors["values.0"]), flat.values)
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "has_fp16", "takes_fp16", "said"),
+    [
+        ("auto", True, True, True, ""),
+        ("fp16", True, True, True, ""),
+        ("fp16", False, True, True, ""),
+        ("fp32", False, True, True, ""),
+        ("auto", False, False, True, ""),
+        ("auto", False, True, False, ""),
+        ("auto", False, True, True, "has no bf16.*fp16 takes half the memory"),
+        ("bf16", False, True, True, "imitates bf16.*fp16"),
+        ("bf16", False, True, False, "imitates bf16.*fp32"),
+        ("bf16", False, False, True, "imitates bf16.*fp32"),
+        ("fp16", False, False, True, "wrongly.*set precision to fp32"),
+    ],
+)
+def test_fp16_is_proposed_where_it_helps(
+    precision: str, has_bf16: bool, has_fp16: bool, takes_fp16: bool, said: str
+) -> None:
+    words = about_precision(precision, has_bf16, has_fp16, takes_fp16)
+    assert re.search(said, words) if said else words == ""

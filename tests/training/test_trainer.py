@@ -145,6 +145,14 @@ def test_fp16_runs_near_fp32(make, values):
     assert rough.lora.metadata["ss_mixed_precision"] == "fp16"
 
 
+def test_fp16_is_refused_for_a_model_that_the_host_does_not_run_in_it():
+    small = models.sd15()
+    small.model.model.model_config.supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    with pytest.raises(InputError, match="precision is fp16, in which ComfyUI does not run this model"):
+        run(small, changed(precision="fp16"))
+    assert run(small, changed(steps=1)).losses
+
+
 def test_a_model_with_a_lora_on_trains_with_it():
     """The twin has the patched weights; training from a changed base gives other losses."""
     small = models.sd15()

@@ -18,7 +18,7 @@ HALF = (torch.bfloat16, torch.float16)
 MOST_KEYS, MOST_PAIRS = 128, 65535
 """of the attention to few keys: keys and width of a head, and heads of all samples, as CUDA's grids allow"""
 FEW_KEYS_SINCE = (8, 0)
-"""compute capability; for older GPUs Triton compiles that attention for minutes, into what does not fit"""
+"""compute capability; for older NVIDIA GPUs Triton compiles that attention for minutes, into what does not fit"""
 QUICKEST_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -203,7 +203,9 @@ def fits_few_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 @functools.cache
 def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: int) -> bool:
     """Whether `cross_attention` runs on a device: on smaller ones a program may not hold so much."""
-    if not has_kernels(device) or torch.cuda.get_device_capability(device) < FEW_KEYS_SINCE:
+    if not has_kernels(device):
+        return False
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < FEW_KEYS_SINCE:
         return False
     from ..kernels import try_cross_attention
 

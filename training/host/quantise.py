@@ -108,5 +108,7 @@ def _from_e4m3(numbers: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
         from ..kernels import from_e4m3
 
         return from_e4m3(numbers.contiguous(), scale, dtype)
-    made = numbers.to(dtype)
-    return made if scale is None else made.mul_(scale.to(dtype))
+    if scale is None:
+        return numbers.to(dtype)
+    exact = torch.float32 if dtype == torch.float16 else dtype  # fp16 does not hold the smallest scales
+    return numbers.to(exact).mul_(scale.to(exact)).to(dtype)

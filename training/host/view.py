@@ -43,14 +43,28 @@ IN_PLACE_BLOCKS = (DoubleStreamBlock, SingleStreamBlock, CLIPLayer)
 
 @contextlib.contextmanager
 def training_mode() -> Iterator[None]:
-    """Autograd on, and the host's kernels switched to those autograd knows; both as before on the way out."""
+    """Autograd on, and the host's kernels switched to those autograd knows; all as before on the way out."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
-        with torch.inference_mode(False), torch.enable_grad(), fused_rotation():
+        with torch.inference_mode(False), torch.enable_grad(), fused_rotation(), _exact_sums():
             yield
     finally:
         comfy.model_management.in_training = before
+
+
+@contextlib.contextmanager
+def _exact_sums() -> Iterator[None]:
+    """Products in fp16 are summed in fp32, also where the host was started with --fast."""
+    products: Any = torch.backends.cuda.matmul
+    before = getattr(products, "allow_fp16_accumulation", False)
+    if before:
+        products.allow_fp16_accumulation = False
+    try:
+        yield
+    finally:
+        if before:
+            products.allow_fp16_accumulation = before
 
 
 @contextlib.contextmanager
@@ -82,7 +96,20 @@ def training_dtype(model: Any, precision: str) -> torch.dtype:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a device is a GPU that computes bf16 itself."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def has_fp16(device: torch.device) -> bool:
+    """Whether the host trusts a device with fp16: not GTX 16, which computes it wrong, nor older ones."""
+    return comfy.model_management.should_use_fp16(device)
+
+
+def takes_fp16(model: Any) -> bool:
+    """Whether the host runs such a MODEL in fp16, which holds no number above 65504."""
+    return torch.float16 in model.model.model_config.supported_inference_dtypes
 
 
 def make_room(device: torch.device) -> None:

@@ -304,3 +304,25 @@ def test_flux_is_checkpointed_block_by_block():
     with host.training_mode():
         probe = Probe(models.flux().model, checkpointed=True)
     assert probe.blocks == ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
+
+
+def test_training_sums_fp16_in_fp32_and_puts_the_hosts_choice_back() -> None:
+    products = torch.backends.cuda.matmul
+    before, products.allow_fp16_accumulation = products.allow_fp16_accumulation, True  # as --fast sets it
+    try:
+        with host.training_mode():
+            assert not products.allow_fp16_accumulation
+        assert products.allow_fp16_accumulation
+    finally:
+        products.allow_fp16_accumulation = before
+
+
+@pytest.mark.parametrize(
+    ("make", "takes"),
+    [
+        (lambda: models.sd15().model, True), (lambda: models.sdxl().model, True),
+        (models.qwen_image, False), (models.lumina2, False),
+    ],
+)  # fmt: skip
+def test_models_that_the_host_keeps_from_fp16(make, takes: bool) -> None:
+    assert host.takes_fp16(make()) == takes

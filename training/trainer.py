@@ -161,17 +161,18 @@ class _Run:
     def _check_recipe(self) -> None:
         """Refuses, before anything is encoded, what could not be trained; notes what has no effect."""
         config, rules = self.config, parse_layer_rules(self.config.layer_rules)
+        problems = []
         if config.zero_terminal_snr and self.family.prediction != "v":
-            problem = (
+            problems.append(
                 f"zero_terminal_snr is on, but the model predicts {self.family.prediction}: "
                 "only v-prediction models can start from pure noise. Turn it off."
             )
-            raise_if_any("LoRA Config", [problem])
         if self.dtype == torch.float16 and not host.takes_fp16(self.model):
-            problem = (
+            problems.append(
                 "precision is fp16, in which ComfyUI does not run this model, whose numbers are too large for it: "
+                "use bf16, or fp32."
             )
-            raise_if_any("LoRA Config", [problem + "use bf16, or fp32."])
+        raise_if_any("LoRA Config", problems)
         text_encoder = self.clip.cond_stage_model if self.trains_text else None
         targets: list[Target] = self.builder.targets_of(self.model.model, text_encoder)
         if self.start is None:

@@ -68,6 +68,14 @@ def test_dense_weights_are_the_same_in_bf16_and_float32():
     assert torch.equal(quantised.dequantize().float(), to_fp8(rows(), torch.float32).dequantize())
 
 
+def test_dense_weights_in_fp16_are_those_of_float32_as_far_as_it_holds_them():
+    weight = rows()
+    weight = weight[weight.abs().amax(1) < 6e4]
+    exact = to_fp8(weight, torch.float32).dequantize().half()
+    assert (to_fp8(weight, torch.float32)._params.scale < 2.0**-25).any(), "fp16 has no such scales"
+    assert torch.equal(to_fp8(weight, torch.float16).dequantize(), exact)
+
+
 def test_rows_keep_what_one_scale_for_all_would_lose():
     weight = rows()[10:30]
     ours = to_fp8(weight, torch.float32).dequantize()

@@ -2,8 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..training import comparison, dataset_page, host, run_page, uploads
-from ..training.captioner import FOLDER
+from ..training import host
+from ..training.data import page as dataset_page
+from ..training.data import uploads
+from ..training.data.captioner import FOLDER
+from ..training.lora import comparison
+from ..training.run import page as run_page
 from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
 from .caption_images import CaptionImages

@@ -8,7 +8,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.comparison import (
+from ..training.basics.errors import InputError, raise_if_any
+from ..training.lora.comparison import (
     Drawing,
     LastDrawn,
     Row,
@@ -18,9 +19,8 @@ from ..training.comparison import (
     draw_rows,
     remember_shown,
 )
-from ..training.export import AS_TRAINED, in_precision
-from ..training.lora_files import for_host
-from ..training.problems import InputError, raise_if_any
+from ..training.lora.export import AS_TRAINED, in_precision
+from ..training.lora.files import for_host
 from .train_lora import workflow_id
 from .types import CATEGORY, LoraModel
 

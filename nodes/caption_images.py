@@ -7,18 +7,11 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.captioner import (
-    FOLDER,
-    KNOWN_IDS,
-    CaptionSettings,
-    caption_images,
-    find_model,
-    local_models,
-)
-from ..training.captions import write_sidecar
-from ..training.dataset import Dataset, caption_lines
-from ..training.pictures import to_image
-from ..training.problems import InputError, raise_if_any
+from ..training.basics.errors import InputError, raise_if_any
+from ..training.data.captioner import FOLDER, KNOWN_IDS, CaptionSettings, caption_images, find_model, local_models
+from ..training.data.captions import write_sidecar
+from ..training.data.dataset import Dataset, caption_lines
+from ..training.data.pictures import to_image
 from .load_dataset import dataset_sheet
 from .types import CATEGORY, KilnDataset
 

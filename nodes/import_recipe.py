@@ -6,8 +6,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..training import host, recipes
-from ..training.lora_files import read_header
-from ..training.problems import InputError
+from ..training.basics.errors import InputError
+from ..training.lora.files import read_header
+from ..training.recipes.files import read_recipe, recipe_files, recipe_path
 from .types import CATEGORY, NONE, KilnConfig
 
 SUBJECT = "Import Recipe"
@@ -93,15 +94,15 @@ def _read(file: str, text: str) -> recipes.Recipe:
     if file.startswith(LORA):
         header = read_header(_path(file))
         return recipes.read_metadata(header.metadata, header.tensors, file)
-    return recipes.read(host.read_recipe(file.removeprefix(RECIPE), recipes.LARGEST), file)
+    return recipes.read(read_recipe(file.removeprefix(RECIPE), recipes.LARGEST), file)
 
 
 def _files() -> list[str]:
-    found = [f"{RECIPE}{name}" if not Path(name).is_absolute() else name for name in host.recipe_files()]
+    found = [f"{RECIPE}{name}" if not Path(name).is_absolute() else name for name in recipe_files()]
     return [NONE, *found, *(f"{LORA}{name}" for name in host.lora_files())]
 
 
 def _path(file: Any) -> Path:
     if isinstance(file, str) and file.startswith(LORA):
         return host.lora_path(file.removeprefix(LORA), "file", SUBJECT)
-    return host.recipe_path(file.removeprefix(RECIPE) if isinstance(file, str) else file)
+    return recipe_path(file.removeprefix(RECIPE) if isinstance(file, str) else file)

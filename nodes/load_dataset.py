@@ -8,13 +8,13 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.cache import open_cache
-from ..training.dataset import Dataset, DatasetSettings, Picture, bucket_table, caption_lines
-from ..training.folders import folders_with
-from ..training.pictures import ENDINGS, picture_facts
-from ..training.problems import InputError, raise_if_any
-from ..training.sheets import contact_sheet, dimmed
-from ..training.sources import FolderContents, folder_fingerprint, pictures_from_images, read_folder
+from ..training.basics.errors import InputError, raise_if_any
+from ..training.basics.folders import folders_with
+from ..training.data.cache import open_cache
+from ..training.data.dataset import Dataset, DatasetSettings, Picture, bucket_table, caption_lines
+from ..training.data.pictures import ENDINGS, picture_facts
+from ..training.data.sheets import contact_sheet, dimmed
+from ..training.data.sources import FolderContents, folder_fingerprint, pictures_from_images, read_folder
 from .types import CATEGORY, NONE, KilnDataset
 
 SHEET_PICTURES = 24

@@ -6,8 +6,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.lora_files import describe_lora, read_lora_file
-from ..training.problems import InputError
+from ..training.basics.errors import InputError
+from ..training.lora.files import describe_lora, read_lora_file
 from .types import CATEGORY, LoraModel
 
 

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.merge import Part, merge_loras
+from ..training.lora.merge import Part, merge_loras
 from .types import CATEGORY, LoraModel
 
 PARTS = (1, 2, 3, 4)

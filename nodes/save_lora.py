@@ -8,20 +8,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..training import host
-from ..training.export import (
-    AS_TRAINED,
-    DTYPES,
-    FORMATS,
-    as_format,
-    check_name,
-    in_precision,
-    knows_layers,
-    save_lora,
-)
-from ..training.lora_files import delete_partials
-from ..training.lora_model import LoRAModel
-from ..training.metadata import LARGEST_HEADER, header_size, workflow_metadata
-from ..training.problems import InputError
+from ..training.basics.errors import InputError
+from ..training.lora.export import AS_TRAINED, DTYPES, FORMATS, as_format, in_precision, knows_layers
+from ..training.lora.files import delete_partials
+from ..training.lora.lora import LoRAModel
+from ..training.lora.metadata import LARGEST_HEADER, header_size, workflow_metadata
+from ..training.lora.save import check_name, save_lora
 from .types import CATEGORY, LoraModel
 
 GRAPH = ("workflow", "prompt")

@@ -7,14 +7,15 @@ import torch
 from comfy_api.latest import io
 
 from ..training import host
+from ..training.basics.errors import InputError
 from ..training.config import LoRAConfig
-from ..training.dataset import Dataset
-from ..training.export import AS_TRAINED, check_name, in_precision
-from ..training.problems import InputError
-from ..training.run_folder import CONTINUE, PREVIOUS
-from ..training.sampling import SamplePicture
-from ..training.sheets import strength_grid
-from ..training.trainer import train_lora
+from ..training.data.dataset import Dataset
+from ..training.data.sheets import strength_grid
+from ..training.lora.export import AS_TRAINED, in_precision
+from ..training.lora.save import check_name
+from ..training.run.folder import CONTINUE, PREVIOUS
+from ..training.run.sampling import SamplePicture
+from ..training.run.trainer import train_lora
 from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
 
 MOST_COLUMNS = 12

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.attach import attached, find_targets, make_adapters
+from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
 from lora_kiln.training.config import LoRAConfig
 
 import models

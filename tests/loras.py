@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA
-from lora_kiln.training.export import lora_tensors
-from lora_kiln.training.lora_model import LoRAModel
+from lora_kiln.training.lora.export import lora_tensors
+from lora_kiln.training.lora.lora import LoRAModel
 
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 

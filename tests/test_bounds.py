@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from lora_kiln.training import recipes
-from lora_kiln.training.captions import (
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.data.captions import (
     LARGEST_CAPTION,
     LARGEST_METADATA,
     MOST_PROBLEMS,
@@ -21,10 +22,9 @@ from lora_kiln.training.captions import (
     read_metadata,
     read_text,
 )
-from lora_kiln.training.folder_settings import LARGEST, read_folder_settings
-from lora_kiln.training.lora_files import LARGEST_HEADER, read_header, read_lora_file
-from lora_kiln.training.pictures import PictureError, picture_facts, picture_size
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.data.folder_settings import LARGEST, read_folder_settings
+from lora_kiln.training.data.pictures import PictureError, picture_facts, picture_size
+from lora_kiln.training.lora.files import LARGEST_HEADER, read_header, read_lora_file
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -309,7 +309,7 @@ def risky_calls(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", [p for r in ("nodes", "training") for p in sorted((PACK / r).rglob("*.py"))], ids=str)
 def test_the_pack_runs_nothing_that_a_file_says(path: Path) -> None:
-    allowed = [OUR_PROGRAM] if path == PACK / "training" / "hub" / "__init__.py" else []
+    allowed = [OUR_PROGRAM] if path == PACK / "training" / "data" / "hub" / "__init__.py" else []
     assert risky_calls(path.read_text("utf-8")) == allowed
 
 

@@ -31,8 +31,8 @@ from comfy_extras.nodes_train import TrainLoraNode
 from lora_kiln.nodes.save_lora import SaveLoRA
 from lora_kiln.training import host
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.trainer import train_lora
+from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.run.trainer import train_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

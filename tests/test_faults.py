@@ -1,6 +1,6 @@
 """What goes wrong in the middle of a run, in a real server whose output folder lies on a small disk of its own.
 
-`tests/training/test_faults.py` tries more faults, on small models.
+`tests/training/run/test_faults.py` tries more faults, on small models.
 """
 
 from __future__ import annotations

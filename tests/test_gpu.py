@@ -7,9 +7,9 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.config import ADAPTERS, LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.run_folder import ANEW, CONTINUE
-from lora_kiln.training.trainer import Trained, train_lora
+from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.run.folder import ANEW, CONTINUE
+from lora_kiln.training.run.trainer import Trained, train_lora
 from safetensors.torch import load_file
 
 import models

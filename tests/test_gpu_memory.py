@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.host.view import repeated_blocks, streamable
+from lora_kiln.training.host.blocks import repeated_blocks, streamable
 
 import models
 from gradients import FAMILIES, Probe, distance

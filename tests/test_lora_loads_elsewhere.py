@@ -20,7 +20,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from lora_kiln.training import host
-from lora_kiln.training.export import DTYPES, as_format, save_lora
+from lora_kiln.training.lora.export import DTYPES, as_format
+from lora_kiln.training.lora.save import save_lora
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

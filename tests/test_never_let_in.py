@@ -11,11 +11,11 @@ from lora_kiln.nodes.load_dataset import LoadDataset
 from lora_kiln.nodes.load_lora import LoadLoRA
 from lora_kiln.nodes.save_lora import SaveLoRA
 from lora_kiln.nodes.train_lora import TrainLoRA
-from lora_kiln.training.captions import write_sidecar
-from lora_kiln.training.dataset import DatasetSettings
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.data.captions import write_sidecar
+from lora_kiln.training.data.dataset import DatasetSettings
+from lora_kiln.training.data.sources import folder_fingerprint, read_folder
 from lora_kiln.training.host import may_write
-from lora_kiln.training.problems import InputError
-from lora_kiln.training.sources import folder_fingerprint, read_folder
 from PIL import Image
 
 TRICKS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_kiln.training.export import save_lora
-from lora_kiln.training.metadata import workflow_metadata
+from lora_kiln.training.lora.metadata import workflow_metadata
+from lora_kiln.training.lora.save import save_lora
 
 from host import Server, workflow_to_prompt
 from kit.concepts import Concept

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from lora_kiln.training import host
-from lora_kiln.training.attach import attached, find_targets, make_adapters
+from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.objective import sample_losses
+from lora_kiln.training.learning.objective import sample_losses
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from lora_kiln.training import host
-from lora_kiln.training.attach import attached, find_targets, make_adapters
-from lora_kiln.training.batches import Batch
+from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
+from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.engine import EagerEngine
-from lora_kiln.training.flat import FlatParameters
-from lora_kiln.training.loop import train
-from lora_kiln.training.objective import sample_losses
-from lora_kiln.training.optimizers import make_optimizer
-from lora_kiln.training.step import Step
+from lora_kiln.training.learning.batches import Batch
+from lora_kiln.training.learning.engine import EagerEngine
+from lora_kiln.training.learning.loop import train
+from lora_kiln.training.learning.objective import sample_losses
+from lora_kiln.training.learning.optimizers import make_optimizer
+from lora_kiln.training.learning.step import Step
 from peft import LoraConfig, inject_adapter_in_model
 
 import models

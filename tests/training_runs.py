@@ -8,11 +8,12 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from lora_kiln.training import events, host
+from lora_kiln.training import host
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.run_folder import CONTINUE
-from lora_kiln.training.trainer import Trained, train_lora
+from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.run import live as events
+from lora_kiln.training.run.folder import CONTINUE
+from lora_kiln.training.run.trainer import Trained, train_lora
 
 import models
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
 
-from .layer_rules import parse_layer_rules
-from .numbers import Limits, is_finite, keep_as_whole, outside
-from .problems import InputError, raise_if_any
+from .adapters.layer_rules import parse_layer_rules
+from .basics.errors import InputError, raise_if_any
+from .basics.numbers import Limits, is_finite, keep_as_whole, outside
 
 ADAPTERS = ("lora", "dora", "loha", "lokr", "oft")
 TARGETS = (

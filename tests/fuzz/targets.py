@@ -19,30 +19,31 @@ from typing import Any
 
 import torch
 import yaml
-from lora_kiln.training import checkpoints, recipes
-from lora_kiln.training.buckets import Fit
-from lora_kiln.training.captions import CaptionFileError, read_metadata, read_text
+from lora_kiln.training import recipes
+from lora_kiln.training.adapters.layer_rules import parse_layer_rules
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.basics.paths import PathRefused, check_parts, resolve
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import DatasetSettings
-from lora_kiln.training.engine import EagerEngine
-from lora_kiln.training.events import stored_history
-from lora_kiln.training.export import FORMATS, as_format
-from lora_kiln.training.folder_settings import read_folder_settings
+from lora_kiln.training.data.buckets import Fit
+from lora_kiln.training.data.captions import CaptionFileError, read_metadata, read_text
+from lora_kiln.training.data.dataset import DatasetSettings
+from lora_kiln.training.data.folder_settings import read_folder_settings
+from lora_kiln.training.data.pictures import PictureError, load_alpha, load_mask, load_picture, picture_facts
 from lora_kiln.training.host import LayerNames
-from lora_kiln.training.layer_rules import parse_layer_rules
-from lora_kiln.training.learner import Learner, Networks
-from lora_kiln.training.lora_files import describe_lora, for_host, read_adapters, read_header, read_lora_file
-from lora_kiln.training.lora_keys import ENDINGS
-from lora_kiln.training.loss_scale import LossScale
-from lora_kiln.training.merge import Part, merge_loras
-from lora_kiln.training.objective import Family
-from lora_kiln.training.optimizers import check_optimizer, make_optimizer
-from lora_kiln.training.past import Past, past_of
-from lora_kiln.training.paths import PathRefused, check_parts, resolve
-from lora_kiln.training.picture_losses import PictureLosses
-from lora_kiln.training.pictures import PictureError, load_alpha, load_mask, load_picture, picture_facts
-from lora_kiln.training.problems import InputError
-from lora_kiln.training.step import Step
+from lora_kiln.training.learning.engine import EagerEngine
+from lora_kiln.training.learning.loss_scale import LossScale
+from lora_kiln.training.learning.objective import Family
+from lora_kiln.training.learning.optimizers import check_optimizer, make_optimizer
+from lora_kiln.training.learning.picture_losses import PictureLosses
+from lora_kiln.training.learning.step import Step
+from lora_kiln.training.lora.export import FORMATS, as_format
+from lora_kiln.training.lora.files import describe_lora, for_host, read_adapters, read_header, read_lora_file
+from lora_kiln.training.lora.keys import ENDINGS
+from lora_kiln.training.lora.merge import Part, merge_loras
+from lora_kiln.training.model.learner import Learner, Networks
+from lora_kiln.training.run import checkpoints
+from lora_kiln.training.run.history import stored_history
+from lora_kiln.training.run.progress import Past, past_of
 from PIL import Image
 from safetensors.torch import save
 from torch import nn

@@ -10,11 +10,12 @@ import torch
 from lora_kiln.nodes.apply_lora_preview import STEPS as STRENGTHS_AND_STEPS
 from lora_kiln.nodes.apply_lora_preview import ApplyLoRAPreview, parse_strengths
 from lora_kiln.training import host
-from lora_kiln.training.attach import find_targets, make_adapters
+from lora_kiln.training.adapters.attach import find_targets, make_adapters
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import TARGETS, LoRAConfig
-from lora_kiln.training.export import as_format, lora_tensors, save_lora
-from lora_kiln.training.lora_model import LoRAModel
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.lora.export import as_format, lora_tensors
+from lora_kiln.training.lora.lora import LoRAModel
+from lora_kiln.training.lora.save import save_lora
 from PIL import Image
 
 from models import Small, sd15, state

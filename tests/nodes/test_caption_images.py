@@ -9,7 +9,7 @@ import torch
 import transformers
 from lora_kiln.nodes.caption_images import KEEP, NEW_FILES, OVERWRITE, UNCAPTIONED, CaptionImages
 from lora_kiln.nodes.load_dataset import LoadDataset
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from lora_kiln.nodes.import_recipe import ImportRecipe
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.problems import InputError
 from safetensors.torch import save_file
 
 TOML = "network_dim = 12\nlearning_rate = 3e-4\ncolor_aug = true\n"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lora_kiln.nodes.load_dataset import LoadDataset
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
 from PIL import Image
 
 RESOLUTION = 64
@@ -298,7 +298,7 @@ def test_new_inputs_come_after_those_of_older_workflows_and_may_be_left_out(fold
 def test_pictures_are_decoded_once_and_not_again_after_a_restart(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lora_kiln.training import cache
+    from lora_kiln.training.data import cache
 
     for name in "abc":
         os.utime(save(pictures, f"{name}.png"), (1, 1))

@@ -7,8 +7,8 @@ import folder_paths
 import pytest
 import torch
 from lora_kiln.nodes.load_lora import LoadLoRA
-from lora_kiln.training.export import save_lora
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.lora.save import save_lora
 
 from loras import random_lora
 from models import sd15

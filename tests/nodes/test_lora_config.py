@@ -2,8 +2,8 @@
 
 import pytest
 from lora_kiln.nodes.lora_config import LoRAConfigNode, filled_in
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import PRESETS, LoRAConfig, preset_values
-from lora_kiln.training.problems import InputError
 
 INPUTS = {each.id: each for each in LoRAConfigNode.define_schema().inputs}
 

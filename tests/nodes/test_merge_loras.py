@@ -6,8 +6,8 @@ import pytest
 import torch
 from lora_kiln.nodes.merge_loras import MergeLoRAs
 from lora_kiln.training import host
-from lora_kiln.training.lora_model import LoRAModel
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.lora.lora import LoRAModel
 
 import models
 

@@ -9,8 +9,8 @@ from lora_kiln.nodes.lora_config import LoRAConfigNode
 from lora_kiln.nodes.loss_options import LossOptions
 from lora_kiln.nodes.optimizer_options import OptimizerOptions
 from lora_kiln.nodes.run_options import RunOptions
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig, preset_values
-from lora_kiln.training.problems import InputError
 
 OPTIONS = [AdapterOptions, LossOptions, OptimizerOptions, RunOptions]
 START = LoRAConfig(rank=7, learning_rate=3e-4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from comfy_api.latest import io
 from lora_kiln.nodes.save_lora import SaveLoRA
-from lora_kiln.training.export import save_lora
-from lora_kiln.training.lora_model import LoRAModel
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.lora.lora import LoRAModel
+from lora_kiln.training.lora.save import save_lora
 from safetensors import safe_open
 from safetensors.torch import load_file
 

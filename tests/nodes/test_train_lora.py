@@ -10,11 +10,11 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from lora_kiln.nodes.train_lora import MOST_COLUMNS, TrainLoRA, samples_sheet
 from lora_kiln.training import host
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.problems import InputError
-from lora_kiln.training.sampling import SamplePicture
-from lora_kiln.training.sheets import strength_grid
+from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.data.sheets import strength_grid
+from lora_kiln.training.run.sampling import SamplePicture
 
 from models import Small, sd15, state
 

@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import pytest
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LIMITS, PRESETS, LoRAConfig, preset_values
-from lora_kiln.training.problems import InputError
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.host.fusion import FEW_KEYS_SINCE, MOST_KEYS
+from lora_kiln.training.host.attention import FEW_KEYS_SINCE, MOST_KEYS
 
 from host import PACK, has_cuda
 

@@ -11,8 +11,12 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lora_kiln.training import recipes
-from lora_kiln.training.buckets import CROP_VARIANTS, bucket_sizes, crops, fit_picture
-from lora_kiln.training.captions import (
+from lora_kiln.training.adapters.layer_rules import parse_layer_rules, rule_for
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.basics.paths import PathRefused, check_parts, resolve
+from lora_kiln.training.config import PRESETS, LoRAConfig
+from lora_kiln.training.data.buckets import CROP_VARIANTS, bucket_sizes, crops, fit_picture
+from lora_kiln.training.data.captions import (
     CaptionFileError,
     drop_tags,
     one_line,
@@ -21,15 +25,11 @@ from lora_kiln.training.captions import (
     shuffle_tags,
     with_trigger,
 )
-from lora_kiln.training.config import PRESETS, LoRAConfig
-from lora_kiln.training.dataset import DatasetSettings
-from lora_kiln.training.export import check_name, save_lora
-from lora_kiln.training.folder_settings import TYPES, read_folder_settings
-from lora_kiln.training.layer_rules import parse_layer_rules, rule_for
-from lora_kiln.training.lora_files import read_header, read_lora_file
-from lora_kiln.training.metadata import DataFacts, Folder, RunFacts, header_size, lora_metadata
-from lora_kiln.training.paths import PathRefused, check_parts, resolve
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.data.dataset import DatasetSettings
+from lora_kiln.training.data.folder_settings import TYPES, read_folder_settings
+from lora_kiln.training.lora.files import read_header, read_lora_file
+from lora_kiln.training.lora.metadata import DataFacts, Folder, RunFacts, header_size, lora_metadata
+from lora_kiln.training.lora.save import check_name, save_lora
 
 # The same examples at each run; a folder may be used by all examples of a test, which write it anew.
 often = settings(

@@ -8,6 +8,7 @@ interrupt and the page, `fingerprints` tells models apart.
 """
 
 from . import version  # noqa: F401  (first: it refuses a host that is too old)
+from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
 from .conditioning import (
     TRAINING_GUIDANCE,
@@ -21,18 +22,37 @@ from .conditioning import (
     is_plain_unet,
     latent_shape,
     predict,
-    rows_of,
     sampler_sigmas,
     start_noise,
     takes_guidance,
     to_model_space,
     wants_size_conditioning,
 )
+from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
 from .fingerprints import model_fingerprint
+from .folders import (
+    WRITE_VARIABLE,
+    cache_folder,
+    cache_limit,
+    data_path,
+    data_roots,
+    input_folder,
+    is_picture_there,
+    largest_upload,
+    leaves_roots,
+    may_write,
+    model_folders,
+    output_place,
+    register_model_folder,
+    resolve_folder,
+    runs_root,
+    thumbnail_address,
+)
 from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
 from .lora_folder import lora_files, lora_folder, lora_path, lora_places
 from .loras import LayerNames, base_version, layer_names, with_lora
+from .modes import sampling_mode, training_mode
 from .page import (
     Content,
     Interrupted,
@@ -51,47 +71,11 @@ from .page import (
     show_text,
     where,
 )
-from .places import (
-    WRITE_VARIABLE,
-    cache_folder,
-    cache_limit,
-    data_path,
-    data_roots,
-    input_folder,
-    is_picture_there,
-    largest_upload,
-    leaves_roots,
-    may_write,
-    model_folders,
-    output_place,
-    register_model_folder,
-    resolve_folder,
-    runs_root,
-    thumbnail_address,
-)
 from .products import fp8_matmul_obstacle, is_plain, linear, linear_backward
 from .quantise import FP8_MATMUL, is_quantised
-from .recipes import read_recipe, recipe_files, recipe_path
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
-from .view import (
-    checkpoint_blocks,
-    has_bf16,
-    has_fp16,
-    make_room,
-    patches_on_device,
-    repeated_blocks,
-    sampling_mode,
-    set_sigmas,
-    takes_fp16,
-    trainable_view,
-    training_device,
-    training_dtype,
-    training_mode,
-    transformer_options,
-    twin_of,
-    warnings_about,
-)
+from .twin import patches_on_device, set_sigmas, trainable_view, transformer_options, twin_of, warnings_about
 
 __all__ = [
     "Content",
@@ -152,13 +136,9 @@ __all__ = [
     "predict",
     "progress_bar",
     "raise_if_interrupted",
-    "read_recipe",
-    "recipe_files",
-    "recipe_path",
     "register_model_folder",
     "repeated_blocks",
     "resolve_folder",
-    "rows_of",
     "runs_root",
     "sampler_names",
     "sampler_sigmas",

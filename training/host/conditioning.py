@@ -12,9 +12,9 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..objective import Family
-from ..problems import raise_if_any
-from .view import sampling_mode
+from ..basics.errors import raise_if_any
+from ..learning.objective import Family
+from .modes import sampling_mode
 
 Conditioning = list[Any]
 """ComfyUI's CONDITIONING: [[embedding, options], ...]"""
@@ -149,27 +149,6 @@ def predict(
     ]
     order = torch.tensor([row for rows, _ in groups for row in rows], device=x_t.device)
     return torch.cat(parts)[order.argsort()]
-
-
-def rows_of(
-    groups: list[tuple[list[int], dict[str, torch.Tensor]]], rows: Sequence[int]
-) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
-    """What `batch_conds` would give for these samples of the batch alone, in this order.
-
-    Args:
-        rows: indices into the batch, ascending.
-    """
-    picked = []
-    for indices, conds in groups:
-        mine = [place for place, index in enumerate(indices) if index in rows]
-        if mine:
-            own = {key: value[mine] if _is_by_sample(value, len(indices)) else value for key, value in conds.items()}
-            picked.append(([rows.index(indices[place]) for place in mine], own))
-    return picked
-
-
-def _is_by_sample(value: Any, samples: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == samples
 
 
 def sampler_sigmas(base_model: Any, steps: int) -> torch.Tensor:

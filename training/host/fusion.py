@@ -7,24 +7,11 @@ from typing import Any
 
 import comfy.ldm.flux.math
 import torch
-from comfy.ldm.modules.attention import GEGLU, SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .page import say
-
-HALF = (torch.bfloat16, torch.float16)
-MOST_KEYS, MOST_PAIRS = 128, 65535
-"""of the attention to few keys: keys and width of a head, and heads of all samples, as CUDA's grids allow"""
-FEW_KEYS_SINCE = (8, 0)
-"""compute capability; for older NVIDIA GPUs Triton compiles that attention for minutes, into what does not fit"""
-QUICKEST_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+from .device import HALF, has_kernels, kernel_obstacle
 
 
 def fuse_layers(twin: Any) -> str:
@@ -46,7 +33,7 @@ def fuse_layers(twin: Any) -> str:
             last.register_forward_hook(stay_in_order)
         elif type(module) is ResBlock:
             move_biases(module)
-    if obstacle := _obstacle(twin.device):
+    if obstacle := kernel_obstacle(twin.device):
         return obstacle
     layers: list[Any] = [module for module in net.modules() if is_unchanged(module)]
     usual: list[Any] = [module for module in layers if is_usual(module)]
@@ -121,29 +108,6 @@ def fits_rotation(x: Sequence[int], turns: Sequence[int]) -> bool:
     return turns[0] in (1, x[0]) and turns[1] in (1, x[1]) and turns[2] in (1, places)
 
 
-def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
-    """The host's attention by a kernel with a backward pass; takes what `optimized_attention_override` is called with.
-
-    cuDNN's goes first: on an H100 it took 0.6 of flash attention's time, there and back (measured). Attention to few
-    keys, as those of a caption, has a kernel of its own. Where results must be the same bits each time, the host's
-    own choice stays.
-    """
-    mask = args[0] if args else kwargs.get("mask")
-    is_plain = mask is None and not kwargs.get("enable_gqa") and kwargs.get("scale") is None
-    if not (q.dtype in HALF and is_plain) or torch.are_deterministic_algorithms_enabled():
-        return attention_pytorch(q, k, v, heads, *args, **kwargs)
-    if not kwargs.get("skip_reshape"):  # some models have split the heads of one of the three already
-        q, k, v = (each.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))
-    if q.is_cuda and fits_few_keys(q, k, v) and runs_few_keys(q.device, q.dtype, k.shape[2], k.shape[3]):
-        from ..kernels import cross_attention
-
-        output = cross_attention(q, k, v)
-    else:
-        with sdpa_kernel(QUICKEST_FIRST, set_priority=True):
-            output = nn.functional.scaled_dot_product_attention(q, k, v)
-    return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
-
-
 def move_biases(block: Any) -> None:
     """Gives the biases of a residual block's convolutions to the layers whose outputs are added to theirs.
 
@@ -189,34 +153,6 @@ class _Tokens(torch.Tensor):
             if not isinstance(result, torch.Tensor):
                 return result
             return result.as_subclass(cls if func in cls.CHANGE_OF_SHAPE else torch.Tensor)
-
-
-def fits_few_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether `cross_attention` takes them, (B, H, L, D) and twice (B, H, S, D): many queries and few keys."""
-    are_alike = q.dim() == k.dim() == 4 and k.shape == v.shape and q.dtype == k.dtype == v.dtype
-    if not are_alike or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
-        return False
-    keys, width = k.shape[2:]
-    return 0 < 2 * keys <= q.shape[2] and max(keys, width) <= MOST_KEYS and q.shape[0] * q.shape[1] <= MOST_PAIRS
-
-
-@functools.cache
-def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: int) -> bool:
-    """Whether `cross_attention` runs on a device: on smaller ones a program may not hold so much."""
-    if not has_kernels(device):
-        return False
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < FEW_KEYS_SINCE:
-        return False
-    from ..kernels import try_cross_attention
-
-    try:
-        try_cross_attention(device, dtype, keys, width)
-    except torch.OutOfMemoryError:  # of now, and no reason for later
-        raise
-    except Exception as error:  # Triton's compiler has errors of many kinds; torch's attention takes it all
-        say("Attention to captions goes by torch's own kernel, which is slower: %s", _first_line(error))
-        return False
-    return True
 
 
 class _FusedNorm:
@@ -319,26 +255,3 @@ def _take_silu(net: nn.Module, norms: set[int]) -> set[int]:
                     found.add(id(norm))
                     sequence._modules[following] = nn.Identity()
     return found
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a device."""
-    return not _obstacle(device)
-
-
-@functools.cache
-def _obstacle(device: torch.device) -> str:
-    """Why Triton's kernels cannot run here; empty where one did."""
-    try:
-        from ..kernels import geglu
-
-        geglu(torch.zeros(1, 2, device=device))
-    except torch.OutOfMemoryError:  # of now, and no reason for later
-        raise
-    except Exception as error:  # Triton's compiler has errors of many kinds, and none of them may end a run
-        return _first_line(error)
-    return ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..problems import InputError
+from ..basics.errors import InputError
 
 KIND = "loras"
 

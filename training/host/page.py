@@ -21,7 +21,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..problems import InputError, Refusal
+from ..basics.errors import InputError, Refusal
 
 Interrupted = comfy.model_management.InterruptProcessingException
 AT_ONCE = 8

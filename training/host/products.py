@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fusion import has_functions, has_kernels, is_unchanged
+from .device import has_kernels
+from .fusion import has_functions, is_unchanged
 from .quantise import FP8, LARGEST, dense, is_linear, is_multiplied, is_quantised
 
 SMALLEST = 2.0**-100

@@ -9,7 +9,7 @@ from comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_cl
 from comfy_kitchen.tensor import BaseLayoutParams
 from torch import Tensor, nn
 
-from .fusion import has_kernels
+from .device import has_kernels
 
 AS_LOADED, FP8_MATMUL = "as loaded", "fp8 matmul"
 """of config.BASE_PRECISIONS"""

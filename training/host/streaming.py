@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .blocks import checkpoint_blocks, repeated_blocks, streamable
 from .quantise import AS_LOADED, in_fp8, is_linear, is_quantised
-from .view import checkpoint_blocks, repeated_blocks, streamable
 
 ALIGNMENT = 256
 """bytes; where a tensor begins in a block's memory, as kernels want it"""

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import nn
 
+from .blocks import guard_residuals
 from .conditioning import Conditioning, tokens_of
-from .view import guard_residuals, twin_of
+from .twin import twin_of
 
 
 def trainable_text_encoder(clip: Any) -> nn.Module:

@@ -7,7 +7,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..problems import InputError
+from ..basics.errors import InputError
 from . import ai_toolkit, kohya_gui, lora_metadata, sd_scripts
 from .changes import parse_changes
 from .parsing import LARGEST, parse

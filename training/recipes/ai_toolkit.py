@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..problems import InputError
+from ..basics.errors import InputError
 from . import ai_toolkit_keys as keys
 from .ledger import Entry, Ledger, shown, to_number
 from .recipe import Recipe

@@ -4,7 +4,7 @@ import difflib
 import re
 from typing import Any
 
-from ..problems import raise_if_any
+from ..basics.errors import raise_if_any
 from .ledger import FIELDS, Entry, Ledger, is_unset, shown
 
 SUBJECT = "Import Recipe"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..basics.errors import InputError, raise_if_any
 from ..config import LoRAConfig
-from ..dataset import DatasetSettings
-from ..folder_settings import SETTINGS_FILE
-from ..problems import InputError, raise_if_any
+from ..data.dataset import DatasetSettings
+from ..data.folder_settings import SETTINGS_FILE
 from .recipe import SETTINGS_ALONE, Recipe
 
 SECRETS = ("api_key", "huggingface_token", "hf_token", "password", "secret")

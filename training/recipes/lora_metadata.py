@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..metadata import OWN
+from ..lora.metadata import OWN
 from . import sd_scripts
 from .ledger import Entry, Ledger, is_unset
 from .recipe import Recipe

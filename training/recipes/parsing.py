@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..problems import InputError
+from ..basics.errors import InputError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..basics.errors import InputError
 from ..config import LoRAConfig
-from ..folder_settings import SETTINGS_FILE
-from ..problems import InputError
+from ..data.folder_settings import SETTINGS_FILE
 
 SETTINGS_ALONE = frozenset({"caption_prefix", "caption_suffix", "loss_weight"})
 """What a folder's settings file sets, and Load Dataset does not."""

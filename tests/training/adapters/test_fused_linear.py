@@ -5,7 +5,7 @@ import pytest
 import torch
 from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training.adapters.base import AddedAdapter
-from lora_kiln.training.flat import FlatParameters
+from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.host.products import compute_quantised
 from lora_kiln.training.host.quantise import to_fp8
 from torch import nn

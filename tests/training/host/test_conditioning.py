@@ -9,13 +9,13 @@ import comfy.sd
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.attach import attached, find_targets, make_adapters
-from lora_kiln.training.batches import Batch
+from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture, Sample
-from lora_kiln.training.encode import encode_samples
-from lora_kiln.training.problems import InputError
-from lora_kiln.training.step import batch_loss
+from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture, Sample
+from lora_kiln.training.data.encode import encode_samples
+from lora_kiln.training.learning.batches import Batch
+from lora_kiln.training.learning.step import batch_loss
 
 import models
 

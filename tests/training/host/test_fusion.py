@@ -10,17 +10,15 @@ from comfy.ldm.cascade.common import LayerNorm2d_op
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from lora_kiln.training import host, kernels
+from lora_kiln.training.host.attention import fits_few_keys, runs_few_keys
+from lora_kiln.training.host.device import has_kernels, kernel_obstacle
 from lora_kiln.training.host.fusion import (
-    _obstacle,
     default_eps,
-    fits_few_keys,
     fits_rotation,
     fused_rotation,
-    has_kernels,
     is_unchanged,
     is_usual,
     move_biases,
-    runs_few_keys,
     stay_in_order,
 )
 from torch import nn
@@ -83,7 +81,7 @@ def test_what_other_nodes_changed_stays() -> None:
 
 def test_full_memory_is_no_reason_to_go_without_kernels_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("meta")
-    _obstacle.cache_clear()
+    kernel_obstacle.cache_clear()
 
     def full(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("full")
@@ -94,7 +92,7 @@ def test_full_memory_is_no_reason_to_go_without_kernels_from_then_on(monkeypatch
             has_kernels(device)
     monkeypatch.setattr(kernels, "geglu", lambda x: x)
     assert has_kernels(device)
-    _obstacle.cache_clear()
+    kernel_obstacle.cache_clear()
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 6)])
@@ -110,14 +108,14 @@ def test_attention_to_few_keys_is_tried_once_where_it_may_run_and_a_failure_is_s
             raise RuntimeError("out of resource: shared memory\nand more")
 
     runs_few_keys.cache_clear()
-    _obstacle.cache_clear()
+    kernel_obstacle.cache_clear()
     caplog.set_level("INFO")
     monkeypatch.setattr(kernels, "geglu", lambda x: x)
     monkeypatch.setattr(kernels, "try_cross_attention", trial)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     found = {runs_few_keys(torch.device("meta"), torch.bfloat16, 77, 64) for _ in range(3)}
     runs_few_keys.cache_clear()
-    _obstacle.cache_clear()
+    kernel_obstacle.cache_clear()
     is_new = capability >= (8, 0)
     assert found == {is_new and works} and len(tries) == is_new
     said = [record.getMessage() for record in caplog.records if "captions" in record.getMessage()]

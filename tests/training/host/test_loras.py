@@ -20,7 +20,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from lora_kiln.training import host
-from lora_kiln.training.attach import find_targets
+from lora_kiln.training.adapters.attach import find_targets
 
 import models
 from loras import random_lora

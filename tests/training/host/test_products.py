@@ -11,7 +11,7 @@ from comfy.quant_ops import QuantizedTensor
 from lora_kiln.training import host
 from lora_kiln.training.host.products import _Linear, fp8_matmul_obstacle, rows_to_e4m3
 from lora_kiln.training.host.quantise import dense, to_fp8
-from lora_kiln.training.trainer import Trained
+from lora_kiln.training.run.trainer import Trained
 
 import models
 from gradients import FAMILIES, Probe, all_equal, distance

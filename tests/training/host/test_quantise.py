@@ -12,10 +12,10 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from lora_kiln.training import host
+from lora_kiln.training.basics.determinism import deterministic_kernels
 from lora_kiln.training.config import ADAPTERS
-from lora_kiln.training.determinism import deterministic_kernels
+from lora_kiln.training.host.blocks import repeated_blocks
 from lora_kiln.training.host.quantise import dense, is_linear, is_quantised, to_fp8
-from lora_kiln.training.host.view import repeated_blocks
 
 import models
 from gradients import FAMILIES, Probe, all_equal, distance

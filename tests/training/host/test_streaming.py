@@ -11,7 +11,7 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.host import streaming
-from lora_kiln.training.host.view import repeated_blocks, streamable
+from lora_kiln.training.host.blocks import repeated_blocks, streamable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import gradients

@@ -18,8 +18,8 @@ from lora_kiln.nodes.optimizer_options import OptimizerOptions
 from lora_kiln.nodes.save_lora import SaveLoRA
 from lora_kiln.nodes.train_lora import TrainLoRA
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import DatasetSettings
-from lora_kiln.training.folder_settings import SETTINGS_FILE, FolderSettings
+from lora_kiln.training.data.dataset import DatasetSettings
+from lora_kiln.training.data.folder_settings import SETTINGS_FILE, FolderSettings
 from lora_kiln.training.recipes import ai_toolkit_keys, kohya_gui
 from lora_kiln.training.recipes.recipe import SETTINGS_ALONE
 from lora_kiln.training.recipes.sd_scripts import keys

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from lora_kiln.training import recipes
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
 
 from foreign_recipes import GUI, TOML, toml
 

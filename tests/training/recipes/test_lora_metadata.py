@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from lora_kiln.training import recipes
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import TARGETS, LoRAConfig
-from lora_kiln.training.metadata import DataFacts, RunFacts, lora_metadata
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.lora.metadata import DataFacts, RunFacts, lora_metadata
 from lora_kiln.training.recipes.recipe import Recipe
 
 from foreign_recipes import METADATA

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from lora_kiln.training import recipes
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.problems import InputError
 
 from foreign_recipes import TOML, toml
 

@@ -8,9 +8,9 @@ from dataclasses import fields
 import pytest
 import yaml
 from lora_kiln.training import recipes
+from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import DatasetSettings
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.data.dataset import DatasetSettings
 
 from foreign_recipes import GUI, JOB, METADATA, TOML, accounts
 

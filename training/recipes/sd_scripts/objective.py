@@ -1,6 +1,6 @@
 """What is learned: the loss, the noise, the timesteps."""
 
-from ...metadata import OWN
+from ...lora.metadata import OWN
 from ..ledger import Ledger
 from .own import is_own
 

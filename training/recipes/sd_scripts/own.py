@@ -1,6 +1,6 @@
 """What our own files say beside kohya's keys: it counts before them, as it is exactly the recipe."""
 
-from ...metadata import OWN
+from ...lora.metadata import OWN
 from ..ledger import FIELDS, Ledger
 
 ARGUMENTS = ("targets", "layer_rules")

@@ -1,0 +1,130 @@
+"""CUDA graphs of steps; on a GPU alone, with either of torch's allocators (PYTORCH_CUDA_ALLOC_CONF chooses)."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from lora_kiln.training import host
+from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.learning import engine as room
+from lora_kiln.training.learning.batches import Batch
+from lora_kiln.training.learning.engine import EagerEngine, GraphEngine
+from lora_kiln.training.learning.objective import Family
+from lora_kiln.training.learning.optimizers import make_capturable, make_optimizer
+from lora_kiln.training.learning.step import Step
+from torch import nn
+
+pytestmark = pytest.mark.gpu
+FAMILY = Family("eps", torch.linspace(0.5, 2.0, 10))
+CONFIG = LoRAConfig(learning_rate=0.01)
+
+
+class Net(nn.Module):
+    """Three layers; `trouble` is called in each forward pass."""
+
+    def __init__(self, trouble=None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 64)).cuda()
+        self.trouble = trouble
+
+    def forward(self, x_t: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        x = self.layers[:2](x_t.flatten(1))
+        if self.trouble is not None:
+            self.trouble(x)
+        return self.layers[2](x).reshape(x_t.shape) + cond
+
+
+def batch(seed: int, size: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    x_0, noise = (torch.randn(size, 1, 8, 8, generator=generator).cuda() for _ in range(2))
+    sigma = FAMILY.sigmas[torch.randint(0, 10, (size,), generator=generator)].cuda()
+    return Batch(x_0, noise, sigma, torch.ones(size).cuda(), torch.zeros(size, 1, 1, 1).cuda())
+
+
+def made(kind, net: Net, said: list[str]):
+    optimizer = make_optimizer(CONFIG, [{"params": list(net.parameters()), "learning_rate": 0.01}])
+    assert make_capturable(optimizer)
+    step = Step(net, FAMILY, CONFIG, optimizer)
+    return GraphEngine(step, said.append) if kind is GraphEngine else EagerEngine(step)
+
+
+def losses(engine, steps: int = 8) -> list[float]:
+    found = []
+    for number in range(steps):
+        engine.accumulate(batch(number, size=4 if number % 3 else 2))
+        engine.move()
+        found.append(engine.step.outcome[0].item())
+    return found
+
+
+def test_a_graph_gives_what_ops_give() -> None:
+    said: list[str] = []
+    plain, recorded = made(EagerEngine, Net(), said), made(GraphEngine, Net(), said)
+    assert losses(recorded) == losses(plain) and not said and recorded.graphs == 2
+    recorded.release()
+    assert recorded.graphs == 0 and losses(recorded) == losses(plain)
+
+
+def when_recorded(error: BaseException):
+    def trouble(x: torch.Tensor) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            raise error
+
+    return trouble
+
+
+def test_what_cannot_be_recorded_goes_op_by_op_and_is_said_once() -> None:
+    said: list[str] = []
+    engine = made(GraphEngine, Net(when_recorded(KeyError("no"))), said)
+    assert losses(engine) == losses(made(EagerEngine, Net(), said))
+    assert len(said) == 1 and "no" in said[0]
+    gc.collect()
+    torch.cuda.synchronize()
+    assert torch.randn(4, device="cuda").isfinite().all()
+
+
+def test_a_stop_while_recording_is_a_stop(monkeypatch) -> None:
+    monkeypatch.setattr(room, "_KEPT", [])
+    engine = made(GraphEngine, Net(when_recorded(host.Interrupted())), [])
+    with pytest.raises(host.Interrupted):
+        losses(engine)
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.randn(4, device="cuda").isfinite().all()
+
+
+class Unused:
+    """What waits for the GPU when it goes, and goes only when garbage is collected."""
+
+    def __init__(self) -> None:
+        self.own = self
+        weakref.finalize(self, torch.cuda.Stream().synchronize).atexit = False
+
+
+def test_what_nobody_uses_breaks_no_recording() -> None:
+    def collects(x: torch.Tensor) -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            Unused()
+        assert len([[] for _ in range(10_000)]) == 10_000  # more than the collector wakes up for
+
+    said: list[str] = []
+    engine = made(GraphEngine, Net(collects), said)
+    assert losses(engine) == losses(made(EagerEngine, Net(), said)) and not said and engine.graphs == 2
+
+
+def test_memory_goes_back_when_graphs_go() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = []  # the first time libraries take memory for good
+    for _ in range(4):
+        engine = made(GraphEngine, Net(), [])
+        losses(engine)
+        engine.release()
+        del engine
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[-1] >= free[0] - 2**22

@@ -1,0 +1,302 @@
+"""Which layers get an adapter, and putting adapters on and off."""
+
+import contextlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..basics.errors import raise_if_any
+from ..basics.randomness import tensor_generator
+from ..config import LoRAConfig
+from . import Adapter, new_adapter
+from .base import CONVOLUTIONS, is_linear, layer_shape
+from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
+from .shared_input import AdaptedForward, unshare
+
+SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks": "output_blocks.1.1."}
+"""up_blocks.0.attentions.0 and .1 of B-LoRA (Frenkel et al., arXiv:2403.14572)."""
+
+FEED_FORWARD = re.compile(r"(.*_)?(ff|ffn|mlp|feed_forward)(_.*|[CX])?")
+ATTENTION = re.compile(r".*(attn|attention).*|proj_in|proj_out|[qkv]")
+NEITHER = re.compile(r".*(modulation|adaln|embed|norm).*", re.IGNORECASE)
+FUSED = re.compile(r"(.*\.)?single_blocks\.\d+\.linear[12]")
+"""Flux's attention and feed-forward in one layer."""
+UNET_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.")
+CLIP_LAYER = re.compile(r".*text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that gets an adapter."""
+
+    name: str
+    """module path in the base model, e.g. diffusion_model.input_blocks.1.1.proj_in, or in the text encoder"""
+    module: nn.Module
+
+    @property
+    def key(self) -> str:
+        """State-dict key of the weight."""
+        return f"{self.name}.weight"
+
+
+def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
+    """The layers of the diffusion model that a choice of targets names, in module order.
+
+    Args:
+        base_model: holds `diffusion_model`.
+        targets: one of config.TARGETS. "attention" takes linear layers and 1x1 convolutions of the blocks'
+            attention (projections in and out included, feed-forward not; Flux's fused layers too); "attention and
+            feed-forward" adds the blocks' feed-forward layers, which together are kohya's default; "attention,
+            feed-forward and convolutions" takes all of a UNet's blocks, as kohya's conv_dim does; "all linear and
+            convolution" takes modulation, embedders and the final layers too; the SDXL choices take the linear
+            layers and 1x1 convolutions of one block.
+
+    Raises:
+        InputError: the model has no such layer.
+    """
+    found = [
+        Target(name, module)
+        for name, module in base_model.named_modules()
+        if name.startswith(DIFFUSION_MODEL) and _is_wanted(name.removeprefix(DIFFUSION_MODEL), module, targets)
+    ]
+    if not found:
+        raise_if_any("LoRA Config", [f"targets is {targets!r}, but this model has no such layer: choose another."])
+    return found
+
+
+def find_text_targets(text_encoder: nn.Module) -> list[Target]:
+    """The attention and feed-forward layers of every CLIP text model in the host's cond_stage_model (as kohya's).
+
+    Raises:
+        InputError: there is no CLIP text model.
+    """
+    found = [
+        Target(name, module)
+        for name, module in text_encoder.named_modules()
+        if CLIP_LAYER.fullmatch(name) and is_linear(module)
+    ]
+    if not found:
+        problem = (
+            "text_encoder_learning_rate is above 0, but CLIP holds no CLIP-L or CLIP-G text encoder, and no other kind "
+            "is trained here: set it to 0."
+        )
+        raise_if_any("LoRA Config", [problem])
+    return found
+
+
+def targets_of(root: nn.Module, keys: Iterable[str]) -> list[Target]:
+    """The layers of a model (or text encoder) that the state-dict keys name, in module order; other keys are passed."""
+    wanted = {key.removesuffix(".weight") for key in keys}
+    return [Target(name, module) for name, module in root.named_modules() if name in wanted]
+
+
+def make_adapters(found: Sequence[Target], config: LoRAConfig) -> dict[str, Adapter]:
+    """A fresh adapter a target, by state-dict key; each layer's numbers depend on the seed and its name only.
+
+    Args:
+        found: all targets of the run, of the text encoders too: a layer rule must fit one of them.
+
+    Raises:
+        InputError: layer_rules cannot be read, fits nothing or leaves nothing; dropout and adapter do not go together.
+    """
+    rules = parse_layer_rules(config.layer_rules)
+    check_layer_rules(rules, [target.name for target in found])
+    adapters = {}
+    for target in found:
+        rank, alpha = rank_and_alpha(config, rule_for(rules, target.name), layer_shape(target.module))
+        if rank:
+            generator = tensor_generator(config.seed, target.name, "adapter")
+            adapters[target.key] = new_adapter(
+                config.adapter, target.module, rank, alpha, generator, config.lokr_factor
+            )
+    if not adapters:
+        raise_if_any("LoRA Config", ["layer_rules gives every layer rank=0: leave some to train."])
+    check_dropout(adapters.values(), config)
+    return adapters
+
+
+def rank_and_alpha(config: LoRAConfig, rule: LayerRule, weight_shape: tuple[int, ...]) -> tuple[int, float]:
+    """A layer's rank, 0 for none, and its alpha as a file says it: scale = alpha / rank.
+
+    rsLoRA's alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732) is written as an alpha of alpha * sqrt(rank).
+    """
+    rank, alpha = config.rank, config.alpha
+    if math.prod(weight_shape[2:]) > 1:
+        rank, alpha = config.conv_rank or rank, config.conv_alpha or alpha
+    rank = rank if rule.rank is None else rule.rank
+    alpha = alpha if rule.alpha is None else rule.alpha
+    return rank, alpha * math.sqrt(rank) if config.rslora else alpha
+
+
+def adapters_by_rate(
+    adapters: Mapping[str, Adapter], learning_rate: float, rules: Sequence[LayerRule]
+) -> dict[float, list[Adapter]]:
+    """The adapters by peak learning rate."""
+    groups: dict[float, list[Adapter]] = {}
+    for key, adapter in adapters.items():
+        factor = rule_for(rules, key.removesuffix(".weight")).learning_rate
+        groups.setdefault(learning_rate * factor, []).append(adapter)
+    return groups
+
+
+@contextlib.contextmanager
+def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterator[dict[str, AdaptedForward]]:
+    """Puts each adapter on its layer while the context lasts, by a forward on the module object.
+
+    Args:
+        found: may hold more layers than there are adapters; those go as they are.
+
+    Yields:
+        The layers' forwards by state-dict key.
+
+    Raises:
+        KeyError: an adapter has no layer.
+    """
+    layers = {target.key: target.module for target in found}
+    before: list[tuple[nn.Module, Any]] = []
+    forwards: dict[str, AdaptedForward] = {}
+    try:
+        for key, adapter in adapters.items():
+            layer: Any = layers[key]
+            before.append((layer, vars(layer).get("forward")))
+            forwards[key] = layer.forward = AdaptedForward(layer, adapter)
+        yield forwards
+    finally:
+        for layer, forward in reversed(before):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward
+        unshare(forwards.values())  # which else hold each other
+
+
+def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int, micro: int) -> None:
+    """Draws every dropout of one forward pass and its backward pass; it holds until the next draw or clear.
+
+    Args:
+        step, micro: the optimizer step and the batch within it; with the seed they decide all masks.
+    """
+    if not has_dropout(config):
+        return clear_dropout(adapters)
+    coins = torch.rand(len(adapters), generator=tensor_generator(config.seed, step, micro, "module dropout"))
+    is_left_out = coins < config.module_dropout
+    if is_left_out.all():  # a pass without any adapter would have nothing to learn
+        is_left_out[coins.argmax()] = False
+    for (key, adapter), left_out in zip(adapters.items(), is_left_out.tolist(), strict=True):
+        generator = tensor_generator(config.seed, step, micro, key, "dropout")
+        adapter.draw_dropout(generator, config.dropout, config.rank_dropout, left_out)
+
+
+def has_dropout(config: LoRAConfig) -> bool:
+    """Whether anything is left out in a forward pass."""
+    return bool(config.dropout or config.rank_dropout or config.module_dropout)
+
+
+def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
+    """Nothing is dropped until the next draw: for samples and validation."""
+    for adapter in adapters.values():
+        adapter.clear_dropout()
+
+
+def check_dropout(adapters: Iterable[Adapter | type[Adapter]], config: LoRAConfig) -> None:
+    """Refuses a dropout that one of the adapters, or kinds of adapters, has no place for.
+
+    Raises:
+        InputError: naming the field and the adapter.
+    """
+    adapters = list(adapters)
+    ranks = sorted({adapter.kind for adapter in adapters if not adapter.has_rank_dropout})
+    inputs = sorted({adapter.kind for adapter in adapters if not adapter.has_input_dropout})
+    problems = []
+    if config.rank_dropout and ranks:
+        problems.append(
+            f"rank_dropout is {config.rank_dropout:g}, but {' and '.join(ranks)} has no ranks to leave out: "
+            "set it to 0, or choose lora, dora or loha."
+        )
+    if config.dropout and inputs:
+        problems.append(
+            f"dropout is {config.dropout:g}, but {' and '.join(inputs)} turns outputs and has no inputs of its own: "
+            "set it to 0 and use module_dropout."
+        )
+    raise_if_any("LoRA Config", problems)
+
+
+def as_found(config: LoRAConfig, targets: Iterable[Target], adapters: Mapping[str, Adapter]) -> LoRAConfig:
+    """The recipe with the kind, rank and alpha that most of a continued LoRA's layers have, convolutions apart."""
+    found: dict[bool, list[Adapter]] = {True: [], False: []}
+    for target in targets:
+        if target.key in adapters:
+            found[is_convolution(target)].append(adapters[target.key])
+    kind, rank, alpha = _usual(found[False] or found[True])
+    _, conv_rank, conv_alpha = _usual(found[True] or found[False])
+    has_text = any(not key.startswith(DIFFUSION_MODEL) for key in adapters)
+    return replace(
+        config, adapter=kind, rank=rank, alpha=alpha, rslora=False,
+        conv_rank=conv_rank if conv_rank != rank else 0, conv_alpha=conv_alpha if conv_alpha != alpha else 0.0,
+        text_encoder_learning_rate=config.text_encoder_learning_rate if has_text else 0.0,
+    )  # fmt: skip
+
+
+def is_convolution(target: Target) -> bool:
+    """Whether the layer is a convolution larger than 1x1, which has a rank and alpha of its own."""
+    return math.prod(layer_shape(target.module)[2:]) > 1
+
+
+def describe(adapters: Mapping[str, Adapter]) -> str:
+    """What is trained, e.g. "lora on 192 layers, 3,188,736 parameters"; text encoders apart."""
+    model = [adapter for key, adapter in adapters.items() if key.startswith(DIFFUSION_MODEL)]
+    text = [adapter for key, adapter in adapters.items() if not key.startswith(DIFFUSION_MODEL)]
+    return "; ".join([*([_count(model)] if model else []), *([f"{_count(text)} in the text encoders"] if text else [])])
+
+
+def _usual(adapters: Sequence[Adapter]) -> tuple[str, int, float]:
+    """The most frequent kind, rank and alpha."""
+    return Counter((adapter.kind, adapter.rank, adapter.alpha) for adapter in adapters).most_common(1)[0][0]
+
+
+def _count(adapters: Sequence[Adapter]) -> str:
+    numbers = {
+        kind: sum(adapter.kind == kind for adapter in adapters) for kind in dict.fromkeys(a.kind for a in adapters)
+    }
+    layers = " and ".join(f"{kind} on {number} layer{'s' * (number != 1)}" for kind, number in numbers.items())
+    return f"{layers}, {sum(p.numel() for adapter in adapters for p in adapter.parameters()):,} parameters"
+
+
+def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:
+    is_convolution = isinstance(module, CONVOLUTIONS) and module.groups == 1
+    if not (is_linear(module) or is_convolution):
+        return False
+    if targets == "all linear and convolution":
+        return True
+    if targets == "attention, feed-forward and convolutions" and _in_unet_block(name):
+        return True
+    if math.prod(layer_shape(module)[2:]) > 1:
+        return False
+    if targets in SDXL_BLOCKS:
+        return name.startswith(SDXL_BLOCKS[targets])
+    if FUSED.fullmatch(name):
+        return True
+    parts = _inside_block(name)
+    if any(NEITHER.fullmatch(part) for part in parts):
+        return False
+    if any(FEED_FORWARD.fullmatch(part) for part in parts):
+        return targets != "attention"
+    return any(ATTENTION.fullmatch(part) for part in parts)
+
+
+def _in_unet_block(name: str) -> bool:
+    """Within a UNet's residual, attention, down and up blocks; its first convolution is none."""
+    return UNET_BLOCK.match(name) is not None and not name.startswith("input_blocks.0.")
+
+
+def _inside_block(name: str) -> list[str]:
+    """The parts of a module path after its first number: what the layer is within a repeated block."""
+    parts = name.split(".")
+    first = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
+    return parts[first + 1 :]

@@ -1,0 +1,1 @@
+"""What every room needs: errors, numbers, names, files, randomness. It knows nothing of training."""

@@ -1,0 +1,338 @@
+"""The data of a run: which pictures, with which captions, in which buckets, in which order."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..basics.errors import raise_if_any
+from ..basics.numbers import is_whole, keep_as_whole
+from ..basics.randomness import python_random
+from .buckets import Fit, bucket_sizes, crops, fit_picture
+from .captions import drop_tags, one_line, shuffle_tags
+from .captions import with_trigger as caption_with_trigger
+from .folder_settings import FolderSettings
+from .pictures import fit_mask, fit_pixels, load_alpha, load_mask, load_picture, to_image, to_mask_image
+
+SHUFFLE_VARIANTS = 8
+"""Forms a picture's tags are seen in; bounded, so that each text is encoded once."""
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """How pictures and captions become samples."""
+
+    resolution: int = 512
+    """pixels; buckets have at most this squared as area"""
+    extra_resolutions: str = ""
+    """more of them, as in "768, 1024": every picture is shown once at each in an epoch"""
+    bucket_step: int = 64
+    """pixels; bucket sides are multiples of it"""
+    shortest_side: int = 256
+    """pixels; no bucket side is below it"""
+    longest_side: int = 2048
+    """pixels; no bucket side is above it"""
+    flip: bool = False
+    """show each picture mirrored half of the time"""
+    random_crop: bool = False
+    """cut each picture at changing places into its bucket, in place of its middle"""
+    trigger_word: str = ""
+    """put in front of captions that lack it"""
+    caption_prefix: str = ""
+    """put before each caption"""
+    caption_suffix: str = ""
+    """put after each caption"""
+    shuffle_tags: bool = False
+    """comma-separated tags in another order each time"""
+    keep_tokens: int = 0
+    """tags at the front that stay in place"""
+    tag_dropout: float = 0.0
+    """chance of each tag behind keep_tokens to be left out"""
+    caption_dropout: float = 0.0
+    """share of samples trained with an empty caption"""
+    masked_loss: bool = False
+    """learn only where a picture's mask is white, or where it is opaque"""
+    unmasked_weight: float = 0.0
+    """weight of what the mask leaves out"""
+    loss_weight: float = 1.0
+    """weight of a picture's loss"""
+    prior_loss_weight: float = 1.0
+    """further weight of a regularisation picture's loss"""
+
+    def __post_init__(self) -> None:
+        not_whole = [
+            f"{name} is {value!r}; it must be a whole number, such as {usual}."
+            for name, usual in _WHOLE.items()
+            if not is_whole(value := getattr(self, name))
+        ]
+        raise_if_any("Load Dataset", not_whole)
+        keep_as_whole(self, _WHOLE)
+        problems = []
+        if not 64 <= self.resolution <= 4096:
+            problems.append(
+                f"resolution is {self.resolution}; it must be from 64 to 4096 pixels: "
+                "512 suits SD1.5, 1024 SDXL and later models."
+            )
+        for entry in filter(None, map(str.strip, self.extra_resolutions.split(","))):
+            if not entry.isdecimal() or not 64 <= int(entry) <= 4096:
+                problems.append(
+                    f"extra_resolutions has {entry!r}; it must be whole numbers from 64 to 4096 with commas between."
+                )
+        if self.bucket_step < 8 or self.bucket_step % 8:
+            problems.append(f"bucket_step is {self.bucket_step}; it must be a multiple of 8 pixels; 64 is usual.")
+        if self.shortest_side > self.longest_side:
+            problems.append(
+                f"shortest_side is {self.shortest_side}, above longest_side, {self.longest_side}: swap them."
+            )
+        for name in ("caption_dropout", "tag_dropout", "unmasked_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                problems.append(f"{name} is {getattr(self, name)}; it must be from 0 to 1; 0 turns it off.")
+        for name in ("prior_loss_weight", "loss_weight"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}; it must be a number of at least 0; 1 is usual.")
+        if self.keep_tokens < 0:
+            problems.append(
+                f"keep_tokens is {self.keep_tokens}; it must be at least 0; 1 keeps the trigger word in front."
+            )
+        raise_if_any("Load Dataset", problems)
+
+    def resolutions(self) -> tuple[int, ...]:
+        """All resolutions, the main one first, each once."""
+        extra = (int(entry.strip()) for entry in self.extra_resolutions.split(",") if entry.strip())
+        return tuple(dict.fromkeys((self.resolution, *extra)))
+
+    def bucket_sizes(self, resolution: int | None = None) -> list[tuple[int, int]]:
+        """All (width, height) a picture can be trained at, at one resolution; None = the main one."""
+        resolution = resolution or self.resolution
+        shortest = min(self.shortest_side, resolution)
+        return bucket_sizes(resolution, self.bucket_step, shortest, self.longest_side)
+
+    def of_folder(self, folder: FolderSettings) -> "DatasetSettings":
+        """These settings, with what the folder's own say in their place."""
+        return replace(self, **{key: value for key, value in folder.said().items() if key in _NAMES})
+
+
+_NAMES = {each.name for each in fields(DatasetSettings)}
+_WHOLE = {each.name: each.default for each in fields(DatasetSettings) if type(each.default) is int}
+"""Whole number -> its default"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with its caption."""
+
+    name: str
+    """what messages call it"""
+    width: int
+    """pixels, upright"""
+    height: int
+    caption: str = ""
+    repeats: int = 1
+    """times in an epoch"""
+    is_regularisation: bool = False
+    path: Path | None = None
+    """the file; None for a picture from the graph"""
+    pixels: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """(H, W, 3) in [0, 1] for a picture from the graph"""
+    mask_path: Path | None = None
+    """the mask's file"""
+    mask_pixels: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """(H, W) in [0, 1] for a mask from the graph, white = learn"""
+    is_transparent: bool = False
+    """some of the file's picture is; then what is opaque serves as mask where there is no other"""
+    folder: FolderSettings = FolderSettings()
+    """its folder's own settings"""
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some of it may be left out."""
+        return self.mask_path is not None or self.mask_pixels is not None or self.is_transparent
+
+    def load(self, fit: Fit) -> torch.Tensor:
+        """The picture in its bucket: (H, W, 3) float32 in [0, 1]."""
+        if self.path is not None:
+            return load_picture(self.path, fit)
+        assert self.pixels is not None
+        return fit_pixels(to_image(self.pixels), fit)
+
+    def load_mask(self, fit: Fit) -> torch.Tensor | None:
+        """The mask in the picture's bucket, white = learn: (H, W) float32 in [0, 1]; None without one."""
+        if self.mask_path is not None:
+            return load_mask(self.mask_path, fit)
+        if self.mask_pixels is not None:
+            return fit_mask(to_mask_image(self.mask_pixels), fit)
+        if self.is_transparent and self.path is not None:
+            return load_alpha(self.path, fit)
+        return None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is trained on in one slot of a batch."""
+
+    picture: int
+    """index into the dataset's pictures"""
+    fit: Fit
+    """its bucket and cut"""
+    flipped: bool
+    caption: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures, captions and how to draw from them."""
+
+    pictures: tuple[Picture, ...]
+    settings: DatasetSettings = DatasetSettings()
+    name: str = "dataset"
+    problems: tuple[str, ...] = ()
+    """what was left out, and why"""
+    settings_files: tuple[str, ...] = ()
+    """the folders' settings files that were read"""
+
+    def fits(self, resolution: int | None = None) -> list[Fit]:
+        """Each picture's bucket and centred cut at one resolution; None = the main one."""
+        return self._fits[resolution or self.settings.resolution]
+
+    @cached_property
+    def _fits(self) -> dict[int, list[Fit]]:
+        sizes = {resolution: self.settings.bucket_sizes(resolution) for resolution in self.settings.resolutions()}
+        return {
+            resolution: [fit_picture(picture.width, picture.height, buckets) for picture in self.pictures]
+            for resolution, buckets in sizes.items()
+        }
+
+    def settings_of(self, index: int) -> DatasetSettings:
+        """The settings of one picture: its folder's own go before the dataset's."""
+        return self._settings[self.pictures[index].folder]
+
+    @cached_property
+    def _settings(self) -> dict[FolderSettings, DatasetSettings]:
+        return {folder: self.settings.of_folder(folder) for folder in {picture.folder for picture in self.pictures}}
+
+    def is_masked(self, index: int) -> bool:
+        """Whether the loss of a picture is weighted by a mask."""
+        return self.settings_of(index).masked_loss and self.pictures[index].has_mask
+
+    def caption(self, index: int) -> str:
+        """A picture's caption as trained, before shuffling and dropout; a regularisation picture's as it is."""
+        picture, settings = self.pictures[index], self.settings_of(index)
+        if picture.is_regularisation:
+            return picture.caption
+        caption = f"{settings.caption_prefix}{picture.caption}{settings.caption_suffix}".strip()
+        return caption_with_trigger(caption, settings.trigger_word)
+
+    def with_captions(self, captions: dict[int, str]) -> "Dataset":
+        """A copy with other captions for some pictures, by index."""
+        pictures = tuple(
+            replace(picture, caption=captions[index]) if index in captions else picture
+            for index, picture in enumerate(self.pictures)
+        )
+        return replace(self, pictures=pictures)
+
+    def epoch_batches(self, epoch: int, batch_size: int, seed: int) -> list[list[Sample]]:
+        """The batches of an epoch, each within one bucket; a function of the arguments alone.
+
+        Every training picture comes as often as it repeats, at each resolution. Regularisation pictures are drawn
+        until they are as many as the training samples, going on in the next epoch where this one stopped (as kohya's
+        trainer balances them).
+        """
+        random = python_random(seed, epoch, "order")
+        views, prior = self._views(is_regularisation=False), self._views(is_regularisation=True)
+        if prior:
+            python_random(seed, "prior").shuffle(prior)
+            start = epoch * len(views)
+            views = views + [prior[(start + n) % len(prior)] for n in range(len(views))]
+        random.shuffle(views)
+        buckets: dict[tuple[int, int], list[Sample]] = {}
+        for slot, (index, resolution) in enumerate(views):
+            sample = self._sample(index, resolution, epoch, slot, seed)
+            buckets.setdefault((sample.fit.width, sample.fit.height), []).append(sample)
+        batches = [
+            samples[start : start + batch_size]
+            for _, samples in sorted(buckets.items())
+            for start in range(0, len(samples), batch_size)
+        ]
+        random.shuffle(batches)
+        return batches
+
+    def loss_weight(self, sample: Sample) -> float:
+        """The picture's loss_weight, times prior_loss_weight for a regularisation picture."""
+        settings = self.settings_of(sample.picture)
+        is_prior = self.pictures[sample.picture].is_regularisation
+        return settings.loss_weight * (settings.prior_loss_weight if is_prior else 1.0)
+
+    def _views(self, is_regularisation: bool) -> list[tuple[int, int]]:
+        """(picture, resolution), each as often as the picture repeats."""
+        return [
+            (index, resolution)
+            for index, picture in enumerate(self.pictures)
+            if picture.is_regularisation == is_regularisation
+            for resolution in self.settings.resolutions()
+            for _ in range(picture.repeats)
+        ]
+
+    def _sample(self, index: int, resolution: int, epoch: int, slot: int, seed: int) -> Sample:
+        settings = self.settings_of(index)
+        random = python_random(seed, epoch, slot, "augmentation")
+        fit = self.fits(resolution)[index]
+        if settings.random_crop:
+            fit = python_random(seed, epoch, slot, "crop").choice(crops(fit))
+        flipped = settings.flip and random.random() < 0.5
+        if random.random() < settings.caption_dropout:
+            return Sample(index, fit, flipped, "")
+        caption = self.caption(index)
+        if settings.shuffle_tags or settings.tag_dropout:
+            key = (seed, index, random.randrange(SHUFFLE_VARIANTS))
+            if settings.tag_dropout:
+                caption = drop_tags(caption, settings.keep_tokens, settings.tag_dropout, *key, "tag dropout")
+            if settings.shuffle_tags:
+                caption = shuffle_tags(caption, settings.keep_tokens, *key, "tags")
+        return Sample(index, fit, flipped, caption)
+
+
+def bucket_table(dataset: Dataset) -> dict[tuple[int, int], int]:
+    """How many pictures each bucket (width, height) holds, over all resolutions, repeats not counted."""
+    table: dict[tuple[int, int], int] = {}
+    for resolution in dataset.settings.resolutions():
+        for fit in dataset.fits(resolution):
+            table[fit.width, fit.height] = table.get((fit.width, fit.height), 0) + 1
+    return dict(sorted(table.items()))
+
+
+def caption_lines(dataset: Dataset) -> str:
+    """All captions as trained, a line each."""
+    return "\n".join(one_line(dataset.caption(index)) for index in range(len(dataset.pictures)))
+
+
+def size_conditioning(picture: Picture, fit: Fit, flipped: bool = False) -> dict[str, Any]:
+    """SDXL's size and crop of one sample, in ComfyUI's names (Podell et al., arXiv:2307.01952, section 2.2).
+
+    The crop is given in the scaled picture's pixels, from its left or, mirrored, from its right edge.
+    """
+    right = fit.scaled_width - fit.width - fit.left
+    return dict(
+        width=picture.width,
+        height=picture.height,
+        crop_w=right if flipped else fit.left,
+        crop_h=fit.top,
+        target_width=fit.width,
+        target_height=fit.height,
+    )
+
+
+def upscaled(dataset: Dataset) -> list[str]:
+    """The pictures that are smaller than their largest bucket, and so are trained on enlarged."""
+    return [
+        f"{picture.name} is {picture.width} x {picture.height}, trained at {fit.width} x {fit.height}"
+        for picture, fit in zip(dataset.pictures, dataset.fits(max(dataset.settings.resolutions())), strict=True)
+        if is_enlarged(picture, fit)
+    ]
+
+
+def is_enlarged(picture: Picture, fit: Fit) -> bool:
+    """Whether a picture is clearly smaller than its bucket."""
+    return fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height

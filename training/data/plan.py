@@ -1,0 +1,61 @@
+"""The plan of a run: which samples each forward pass takes."""
+
+import bisect
+import math
+
+from ..config import LoRAConfig
+from .dataset import Dataset, Sample
+
+
+class Plan:
+    """The samples of every forward pass of a run, epoch after epoch; a function of dataset, config and seed."""
+
+    def __init__(self, dataset: Dataset, config: LoRAConfig):
+        self.dataset = dataset
+        self.config = config
+        self._epochs: list[list[list[Sample]]] = []
+        self._starts = [0]
+        for _ in range(config.epochs):
+            self._add_epoch()
+        self.steps = math.ceil(self._starts[-1] / config.gradient_accumulation) if config.epochs else config.steps
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch (from 0) that a step begins in."""
+        return self._place(step * self.config.gradient_accumulation)[0]
+
+    def samples_at(self, step: int, micro: int) -> list[Sample]:
+        """The samples of one forward pass."""
+        epoch, index = self._place(step * self.config.gradient_accumulation + micro)
+        return self._epochs[epoch][index]
+
+    def largest(self) -> tuple[int, int]:
+        """The (step, forward pass) of the first epoch that has the most pixels."""
+        self._place(0)
+        passes = min(self._starts[1], self.steps * self.config.gradient_accumulation)
+        places = [divmod(passed, self.config.gradient_accumulation) for passed in range(passes)]
+
+        def pixels(place: tuple[int, int]) -> int:
+            return sum(sample.fit.width * sample.fit.height for sample in self.samples_at(*place))
+
+        return max(places, key=pixels)
+
+    def _place(self, passed: int) -> tuple[int, int]:
+        """(epoch, batch within it) after so many forward passes; epochs may differ in length by their buckets."""
+        while self._starts[-1] <= passed:
+            self._add_epoch()
+        epoch = bisect.bisect_right(self._starts, passed) - 1
+        return epoch, passed - self._starts[epoch]
+
+    def _add_epoch(self) -> None:
+        epoch = len(self._epochs)
+        self._epochs.append(self.dataset.epoch_batches(epoch, self.config.batch_size, self.config.seed))
+        self._starts.append(self._starts[-1] + len(self._epochs[-1]))
+
+    def all_samples(self) -> set[Sample]:
+        """Every distinct sample of the run."""
+        return {
+            sample
+            for step in range(self.steps)
+            for micro in range(self.config.gradient_accumulation)
+            for sample in self.samples_at(step, micro)
+        }

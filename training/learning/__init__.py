@@ -1,0 +1,1 @@
+"""What learns, without ComfyUI: prediction, objective, optimizers, batches, step, engine and loop."""

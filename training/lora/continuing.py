@@ -1,0 +1,74 @@
+"""Going on from a LoRA that is there already."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..adapters import Adapter
+from ..adapters.attach import as_found, targets_of
+from ..adapters.layer_rules import DIFFUSION_MODEL, parse_layer_rules, rule_for
+from ..basics.errors import raise_if_any
+from ..config import LoRAConfig
+from ..host import LayerNames
+from .export import lora_tensors
+from .files import read_adapters
+
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What of a LoRA is trained on, and what stays."""
+
+    adapters: dict[str, Adapter]
+    """trained on; by state-dict key of the base weight"""
+    frozen: dict[str, torch.Tensor]
+    """entries that stay as they are"""
+    config: LoRAConfig
+    """the recipe, with what the LoRA itself decides in place of what was asked for"""
+    notes: list[str]
+
+
+def continued(
+    start: Mapping[str, torch.Tensor],
+    names: Mapping[str, LayerNames],
+    config: LoRAConfig,
+    model: Any,
+    text_encoder: Any,
+) -> Continued:
+    """The adapters of a LoRA: its layers, kinds, ranks and alphas stay.
+
+    Args:
+        model, text_encoder: the modules that the layers are of.
+
+    Raises:
+        InputError: it holds no layer of this model that can be trained.
+    """
+    found = read_adapters(start, names)
+    adapters, trains_text = found.adapters, config.text_encoder_learning_rate > 0
+    rules = parse_layer_rules(config.layer_rules)
+    trained = {
+        key: adapter
+        for key, adapter in adapters.items()
+        if (trains_text or key.startswith(DIFFUSION_MODEL)) and rule_for(rules, key.removesuffix(".weight")).rank != 0
+    }
+    still = {key: adapters[key] for key in adapters if key not in trained}
+    if not trained:
+        problem = "start holds no layer of this model that can be trained: connect another LoRA."
+        raise_if_any("Train LoRA", [problem])
+    targets = [target for root in (model, text_encoder) for target in targets_of(root, trained)]
+    config, notes = as_found(config, targets, trained), []
+    if trains_text and not config.text_encoder_learning_rate:
+        notes.append("start has no text encoder layers: the text encoders are not trained.")
+    frozen = {**found.kept, **lora_tensors(still, names)}
+    if frozen:
+        notes.append(f"{len(frozen)} entries of the LoRA that was continued stay as they are.")
+    if found.unknown:
+        notes.append(f"Not this model's, left out: {', '.join(found.unknown[:MOST_NAMED])}")
+    notes.append(
+        "Continued from a LoRA: adapter, rank, alpha and targets are those of its layers. Of layer_rules, rank=0 "
+        "leaves a layer as it is, and lr holds."
+    )
+    return Continued(trained, frozen, config, notes)

@@ -1,0 +1,192 @@
+"""The saved LoRA: its tensors, their form and number format, and the file."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from .. import host
+from ..adapters import EXACT, Adapter
+from ..basics.errors import InputError, raise_if_any
+from ..host import LayerNames
+from .keys import ALPHA, DOWN, ENTRIES, UP, Layers, layers_of, scale_of
+from .lora import DTYPES, LoRAModel, usual_dtype
+from .metadata import implementation
+
+FORMATS = ("kohya", "diffusers", "comfyui")
+AS_TRAINED = "as trained"
+LISTED = 5
+
+
+def lora_tensors(
+    adapters: Mapping[str, Adapter], names: Mapping[str, LayerNames], precision: str = "fp32"
+) -> dict[str, torch.Tensor]:
+    """kohya's state dict, such as `<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`, on the CPU.
+
+    Args:
+        adapters: by state-dict key of the base weight.
+        names: by state-dict key.
+        precision: one of DTYPES; what fp16 cannot hold stays float32, and the log says so.
+    """
+    tensors = {
+        f"{names[key].kohya}.{entry}": tensor
+        for key, adapter in adapters.items()
+        for entry, tensor in adapter.tensors().items()
+    }
+    return dict(in_precision(LoRAModel(tensors, {}, "", precision=precision), AS_TRAINED))
+
+
+def as_format(
+    lora: Mapping[str, torch.Tensor],
+    form: str,
+    names: Mapping[str, LayerNames] | None = None,
+    precision: str = AS_TRAINED,
+) -> LoRAModel:
+    """A LoRA with the keys of another form.
+
+    Args:
+        lora: with keys of any form.
+        form: one of FORMATS. "kohya" is what most trainers write; "diffusers" is peft's: `unet.<path>.lora_A.weight`
+            and `lora_B.weight`, with the scale inside lora_B and fused layers split; "comfyui" is the host's trainer's.
+        names: of the model that the LoRA is for, by state-dict key; not needed where the LoRA knows its layers or
+            has the form already.
+        precision: AS_TRAINED or one of DTYPES, as in `in_precision`.
+
+    Raises:
+        InputError: the layers are not known, the form cannot hold the LoRA, or the chosen number format its values.
+    """
+    _check_choice("format", form, FORMATS)
+    known = list(names.values()) if names else list(getattr(lora, "layers", {}).values())
+    converted = dict(lora) if _has_form(lora, form) else _converted(lora, form, known)
+    metadata = dict(getattr(lora, "metadata", {}))
+    if "modelspec.architecture" in metadata:
+        metadata["modelspec.implementation"] = implementation(metadata["modelspec.architecture"], form)
+    own_precision = getattr(lora, "precision", None)
+    if converted.keys() != lora.keys():
+        metadata.pop("lora_adapter_metadata", None)  # diffusers' own: ranks and alphas of the keys as they were
+        own_precision = next((each for each, dtype in DTYPES.items() if dtype == usual_dtype(lora)), None)
+    layers = {layer.kohya: layer for layer in known}
+    return in_precision(LoRAModel(converted, metadata, getattr(lora, "name", ""), layers, own_precision), precision)
+
+
+def in_precision(lora: Mapping[str, torch.Tensor], precision: str) -> LoRAModel:
+    """A LoRA with its keys as they are and its numbers in another format, on the CPU.
+
+    Args:
+        precision: one of DTYPES, or AS_TRAINED: the LoRA's own `precision`, and the numbers as they are where it has
+            none. What its own precision cannot hold stays float32, and the log says so: what was trained is not lost.
+
+    Raises:
+        InputError: the chosen number format cannot hold the values.
+    """
+    _check_choice("precision", precision, (AS_TRAINED, *DTYPES))
+    wanted = getattr(lora, "precision", None) if precision == AS_TRAINED else precision
+    tensors = {key: _cast(key, tensor, DTYPES[wanted] if wanted else tensor.dtype) for key, tensor in lora.items()}
+    too_large = [key for key, tensor in lora.items() if _overflows(tensor, tensors[key])]
+    if too_large and precision != AS_TRAINED:
+        problem = (
+            f"precision is {precision}, which cannot hold the values of {_listed(too_large)}: choose bf16 or fp32."
+        )
+        raise InputError("Save LoRA", [problem])
+    if too_large:
+        host.say("%d tensors are too large for %s and stay fp32: %s", len(too_large), wanted, _listed(too_large))
+    tensors |= {key: _cast(key, lora[key], torch.float32) for key in too_large}
+    layers, name = getattr(lora, "layers", {}), getattr(lora, "name", "")
+    return LoRAModel(tensors, getattr(lora, "metadata", {}), name, layers, wanted)
+
+
+def knows_layers(lora: Mapping[str, torch.Tensor], form: str, names: Mapping[str, LayerNames] | None = None) -> bool:
+    """Whether as_format has what it needs: the layers' names, or the form already."""
+    return bool(names or getattr(lora, "layers", None)) or _has_form(lora, form)
+
+
+def _converted(lora: Mapping[str, torch.Tensor], form: str, known: list[LayerNames]) -> dict[str, torch.Tensor]:
+    if not known:
+        problem = (
+            f"format is {form}, but this LoRA does not say which layers it is for: "
+            "connect the model (and clip) that it was trained on."
+        )
+        raise InputError("Save LoRA", [problem])
+    found = layers_of(lora, known)
+    if found.unknown:
+        problem = (
+            f"lora holds {_listed(found.unknown)}, which the model (and clip) does not have or which cannot be read: "
+            "connect those that it was trained on."
+        )
+        raise InputError("Save LoRA", [problem])
+    by_name = {layer.kohya: layer for layer in known}
+    if form == "diffusers":
+        _check_peft(found, by_name)
+        tensors: dict[str, torch.Tensor] = {}
+        for kohya, entries in found.entries.items():
+            tensors |= _peft_tensors(entries, by_name[kohya])
+        return tensors
+    tensors = dict(found.parts)  # have no name in this form; the host reads them as they are
+    for kohya, entries in found.entries.items():
+        prefix = kohya if form == "kohya" else by_name[kohya].comfy
+        tensors |= {f"{prefix}.{entry}": tensor for entry, tensor in entries.items()}
+        if DOWN in entries and ALPHA not in entries:
+            tensors[f"{prefix}.{ALPHA}"] = torch.tensor(float(entries[DOWN].shape[0]))
+    return tensors
+
+
+def _check_peft(found: Layers, by_name: Mapping[str, LayerNames]) -> None:
+    plain = [kohya for kohya, entries in found.entries.items() if {DOWN, UP} <= set(entries) <= {DOWN, UP, ALPHA}]
+    others = [*found.parts, *(kohya for kohya in found.entries if kohya not in plain)]
+    nameless = [kohya for kohya in plain if not by_name[kohya].diffusers]
+    problems = []
+    if others:
+        problems.append(
+            "format is diffusers, which holds plain LoRA alone (no DoRA, LoHa, LoKr, OFT or differences), "
+            f"but lora has {_listed(others)}: choose kohya or comfyui."
+        )
+    if nameless:
+        problems.append(
+            f"format is diffusers, but diffusers has no name for {_listed(nameless)}: choose kohya or comfyui."
+        )
+    raise_if_any("Save LoRA", problems)
+
+
+def _peft_tensors(entries: Mapping[str, torch.Tensor], layer: LayerNames) -> dict[str, torch.Tensor]:
+    """lora_A and lora_B of each part of a layer; the scale is in lora_B."""
+    scale = scale_of(entries)
+    up = entries[UP] if scale == 1.0 else entries[UP].float() * scale
+    rows: dict[str, list[torch.Tensor]] = {}
+    for path, start, length in layer.diffusers:
+        rows.setdefault(path, []).append(up[start : start + length])
+    tensors = {}
+    for path, parts in rows.items():
+        tensors[f"{path}.lora_A.weight"] = entries[DOWN].clone()
+        tensors[f"{path}.lora_B.weight"] = torch.cat(parts)
+    return tensors
+
+
+def _has_form(lora: Mapping[str, torch.Tensor], form: str) -> bool:
+    if form == "diffusers":
+        return all(re.fullmatch(r"(unet|transformer|text_encoder(_\d)?)\..+\.lora_[AB]\.weight", key) for key in lora)
+    starts = ("lora_unet_", "lora_te") if form == "kohya" else ("diffusion_model.", "text_encoders.")
+    return all(key.startswith(starts) and key.endswith(tuple(f".{entry}" for entry in ENTRIES)) for key in lora)
+
+
+def _cast(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy on the CPU; alphas, DoRA's magnitudes and whole numbers keep their own format."""
+    keeps = key.rpartition(".")[2] in EXACT or not tensor.is_floating_point()
+    return tensor.detach().to("cpu", tensor.dtype if keeps else dtype, copy=True)
+
+
+def _overflows(before: torch.Tensor, after: torch.Tensor) -> bool:
+    return bool(before.float().isfinite().all()) and not bool(after.float().isfinite().all())
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return ", ".join(found[:LISTED]) + more
+
+
+def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError("Save LoRA", [f"{field} is {value!r}; choose one of: {', '.join(allowed)}."])
+
+
+# ---------------------------------------------------------------- the file

@@ -1,0 +1,250 @@
+"""The keys of LoRA files: which layer and which part of its adapter each names, in every spelling in use."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..host import LayerNames
+
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+ENTRIES = (
+    *(DOWN, UP, ALPHA, "lora_mid.weight", "dora_scale", "reshape_weight"),
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight", "b2.weight"),
+    *("diff", "diff_b", "set_weight", "w_norm", "b_norm"),
+)
+"""What a key of kohya's or ComfyUI's form ends in, after the layer's name."""
+CHANGES = ("diff", "diff_b", "set_weight", "w_norm", "b_norm")
+"""Entries that stand for themselves: they change a weight or a bias without an adapter."""
+OTHER_SPELLINGS = {
+    ".lora_A.default.weight": DOWN, ".lora_B.default.weight": UP,
+    ".lora_A.weight": DOWN, ".lora_B.weight": UP,
+    ".lora_A": DOWN, ".lora_B": UP,
+    ".lora_linear_layer.down.weight": DOWN, ".lora_linear_layer.up.weight": UP,
+    "_lora.down.weight": DOWN, "_lora.up.weight": UP,
+    ".lora.down.weight": DOWN, ".lora.up.weight": UP,
+}  # fmt: skip
+"""peft's ends and those of older diffusers, and what kohya calls them."""
+MAGNITUDE = "lora_magnitude_vector"
+"""peft's DoRA, which scales by the rows of the changed weight; the host's and LyCORIS' scale otherwise."""
+MAGNITUDES = {f".{MAGNITUDE}{end}": MAGNITUDE for end in ("", ".weight", ".default", ".default.weight")}
+ENDINGS = {f".{entry}": entry for entry in ENTRIES} | OTHER_SPELLINGS | MAGNITUDES
+
+Rows = tuple[tuple[int, int], ...]
+"""(first row, rows) of the layer's weight, in the order in which a file holds them."""
+
+
+@dataclass
+class Layers:
+    """A LoRA's tensors by the layer they belong to."""
+
+    entries: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """kohya name -> entry (one of ENTRIES) -> tensor"""
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)
+    """of adapters on a part of a layer that cannot be written as one on the layer; keys as they came"""
+    unknown: list[str] = field(default_factory=list)
+    """keys that name no layer of the model, or do not fit it"""
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """A key as (layer in the file's spelling, one of ENTRIES); None where it is no LoRA's."""
+    for ending, entry in ENDINGS.items():
+        if key.endswith(ending) and len(key) > len(ending):
+            return key[: -len(ending)], entry
+    return None
+
+
+def layers_of(lora: Mapping[str, torch.Tensor], names: Iterable[LayerNames]) -> Layers:
+    """Sorts a LoRA in any spelling by the layers of a model.
+
+    Adapters on parts of a fused layer (diffusers' to_q, to_k and to_v) become one adapter on the layer: their
+    downs one above the other, their ups, with the scale in them, each at its own rows; alpha = rank.
+    """
+    index = _spellings(names)
+    layers = Layers()
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    keys: dict[str, list[str]] = {}
+    for key, tensor in lora.items():
+        place = split_key(key)
+        if place is None or place[0] not in index:
+            layers.unknown.append(key)
+        else:
+            modules.setdefault(place[0], {})[place[1]] = tensor
+            keys.setdefault(place[0], []).append(key)
+    by_layer: dict[str, list[str]] = {}
+    for module in modules:
+        by_layer.setdefault(index[module][0].kohya, []).append(module)
+    for kohya, named in by_layer.items():
+        layer = index[named[0]][0]
+        found = [(index[module][1], modules[module]) for module in named]
+        as_they_came = {key: lora[key] for module in named for key in keys[module]}
+        if any(MAGNITUDE in entries for _, entries in found):
+            entries = None  # without it the rest would mean something else
+        elif [rows for rows, _ in found] == [((0, layer.shape[0]),)]:
+            entries = _shaped(found[0][1], layer.shape)
+        elif _are_parts(found, layer):
+            entries = _stacked(found, layer.shape)
+        else:
+            layers.parts |= as_they_came
+            continue
+        if entries is None:
+            layers.unknown += as_they_came
+        else:
+            layers.entries[kohya] = entries
+    return layers
+
+
+def scale_of(entries: Mapping[str, torch.Tensor]) -> float:
+    """alpha / rank of a LoRA's entries; 1 where no alpha is given."""
+    return float(entries[ALPHA]) / entries[DOWN].shape[0] if ALPHA in entries else 1.0
+
+
+def _spellings(names: Iterable[LayerNames]) -> dict[str, tuple[LayerNames, Rows]]:
+    """Every name that a file may give a layer or a part of it; one that would mean two layers is left out."""
+    index: dict[str, tuple[LayerNames, Rows]] = {}
+    second: dict[str, tuple[LayerNames, Rows]] = {}
+    clashes: set[str] = set()
+    for layer in names:
+        whole: Rows = ((0, layer.shape[0]),)
+        parts: dict[str, Rows] = {}
+        for path, start, length in layer.diffusers:
+            parts[path] = (*parts.get(path, ()), (start, length))
+        for name in (layer.kohya, layer.comfy, layer.comfy.replace("diffusion_model.", "", 1)):
+            index[name] = layer, whole
+        for path, rows in parts.items():
+            index[path] = layer, rows
+        for name, rows in _looser(layer, whole, parts):
+            if name in second and second[name] != (layer, rows):
+                clashes.add(name)
+            second[name] = layer, rows
+    return {name: place for name, place in second.items() if name not in clashes} | index
+
+
+def _looser(layer: LayerNames, whole: Rows, parts: Mapping[str, Rows]) -> Iterable[tuple[str, Rows]]:
+    """Spellings of other trainers and of older files."""
+    if layer.comfy.startswith("diffusion_model."):
+        path = layer.comfy.removeprefix("diffusion_model.")
+        for prefix in ("base_model.model.", "transformer.", "unet.", "model.diffusion_model."):
+            yield prefix + path, whole
+        for prefix in ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_"):
+            yield prefix + path.replace(".", "_"), whole
+    else:
+        path = layer.comfy.removeprefix("text_encoders.")
+        yield path, whole
+        yield re.sub(r"^lora_te_", "lora_te1_", layer.kohya), whole
+        yield re.sub(r"^lora_te1_", "lora_te_", layer.kohya), whole
+    for path, rows in parts.items():
+        prefix, _, module = path.partition(".")
+        if prefix in ("unet", "transformer"):
+            for start in ("", "base_model.model.", f"{prefix}.base_model.model.", f"base_model.model.{prefix}."):
+                yield start + module, rows
+            for start in ("lora_unet_", "lora_transformer_", "lycoris_"):
+                yield start + module.replace(".", "_"), rows
+            older = re.sub(r"\.to_out\.0$", ".to_out", module.replace(".to_", ".processor.to_"))
+            yield older, rows
+            yield f"{prefix}.{older}", rows
+        else:
+            yield f"{prefix}.base_model.model.{module}", rows
+            yield re.sub(r"\.text_model\.", ".", path, count=1), rows
+            yield re.sub(r"\.self_attn\.(\w+)_proj$", r".self_attn.to_\1", path), rows
+
+
+def _are_parts(found: list[tuple[Rows, dict[str, torch.Tensor]]], layer: LayerNames) -> bool:
+    """Whether all are plain LoRAs on parts of the layer."""
+    return all(
+        rows != ((0, layer.shape[0]),) and {DOWN, UP} <= set(entries) <= {DOWN, UP, ALPHA} for rows, entries in found
+    )
+
+
+def _shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
+    """A layer's entries, a LoRA's factors in the shape of its kernel: (rank, in, *kernel), (out, rank, *1s).
+
+    None where they do not fit the layer. Forms that are not trained here are not looked at.
+    """
+    sizes = {entry: tuple(tensor.shape) for entry, tensor in entries.items()}
+    fits = {"hada_w1_a": _loha_fits, "lokr_w1": _lokr_fits, "lokr_w1_a": _lokr_fits, "oft_blocks": _oft_fits}
+    if not all(check(sizes, shape) for entry, check in fits.items() if entry in entries):
+        return None
+    if "dora_scale" in entries and entries["dora_scale"].numel() not in shape[:2]:
+        return None
+    if not {DOWN, UP} <= set(entries) or "lora_mid.weight" in entries or "reshape_weight" in entries:
+        return entries
+    down, up = entries[DOWN], entries[UP]
+    out, *rest = shape
+    rank = down.shape[0] if down.dim() else 0
+    if not rank or down.numel() != rank * math.prod(rest) or up.numel() != out * rank:
+        return None
+    return {**entries, DOWN: down.reshape(rank, *rest), UP: up.reshape(out, rank, *(1 for _ in rest[1:]))}
+
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""entry -> shape of its tensor"""
+
+
+def _loha_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
+    """Whether both products are (out, rank) @ (rank, in * prod(kernel))."""
+    if "hada_t1" in sizes or "hada_t2" in sizes:
+        return True
+    wanted = shape[0], math.prod(shape[1:])
+    return all(_product(sizes, f"hada_w{number}") == wanted for number in (1, 2))
+
+
+def _lokr_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
+    """Whether the Kronecker product of the factors has the weight's sides; the kernel is in the second."""
+    if "lokr_t2" in sizes:
+        return True
+    first, second = _product(sizes, "lokr_w1"), _product(sizes, "lokr_w2")
+    if len(first) < 2 or len(second) < 2 or math.prod(first[2:]) != 1:
+        return False
+    inner = first[1] * math.prod(second[1:])
+    return first[0] * second[0] == shape[0] and inner == math.prod(shape[1:]) and shape[1] % first[1] == 0
+
+
+def _oft_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
+    """Whether the blocks are square and turn all rows."""
+    blocks = sizes["oft_blocks"]  # (number, size, size); BOFT's have a dimension more
+    return len(blocks) != 3 or (blocks[0] * blocks[1] == shape[0] and blocks[1] == blocks[2])
+
+
+def _product(sizes: Sizes, name: str) -> tuple[int, ...]:
+    """The shape of a factor, or of the two matrices `<name>_a` @ `<name>_b`; () where they are no product."""
+    if name in sizes:
+        return sizes[name]
+    one, other = sizes.get(f"{name}_a", ()), sizes.get(f"{name}_b", ())
+    return (one[0], other[1]) if len(one) == len(other) == 2 and one[1] == other[0] else ()
+
+
+def _stacked(
+    found: list[tuple[Rows, dict[str, torch.Tensor]]], shape: tuple[int, ...]
+) -> dict[str, torch.Tensor] | None:
+    """Adapters on parts of a layer as one; exact where every scale is 1, else rounded once, in float32."""
+    downs, ups = [], []
+    for rows, entries in found:
+        part = _shaped(entries, (sum(length for _, length in rows), *shape[1:]))
+        if part is None:
+            return None
+        scale = scale_of(part)
+        scaled = part[UP] if scale == 1.0 else part[UP].float() * scale
+        up = torch.zeros(shape[0], *scaled.shape[1:], dtype=scaled.dtype)
+        taken = 0
+        for start, length in rows:
+            up[start : start + length] = scaled[taken : taken + length]
+            taken += length
+        downs.append(part[DOWN])
+        ups.append(up)
+    if all(torch.equal(down, downs[0]) for down in downs):  # as a fused layer's own adapter is written
+        down, up = downs[0], torch.stack([each.float() for each in ups]).sum(0).to(_common(ups))
+    else:
+        down = torch.cat([each.to(_common(downs)) for each in downs])
+        up = torch.cat([each.to(_common(ups)) for each in ups], dim=1)
+    return {DOWN: down, UP: up, ALPHA: torch.tensor(float(down.shape[0]))}
+
+
+def _common(tensors: list[torch.Tensor]) -> torch.dtype:
+    """The one number format of the tensors, or float32."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32

@@ -1,0 +1,323 @@
+"""What a LoRA file says about itself: kohya's `ss_*`, ModelSpec, our own `kiln_*`, the graph, and hashes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ..config import LoRAConfig
+
+LARGEST_HEADER = 4 * 2**20
+"""bytes; the page opens a workflow only from a file whose header is below this"""
+OWN = "kiln_"
+"""What our own keys begin with; a field of the recipe follows."""
+OWN_FIELDS = (
+    *("conv_rank", "conv_alpha", "warmup", "epochs", "timestep_sampling", "ema_decay", "precision", "save_precision"),
+    *("deterministic", "cuda_graphs", "fit_memory", "validation_share", "validation_every", "validation_patience"),
+    *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
+)
+"""Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
+DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
+"""Our densities of the timesteps, and kohya's names (ss_timestep_sampling)."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of pictures, as the file tells of it."""
+
+    name: str
+    pictures: int
+    repeats: int = 1
+    is_regularisation: bool = False
+    tags: Mapping[str, int] | None = None
+    """tag -> captions that hold it"""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a file says about the pictures it was trained on."""
+
+    folders: tuple[Folder, ...]
+    resolution: int
+    """pixels; the largest, where there are several"""
+    buckets: Mapping[tuple[int, int], int]
+    """(width, height) -> pictures"""
+    trigger_word: str = ""
+    prior_loss_weight: float = 1.0
+    caption_dropout: float = 0.0
+    tag_dropout: float = 0.0
+    flip: bool = False
+    random_crop: bool = False
+    shuffle_tags: bool = False
+    keep_tokens: int = 0
+    masked_loss: bool = False
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a file says about the run that made it."""
+
+    name: str
+    base_version: str
+    architecture: str
+    prediction: str
+    """eps, v or flow"""
+    step: int
+    """optimizer steps done"""
+    total_steps: int
+    epoch: int
+    """passes over the data begun"""
+    epochs: int
+    """passes over the data planned"""
+    started_at: float
+    """seconds since 1970"""
+    ended_at: float
+    precision: str = ""
+    """arithmetic of the base model: bf16, fp16 or fp32; empty = as the recipe says"""
+    base_name: str = ""
+    """file of the base model, where it is known"""
+    clip_skip: int = 0
+    """0 = the model's own"""
+    session: str = ""
+    """what the files of one run have in common; empty = none is said"""
+
+
+def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, str]:
+    """What UIs and trainers read about a LoRA: kohya's `ss_*`, ModelSpec 1.0.1, and our `kiln_*`; all are strings."""
+    subjects = [folder for folder in data.folders if not folder.is_regularisation]
+    priors = [folder for folder in data.folders if folder.is_regularisation]
+    bucket_info = {
+        "buckets": {
+            str(index): {"resolution": list(size), "count": count}
+            for index, (size, count) in enumerate(data.buckets.items())
+        }
+    }
+    warmup = config.warmup_steps(run.total_steps)
+    scheduler = "constant_with_warmup" if config.scheduler == "constant" and warmup else config.scheduler
+    is_robust = config.loss != "l2"
+    values = {
+        "ss_base_model_version": run.base_version,
+        "ss_sd_model_name": run.base_name or None,
+        "ss_v2": run.base_version == "sd_v2",
+        "ss_clip_skip": run.clip_skip or None,
+        "ss_network_module": _network_module(config, run.base_version),
+        "ss_network_dim": config.rank,
+        "ss_network_alpha": config.alpha,
+        "ss_network_dropout": config.dropout or None,
+        "ss_network_args": json.dumps(_network_args(config)),
+        "ss_output_name": run.name,
+        "ss_session_id": run.session or None,
+        "ss_learning_rate": config.learning_rate,
+        "ss_unet_lr": config.learning_rate,
+        "ss_text_encoder_lr": config.text_encoder_learning_rate,
+        "ss_optimizer": _optimizer(config),
+        "ss_lr_scheduler": scheduler,
+        "ss_lr_warmup_steps": warmup,
+        "ss_lr_scheduler_num_cycles": config.scheduler_cycles if scheduler == "cosine_with_restarts" else None,
+        "ss_lr_scheduler_power": config.scheduler_power if scheduler == "polynomial" else None,
+        "ss_steps": run.step,
+        "ss_max_train_steps": run.total_steps,
+        "ss_epoch": run.epoch,
+        "ss_num_epochs": run.epochs,
+        "ss_batch_size_per_device": config.batch_size,
+        "ss_total_batch_size": config.batch_size * config.gradient_accumulation,
+        "ss_gradient_accumulation_steps": config.gradient_accumulation,
+        "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_fp8_base": config.base_precision != "as loaded",
+        "ss_max_grad_norm": config.max_grad_norm,
+        "ss_min_snr_gamma": config.min_snr_gamma or None,
+        "ss_debiased_estimation": config.debiased_estimation,
+        "ss_loss_type": config.loss,
+        "ss_huber_c": config.huber_c if is_robust else None,
+        "ss_huber_schedule": config.huber_schedule if is_robust else None,
+        "ss_masked_loss": data.masked_loss,
+        "ss_noise_offset": config.noise_offset or None,
+        "ss_multires_noise_iterations": config.multires_noise_iterations or None,
+        "ss_multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
+        "ss_ip_noise_gamma": config.ip_noise_gamma or None,
+        "ss_zero_terminal_snr": config.zero_terminal_snr,
+        **_timesteps(config, run.prediction),
+        "ss_prior_loss_weight": data.prior_loss_weight,
+        "ss_seed": config.seed,
+        "ss_mixed_precision": {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(run.precision or config.precision),
+        "ss_resolution": f"({data.resolution}, {data.resolution})",
+        "ss_enable_bucket": True,
+        "ss_num_train_images": sum(folder.pictures * folder.repeats for folder in subjects),
+        "ss_num_reg_images": sum(folder.pictures * folder.repeats for folder in priors),
+        "ss_caption_dropout_rate": data.caption_dropout,
+        "ss_caption_tag_dropout_rate": data.tag_dropout,
+        "ss_flip_aug": data.flip,
+        "ss_random_crop": data.random_crop,
+        "ss_shuffle_caption": data.shuffle_tags,
+        "ss_keep_tokens": data.keep_tokens,
+        "ss_bucket_info": json.dumps(bucket_info),
+        "ss_dataset_dirs": json.dumps(_folder_counts(subjects)),
+        "ss_reg_dataset_dirs": json.dumps(_folder_counts(priors)),
+        "ss_tag_frequency": json.dumps(_tag_frequency(subjects)),
+        "ss_datasets": json.dumps([_dataset(config, data, bucket_info)]),
+        "ss_training_started_at": run.started_at,
+        "ss_training_finished_at": run.ended_at,
+        **{f"{OWN}{name}": getattr(config, name) for name in OWN_FIELDS},
+        **_modelspec(config, run, data),
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def implementation(architecture: str, form: str) -> str:
+    """Whose names the keys follow (modelspec.implementation): diffusers', or those of the model's first code."""
+    first_code = {
+        "stable-diffusion-xl": "https://github.com/Stability-AI/generative-models",
+        "stable-diffusion-3": "https://github.com/Stability-AI/sd3.5",
+        "flux-1": "https://github.com/black-forest-labs/flux",
+        "flux-2": "https://github.com/black-forest-labs/flux2",
+        "stable-diffusion-v": "diffusers",
+    }
+    if form == "diffusers":
+        return "diffusers"
+    comfy = "https://github.com/comfyanonymous/ComfyUI"
+    if form == "comfyui":
+        return comfy
+    return next((code for start, code in first_code.items() if architecture.startswith(start)), comfy)
+
+
+def workflow_metadata(prompt: Mapping[str, Any] | None, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """What lets the page open the graph from the file.
+
+    Args:
+        prompt: the graph in API form, as the host hands it to a node; None where there is none.
+        extra: the host's EXTRA_PNGINFO; the page puts the workflow there.
+    """
+    own = {"is_changed"}  # the host's notes on its cache, which may be NaN and so no JSON
+    nodes = {id_: {key: node[key] for key in node.keys() - own} for id_, node in (prompt or {}).items()}
+    values = {"workflow": (extra or {}).get("workflow"), "prompt": nodes}
+    return {key: json.dumps(value) for key, value in values.items() if value}
+
+
+def header_size(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of a safetensors header, or some more."""
+    entries = {
+        key: {"dtype": "BF16", "shape": list(t.shape), "data_offsets": [2**40] * 2} for key, t in tensors.items()
+    }
+    return 8 + len(json.dumps({"__metadata__": dict(metadata), **entries}, ensure_ascii=False).encode())
+
+
+def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | None]:
+    """The density that was in use. kohya counts logit_mean from noise to picture."""
+    density = config.timestep_sampling
+    if density == "auto":
+        density = "shift" if prediction == "flow" else ""
+    return {
+        "ss_timestep_sampling": DENSITIES.get(density),
+        "ss_logit_mean": -config.logit_mean or None,
+        "ss_logit_std": config.logit_std if config.logit_std != 1.0 else None,
+        "ss_discrete_flow_shift": config.timestep_shift or None,
+    }
+
+
+def _network_module(config: LoRAConfig, base_version: str) -> str:
+    if config.adapter != "lora" or config.rslora:
+        return "lycoris.kohya"
+    return {"flux1": "networks.lora_flux", "sd3": "networks.lora_sd3"}.get(base_version.split("_")[0], "networks.lora")
+
+
+def _network_args(config: LoRAConfig) -> dict[str, str]:
+    """What kohya's and LyCORIS' networks take beyond rank and alpha; all values are strings, as on a command line."""
+    algorithms = {"lora": "locon", "dora": "locon", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
+    has_convolutions = "convolution" in config.targets
+    values = {
+        "algo": algorithms[config.adapter] if _network_module(config, "") == "lycoris.kohya" else None,
+        "dora_wd": True if config.adapter == "dora" else None,
+        "rs_lora": True if config.rslora else None,
+        "factor": config.lokr_factor if config.adapter == "lokr" else None,
+        "conv_dim": (config.conv_rank or config.rank) if has_convolutions else None,
+        "conv_alpha": (config.conv_alpha or config.alpha) if has_convolutions else None,
+        "rank_dropout": config.rank_dropout or None,
+        "module_dropout": config.module_dropout or None,
+        "targets": config.targets,
+        "layer_rules": config.layer_rules.strip() or None,
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _optimizer(config: LoRAConfig) -> str:
+    usual = {
+        "adamw": "AdamW", "adamw8bit": "AdamW8bit", "adafactor": "AdaFactor", "lion": "Lion", "prodigy": "Prodigy",
+        "schedule_free": "AdamWScheduleFree",
+    }  # fmt: skip
+    settings = [f"weight_decay={config.weight_decay}", *config.optimizer_args.split()]
+    return f"{usual.get(config.optimizer, config.optimizer)}({','.join(settings)})"
+
+
+def _folder_counts(folders: list[Folder]) -> dict[str, dict[str, int]]:
+    return {folder.name: {"n_repeats": folder.repeats, "img_count": folder.pictures} for folder in folders}
+
+
+def _tag_frequency(folders: list[Folder]) -> dict[str, dict[str, int]]:
+    return {folder.name: dict(folder.tags or {}) for folder in folders}
+
+
+def _dataset(config: LoRAConfig, data: DataFacts, bucket_info: dict[str, Any]) -> dict[str, Any]:
+    """One entry of ss_datasets."""
+    subjects = [folder for folder in data.folders if not folder.is_regularisation]
+    return {
+        "is_dreambooth": True,
+        "batch_size_per_device": config.batch_size,
+        "num_train_images": sum(folder.pictures * folder.repeats for folder in subjects),
+        "num_reg_images": sum(f.pictures * f.repeats for f in data.folders if f.is_regularisation),
+        "resolution": [data.resolution, data.resolution],
+        "enable_bucket": True,
+        "tag_frequency": _tag_frequency(subjects),
+        "bucket_info": bucket_info,
+        "subsets": [
+            {
+                "image_dir": folder.name,
+                "img_count": folder.pictures,
+                "num_repeats": folder.repeats,
+                "is_reg": folder.is_regularisation,
+                "flip_aug": data.flip,
+                "random_crop": data.random_crop,
+                "shuffle_caption": data.shuffle_tags,
+                "keep_tokens": data.keep_tokens,
+            }
+            for folder in data.folders
+        ],
+    }
+
+
+def _modelspec(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, str | None]:
+    """Stability AI's ModelSpec 1.0.1."""
+    is_part = (config.min_timestep, config.max_timestep) != (0, 1000)
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{run.architecture}/lora",
+        "modelspec.implementation": implementation(run.architecture, "kohya"),
+        "modelspec.title": run.name,
+        "modelspec.date": datetime.fromtimestamp(run.ended_at, timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{data.resolution}x{data.resolution}",
+        "modelspec.trigger_phrase": data.trigger_word or None,
+        "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}.get(run.prediction),
+        "modelspec.timestep_range": f"{config.min_timestep},{config.max_timestep - 1}" if is_part else None,
+        "modelspec.encoder_layer": str(run.clip_skip) if run.clip_skip else None,
+    }
+
+
+def file_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The sums by which UIs recognise a LoRA, as sshs_* and modelspec.hash_sha256.
+
+    sshs_model_hash is the SHA-256 of all that follows the file's header. sshs_legacy_hash looks at 64 KiB from
+    1 MiB on, in the file as it is with `ss_*` metadata alone.
+    """
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = memoryview(save({key: tensor.contiguous() for key, tensor in tensors.items()}, training))
+    header = 8 + int.from_bytes(content[:8], "little")
+    data_hash = hashlib.sha256(content[header:]).hexdigest()
+    legacy = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    hashes = {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy}
+    if "modelspec.sai_model_spec" in metadata:
+        hashes["modelspec.hash_sha256"] = f"0x{data_hash}"
+    return hashes

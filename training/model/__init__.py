@@ -1,0 +1,1 @@
+"""What is trained: twins of the graph's models with adapters on, their builder and their state."""

@@ -1,0 +1,1 @@
+"""One run, from the graph's inputs to a LoRA: trainer, recorder, progress, folder, checkpoints and live view."""

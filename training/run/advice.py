@@ -1,0 +1,169 @@
+"""What commonly makes a run fail, said before it starts: settings that are allowed, and seldom meant."""
+
+import re
+from collections import Counter
+from math import sqrt
+
+from ..config import LoRAConfig
+from ..data.dataset import Dataset, is_enlarged
+
+RATES = {
+    "adamw": (1e-6, 3e-3, "1e-4"),
+    "adamw8bit": (1e-6, 3e-3, "1e-4"),
+    "adafactor": (1e-6, 3e-3, "1e-4"),
+    "lion": (1e-7, 8e-5, "2e-5"),
+    "prodigy": (0.3, 3.0, "1"),
+    "schedule_free": (3e-6, 1e-2, "3e-4"),
+}
+"""Lowest and highest learning rate that usually learns, and one to start from, by optimizer."""
+MOST_VIEWS, GOOD_VIEWS = 400, 150
+"""of one picture in a run"""
+LARGEST_SCALE, SMALLEST_SCALE = 4.0, 0.01
+"""of an adapter's output, by alpha and rank"""
+LEAST_IN_FP16 = 6.1e-5
+"""Below it fp16 loses digits."""
+SD1_SIDE, SDXL_SIDE = 1024, 640
+"""pixels: too large for SD1.5 from here on, too small for SDXL up to here"""
+COMMON_WORDS = frozenset("a an the of on in at to and or with by from for is are it its his her this that".split())
+"""Words that name no subject."""
+
+
+def advice(config: LoRAConfig, base: str, dataset: Dataset) -> list[str]:
+    """What is off, why that fails and what to try, a sentence or two each.
+
+    Args:
+        base: the base model's version as files name it (ss_base_model_version).
+        dataset: with at least one picture that is not for regularisation.
+    """
+    return [
+        *_about_rates(config),
+        *_about_scale(config),
+        *_about_views(config, dataset),
+        *_about_sizes(base, dataset),
+        *_about_captions(dataset),
+        *_about_sampling(config),
+    ]
+
+
+def _about_rates(config: LoRAConfig) -> list[str]:
+    rate, text_rate = config.learning_rate, config.text_encoder_learning_rate
+    lowest, highest, usual = RATES[config.optimizer]
+    notes = []
+    if rate > highest:
+        why = "lion moves every number by the whole rate" if config.optimizer == "lion" else "pictures tend to break up"
+        notes.append(f"learning_rate is {rate:g}, high for {config.optimizer}: {why}. Try {usual}.")
+    elif rate < lowest:
+        notes.append(f"learning_rate is {rate:g}, low for {config.optimizer}: hardly anything is learned. Try {usual}.")
+    if text_rate > rate:
+        notes.append(
+            f"text_encoder_learning_rate is {text_rate:g}, above learning_rate, {rate:g}: the text encoder learns the "
+            f"captions by heart and forgets other words. Try {rate / 5:g}, or 0 to leave it as it is."
+        )
+    moved = rate * config.steps
+    if config.save_precision == "fp16" and config.epochs == 0 and lowest <= rate and moved < LEAST_IN_FP16:
+        notes.append(
+            f"learning_rate {rate:g} over {config.steps} steps moves the LoRA by {moved:.0e} at most, where fp16 keeps "
+            "few digits. Train longer, or set save_precision to fp32."
+        )
+    return notes
+
+
+def _about_scale(config: LoRAConfig) -> list[str]:
+    if config.adapter == "oft":  # has no scale
+        return []
+    scale = config.alpha / (sqrt(config.rank) if config.rslora else config.rank)
+    sizes = f"alpha is {config.alpha:g} at rank {config.rank}{' with rslora' if config.rslora else ''}"
+    usual = "1 to 4" if config.rslora else f"{config.rank / 2:g} to {config.rank}"
+    if scale > LARGEST_SCALE:
+        return [f"{sizes}: what is learned acts {scale:.0f} times as strong, and breaks pictures. Try {usual}."]
+    if scale < SMALLEST_SCALE:
+        return [f"{sizes}: what is learned is scaled down to {scale:.1g}, next to nothing. Try {usual}."]
+    return []
+
+
+def _about_views(config: LoRAConfig, dataset: Dataset) -> list[str]:
+    own = [picture for picture in dataset.pictures if not picture.is_regularisation]
+    resolutions = dataset.settings.resolutions()
+    buckets: Counter[tuple[int, int]] = Counter()
+    for resolution in resolutions:
+        for picture, fit in zip(dataset.pictures, dataset.fits(resolution), strict=True):
+            buckets[fit.width, fit.height] += picture.repeats
+    fullest = max(buckets.values())
+    notes = []
+    if config.batch_size > fullest:
+        notes.append(
+            f"batch_size is {config.batch_size}, but no bucket has more than {fullest} pictures, repeats included: "
+            f"no batch is ever full. Lower batch_size to {fullest}, raise repeats, or crop pictures to fewer shapes."
+        )
+    if config.epochs:
+        views = config.epochs * len(resolutions) * sum(picture.repeats for picture in own)
+    else:
+        views = config.steps * config.gradient_accumulation * min(config.batch_size, fullest)
+        views //= 1 if len(own) == len(dataset.pictures) else 2  # every other one is for regularisation
+    each = views // len(own)
+    if each > MOST_VIEWS:
+        name, planned = ("epochs", config.epochs) if config.epochs else ("steps", config.steps)
+        notes.append(
+            f"{len(own)} pictures are shown about {each} times each: a LoRA then repeats its pictures instead of their "
+            f"subject. Try more pictures, or {name} {max(1, planned * GOOD_VIEWS // each)}."
+        )
+    return notes
+
+
+def _about_sizes(base: str, dataset: Dataset) -> list[str]:
+    side = max(dataset.settings.resolutions())
+    notes = []
+    if base.startswith("sdxl_base") and side <= SDXL_SIDE:
+        notes.append(
+            f"resolution is {side} on SDXL, which was made for 1024 and draws badly at that size: the LoRA learns the "
+            "bad drawing too. Set resolution to 1024, or to 768 at least where memory is short."
+        )
+    if base == "sd_v1" and side >= SD1_SIDE:
+        notes.append(
+            f"resolution is {side} on SD1.5, which was made for 512 and doubles subjects at that size: the LoRA learns "
+            "slowly and takes much memory. Set resolution to 512, or to 768 at most."
+        )
+    sizes = [
+        (picture.width * picture.height, picture, fit)
+        for picture, fit in zip(dataset.pictures, dataset.fits(side), strict=True)
+        if not picture.is_regularisation
+    ]
+    if all(is_enlarged(picture, fit) for _, picture, fit in sizes):
+        _, largest, _ = max(sizes, key=lambda size: size[0])
+        notes.append(
+            f"resolution is {side}, but the largest picture is {largest.width} x {largest.height}: all are enlarged, "
+            "and the LoRA learns their blur. Lower resolution, or use larger pictures."
+        )
+    return notes
+
+
+def _about_captions(dataset: Dataset) -> list[str]:
+    own = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
+    triggers = {dataset.settings_of(index).trigger_word for index in own} - {""}
+    if not any(dataset.pictures[index].caption for index in own):
+        told = f"by {' and '.join(sorted(map(repr, triggers)))} alone" if triggers else "without any words"
+        return [
+            f"No picture has a caption, so all are learned {told}, ground and pose included. Connect Caption Images "
+            "behind Load Dataset, or put a .txt file beside each picture."
+        ]
+    words = [set(re.findall(r"\w{2,}", dataset.caption(index).lower())) - COMMON_WORDS for index in own]
+    if not triggers and not set.intersection(*words):
+        return [
+            "trigger_word is empty, and the captions have no word in common: nothing calls up what is learned, and it "
+            "shows in every picture. That may do for a style; for a subject set trigger_word to a word of its own."
+        ]
+    return []
+
+
+def _about_sampling(config: LoRAConfig) -> list[str]:
+    if not config.sample_every:
+        return []
+    guided = 1 if config.sample_guidance == 1 else 2
+    drawing = len(config.sample_prompts) * config.sample_steps * guided  # forward passes
+    training = config.sample_every * config.batch_size * config.gradient_accumulation * 3  # backward: as two
+    if drawing <= training:
+        return []
+    return [
+        f"sample_every is {config.sample_every}: drawing the samples takes about {drawing / training:.0f} times as "
+        f"long as the training. Try {max(50, 4 * config.sample_every * drawing // training)}, or fewer prompts."
+    ]

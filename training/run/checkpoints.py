@@ -1,0 +1,153 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (all else, with a digest of
+both). It is written under another name and renamed when it is whole, and what was cut off by a crash is known by its
+digest, so that one that can be read is whole. One that is made again at its step is `step000120-2`: the first is
+deleted when the second is there.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..basics.files import sync
+from ..model.state import Damaged
+
+TENSORS, FACTS = "state.safetensors", "state.json"
+FORMAT = 2
+NAME = re.compile(r"step(\d{6,12})(?:-(\d{1,9}))?")
+LARGEST_FACTS = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two steps."""
+
+    step: int
+    """optimizer steps done"""
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """plain JSON"""
+
+
+def forget(folder: Path, step: int) -> None:
+    """Deletes the checkpoints of a step and of later ones."""
+    for path in checkpoints(folder):
+        if _order(path)[0] >= step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_state(folder: Path, state: State) -> Path:
+    """Writes a checkpoint into the folder of checkpoints, and then deletes those of the same step.
+
+    Raises:
+        OSError: the disk is full, the folder read-only ...
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    same = [path for path in checkpoints(folder) if _order(path)[0] == state.step]
+    path = folder / (f"step{state.step:06}" + (f"-{_order(same[-1])[1] + 1}" if same else ""))
+    unfinished = folder / f".{path.name}.writing"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors.items()}
+        try:
+            save_file(tensors, unfinished / TENSORS)
+        except SafetensorError as error:  # how safetensors says that the disk is full
+            raise OSError(str(error)) from error
+        digest = _digest(unfinished / TENSORS, state.step, state.facts)
+        facts = {"format": FORMAT, "step": state.step, "digest": digest, "facts": state.facts}
+        (unfinished / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        for place in (unfinished / TENSORS, unfinished / FACTS, unfinished):
+            sync(place)
+        os.replace(unfinished, path)
+        sync(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    for each in same:
+        shutil.rmtree(each, ignore_errors=True)
+    return path
+
+
+def read_state(path: Path) -> State:
+    """A checkpoint.
+
+    Raises:
+        Damaged: it is not whole, or not of this format.
+    """
+    try:
+        if (path / FACTS).stat().st_size > LARGEST_FACTS:
+            raise Damaged(f"{path / FACTS} is too large")
+        found = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise Damaged(f"{path} has another format than {FORMAT}")
+        step, facts = found["step"], found["facts"]
+        if not (isinstance(step, int) and step >= 0 and isinstance(facts, dict)):
+            raise Damaged(f"{path / FACTS} does not say what it must")
+        if found["digest"] != _digest(path / TENSORS, step, facts):
+            raise Damaged(f"{path} is not what was written")
+        return State(step, load_file(path / TENSORS), facts)
+    except Damaged:
+        raise
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from error
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those that are there, oldest step first."""
+    found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_order)
+
+
+def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
+    """(the newest checkpoint of a step before the given one that is whole, why newer ones are not)."""
+    damage = []
+    for path in reversed(checkpoints(folder)):
+        if _order(path)[0] >= before:
+            continue
+        try:
+            return read_state(path), damage
+        except Damaged as error:
+            damage.append(str(error))
+    return None, damage
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Deletes all checkpoints but the newest, and what a crash has left unfinished.
+
+    Args:
+        newest: the one that was just written: those of later steps are damaged, or the run went back behind them.
+        keep: how many stay.
+    """
+    known = checkpoints(newest.parent)
+    end = known.index(newest) + 1
+    for path in [*known[: max(0, end - keep)], *known[end:], *newest.parent.glob(".step*.writing")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """(step, which of that step), by a checkpoint's name."""
+    found = NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1]), int(found[2] or 1)
+
+
+def _digest(path: Path, step: int, facts: Mapping[str, Any]) -> str:
+    """Of the file of tensors and of all else."""
+    digest = hashlib.blake2b(json.dumps([step, facts]).encode(), digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

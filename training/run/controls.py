@@ -1,0 +1,80 @@
+"""What a person asks of a run while it goes on."""
+
+import math
+from threading import Lock
+from typing import Any
+
+from ..basics.errors import raise_if_any
+
+ACTIONS = ("pause", "resume", "finish", "checkpoint", "sample", "learning_rate", "sample_prompts")
+MOST_PROMPTS = 16
+LONGEST_PROMPT = 4000
+HIGHEST_FACTOR = 1000.0
+
+
+class Controls:
+    """Wishes: asked by the page's thread, looked at by the run's own between two steps.
+
+    Args:
+        sample_prompts: the recipe's; they may be changed for the rest of the run.
+    """
+
+    def __init__(self, sample_prompts: tuple[str, ...] = ()):
+        self._lock = Lock()
+        self._wishes: set[str] = set()
+        self.is_paused = False
+        self.rate_factor = 1.0
+        """what the recipe's learning rate is multiplied by"""
+        self.sample_prompts = sample_prompts
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the run should stop at the next step's end and look."""
+        return bool(self._wishes)
+
+    def ask(self, action: str, value: Any = None) -> None:
+        """Takes a wish.
+
+        Args:
+            action: one of ACTIONS.
+            value: of learning_rate a factor above 0; of sample_prompts a list of texts.
+
+        Raises:
+            InputError: the action is not known, or its value is not what it takes.
+        """
+        raise_if_any("The control", _problems(action, value))
+        with self._lock:
+            if action == "learning_rate":
+                self.rate_factor = float(value)
+            elif action == "sample_prompts":
+                self.sample_prompts = tuple(text.strip() for text in value if text.strip())
+            if action in ("pause", "resume"):
+                self.is_paused = action == "pause"
+            self._wishes.add(action)
+
+    def take(self, action: str) -> bool:
+        """Whether the action was asked for since it was last taken."""
+        with self._lock:
+            was_asked = action in self._wishes
+            self._wishes.discard(action)
+            return was_asked
+
+
+def _problems(action: str, value: Any) -> list[str]:
+    if action not in ACTIONS:
+        return [f"action is {str(action)[:40]!r}; choose one of: {', '.join(ACTIONS)}."]
+    if action == "learning_rate":
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not 0 < value <= HIGHEST_FACTOR:
+            return [
+                f"value is {str(value)[:40]!r}; the learning rate is multiplied by it: it must be a number above 0, "
+                f"at most {HIGHEST_FACTOR:g}."
+            ]
+    if action == "sample_prompts":
+        if not isinstance(value, list) or len(value) > MOST_PROMPTS or not all(map(_is_prompt, value)):
+            return [f"value must be a list of at most {MOST_PROMPTS} prompts of at most {LONGEST_PROMPT} characters."]
+    return []
+
+
+def _is_prompt(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= LONGEST_PROMPT

@@ -1,0 +1,60 @@
+"""What the page may ask about runs, and of them."""
+
+from typing import Any
+
+from .. import host
+from ..basics.errors import Refusal, raise_if_any
+from . import live as events
+
+MOST_POINTS = 200_000
+
+
+def runs(query: dict[str, str]) -> list[dict[str, Any]]:
+    """The runs of a workflow (workflow_id), those of earlier servers too; without it all of this server."""
+    return events.histories(host.runs_root(), query.get("workflow_id") or None)
+
+
+def run(query: dict[str, str]) -> dict[str, Any]:
+    """One run of this server, with at most so many points.
+
+    Raises:
+        Refusal: there is none.
+        InputError: points is no number.
+    """
+    points = query.get("points", str(events.MOST_POINTS))
+    if not (points.isascii() and points.isdecimal() and 2 <= int(points[:9]) <= MOST_POINTS):
+        raise_if_any("The request", [f"points is {points[:20]!r}; it must be a number from 2 to {MOST_POINTS}."])
+    return _live(query.get("run", "")).history(int(points))
+
+
+def pictures(query: dict[str, str]) -> dict[str, Any]:
+    """The pictures of a run of this server with their losses, the worst first.
+
+    Raises:
+        Refusal: there is no such run.
+    """
+    return {"pictures": _live(query.get("run", "")).pictures()}
+
+
+def control(body: dict[str, Any]) -> dict[str, Any]:
+    """Asks something of a run: see `controls.ACTIONS`.
+
+    Raises:
+        Refusal: there is no such run, or it does not take this now.
+        InputError: the wish is malformed.
+    """
+    names = ("run", "prompt_id", "node_id", "action")
+    wrong = [name for name in names if not isinstance(body.get(name), str)]
+    raise_if_any("The request", [f"{name} is missing; it must be a text." for name in wrong])
+    found = _live(body["run"])
+    if (found.prompt_id, found.node_id) != (body["prompt_id"], body["node_id"]):
+        raise Refusal(404, "The run is of another queue. Reload the page.")
+    found.ask(body["action"], body.get("value"))
+    return {}
+
+
+def _live(name: str) -> events.RunEvents:
+    found = events.live_run(name)
+    if found is None:
+        raise Refusal(404, "There is no such run in this server. Reload the page.")
+    return found

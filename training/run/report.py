@@ -1,0 +1,140 @@
+"""What a run says about itself and its data, to people and in the file."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+
+from ..adapters import Adapter
+from ..adapters.attach import describe
+from ..config import LoRAConfig
+from ..data.dataset import Dataset, bucket_table, upscaled
+from ..lora.metadata import DataFacts, Folder
+
+MOST_LISTED = 8
+
+
+def run_report(
+    name: str,
+    config: LoRAConfig,
+    dataset: Dataset,
+    adapters: Mapping[str, Adapter],
+    losses: Sequence[float],
+    seconds: float,
+    base: str,
+    device: torch.device,
+    notes: Sequence[str],
+) -> str:
+    """The report, a line a subject.
+
+    Args:
+        base: the base model in words.
+        notes: what a person should know, a sentence each.
+    """
+    prior = sum(picture.is_regularisation for picture in dataset.pictures)
+    buckets = ", ".join(f"{w} x {h}: {count}" for (w, h), count in bucket_table(dataset).items())
+    window = max(1, len(losses) // 10)
+    lines = [
+        f"LoRA {name}: {describe(adapters)}, {_size(config)}, seed {config.seed}",
+        f"Base: {base}",
+        f"Data: {len(dataset.pictures) - prior} pictures"
+        + (f" and {prior} for regularisation" if prior else "")
+        + f"; buckets {buckets}",
+        f"Steps: {len(losses)} of batch {config.batch_size}"
+        + (f" x {config.gradient_accumulation}" if config.gradient_accumulation > 1 else "")
+        + f" in {seconds:.0f} s, {len(losses) / max(seconds, 1e-9):.2f} steps a second, preparation included",
+        f"Loss: {_mean(losses[-window:]):.4f} on average over the last {window} steps, "
+        f"{_mean(losses[:window]):.4f} over the first",
+    ]
+    if device.type == "cuda":
+        lines.append(f"Peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+    enlarged = upscaled(dataset)
+    if enlarged:
+        lines.append(f"Note: enlarged to fit their bucket: {'; '.join(enlarged[:MOST_LISTED])}")
+    return "\n".join([*lines, *(f"Note: {note}" for note in notes)])
+
+
+def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> list[str]:
+    """Settings of the recipe that have no effect in such a run, or that ask something of the person who uses it.
+
+    Args:
+        prediction: eps, v or flow.
+        has_convolutions: whether convolutions larger than 1x1 are trained.
+    """
+    default = LoRAConfig()
+
+    def is_set(*names: str) -> list[str]:
+        return [name for name in names if getattr(config, name) != getattr(default, name)]
+
+    idle: list[tuple[list[str], str]] = []
+    if prediction == "flow":
+        idle.append((is_set("min_snr_gamma", "debiased_estimation"), "on a flow model"))
+    shifted = config.timestep_sampling == "shift" or (config.timestep_sampling == "auto" and prediction == "flow")
+    if not shifted:
+        idle.append((is_set("timestep_shift"), "without the timestep_sampling shift"))
+    if config.timestep_sampling == "uniform" or (config.timestep_sampling == "auto" and prediction != "flow"):
+        idle.append((is_set("logit_mean", "logit_std"), "on uniform timesteps"))
+    if not has_convolutions:
+        idle.append((is_set("conv_rank", "conv_alpha"), "without convolutions among the targets"))
+    if config.adapter != "lokr":
+        idle.append((is_set("lokr_factor"), f"on {config.adapter}"))
+    if config.loss == "l2":
+        idle.append((is_set("huber_c", "huber_schedule"), "on the loss l2"))
+    if not config.multires_noise_iterations:
+        idle.append((is_set("multires_noise_discount"), "without multires_noise_iterations"))
+    notes = [f"{name} has no effect {where}." for names, where in idle for name in names]
+    if config.zero_terminal_snr:
+        notes.append(
+            "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
+            "between the model and the sampler."
+        )
+    if config.optimizer == "schedule_free" and config.scheduler != "constant":
+        notes.append(f"schedule_free is meant to go with the scheduler constant, and goes with {config.scheduler}.")
+    if config.adapter == "oft":
+        notes.append(
+            "alpha has no effect on OFT. ComfyUI applies the strength of an OFT file twice: 0.7 acts as 0.5, 1 as 1."
+        )
+    return notes
+
+
+def data_facts(dataset: Dataset) -> DataFacts:
+    """What the file says about the pictures."""
+    folders: dict[tuple[str, int, bool], list[int]] = {}
+    for index, picture in enumerate(dataset.pictures):
+        place = PurePosixPath(picture.name).parent.name or dataset.name
+        folders.setdefault((place, picture.repeats, picture.is_regularisation), []).append(index)
+    indices = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
+
+    def usual(name: str) -> Any:
+        """What holds for most pictures: folders may have settings of their own."""
+        return Counter(getattr(dataset.settings_of(index), name) for index in indices).most_common(1)[0][0]
+
+    return DataFacts(
+        tuple(
+            Folder(name, len(indices), repeats, is_prior, _tags(dataset, indices))
+            for (name, repeats, is_prior), indices in folders.items()
+        ),
+        max(dataset.settings.resolutions()), bucket_table(dataset), usual("trigger_word"),
+        dataset.settings.prior_loss_weight, usual("caption_dropout"), usual("tag_dropout"), usual("flip"),
+        usual("random_crop"), usual("shuffle_tags"), usual("keep_tokens"), usual("masked_loss"),
+    )  # fmt: skip
+
+
+def _tags(dataset: Dataset, indices: Sequence[int]) -> dict[str, int]:
+    tags: Counter[str] = Counter()
+    for index in indices:
+        tags.update({tag.strip() for tag in dataset.caption(index).split(",")} - {""})
+    return dict(tags)
+
+
+def _size(config: LoRAConfig) -> str:
+    size = f"rank {config.rank}, alpha {config.alpha:g}"
+    if config.conv_rank or config.conv_alpha:
+        size += f", convolutions rank {config.conv_rank or config.rank}, alpha {config.conv_alpha or config.alpha:g}"
+    return size
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

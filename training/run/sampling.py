@@ -1,0 +1,73 @@
+"""The pictures that a run shows on the way."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import host
+from ..basics.randomness import tensor_generator
+from ..config import LoRAConfig
+from ..learning.objective import Predict
+
+
+@dataclass(frozen=True)
+class SamplePicture:
+    """A picture drawn on the way."""
+
+    step: int
+    prompt: str
+    pixels: torch.Tensor
+    """(H, W, 3) in [0, 1]"""
+
+
+class Sampler:
+    """Draws pictures with a model as it is in training.
+
+    Args:
+        model, vae: the graph's.
+        side: of the pictures, in pixels.
+        device: where the model computes.
+    """
+
+    def __init__(self, model: Any, vae: Any, config: LoRAConfig, side: int, device: torch.device):
+        self.model, self.vae, self.config, self.side, self.device = model, vae, config, side, device
+
+    def draw(self, twin: Any, predict: Predict, told: Any, untold: Any, number: int) -> torch.Tensor:
+        """A picture: (H, W, 3) in [0, 1]. Its noise is a function of the seed and its number.
+
+        Args:
+            twin: of MODEL, that `predict` computes with.
+            told, untold: CONDITIONING of the prompt and of the empty one.
+        """
+        config = self.config
+        shape = (1, *host.latent_shape(self.model, self.vae, self.side, self.side))
+        noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
+        sigmas = host.sampler_sigmas(twin, config.sample_steps)
+        # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
+        distilled = host.takes_guidance(self.model)
+        guidance, cfg = (config.sample_guidance, 1.0) if distilled else (None, config.sample_guidance)
+        cond, uncond = (host.batch_conds(twin, [each], noise, guidance) for each in (told, untold))
+        start = host.start_noise(twin, sigmas[0], noise)
+        latent = euler(predict, start, sigmas, cond, uncond, cfg)
+        return host.decode_latents(self.vae, host.from_model_space(self.model, latent))[0]
+
+
+def euler(
+    predict: Predict, x: torch.Tensor, sigmas: torch.Tensor, cond: Any, uncond: Any, guidance: float
+) -> torch.Tensor:
+    """x_0 from x_T by Euler steps (Karras et al., arXiv:2206.00364, algorithm 1 without noise).
+
+    Args:
+        x: (1, C, ...) noise at sigmas[0].
+        sigmas: (steps + 1,) falling, the last 0.
+        guidance: classifier-free guidance (Ho and Salimans, arXiv:2207.12598); at 1 uncond is not asked.
+    """
+    for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
+        level = sigma.to(x).expand(x.shape[0])
+        x_0 = predict(x, level, cond)
+        if guidance != 1.0:
+            without = predict(x, level, uncond)
+            x_0 = without + guidance * (x_0 - without)
+        x = x_0 if next_sigma == 0 else x + (x - x_0) / sigma * (next_sigma - sigma)
+    return x

@@ -1,0 +1,45 @@
+"""Validation: pictures held out of training, at noise and timesteps that stay the same all through the run."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..basics.randomness import tensor_generator
+from ..data.dataset import Dataset, Sample
+from ..learning.batches import Batch
+from ..learning.objective import Family, Predict, sample_losses
+
+TIMES = 4
+"""noise levels that each picture is looked at"""
+
+
+def samples_of(dataset: Dataset) -> list[Sample]:
+    """Each picture once: its middle, not mirrored, with its whole caption."""
+    return [Sample(index, fit, False, dataset.caption(index)) for index, fit in enumerate(dataset.fits())]
+
+
+def noised(latent: torch.Tensor, family: Family, seed: int, number: int) -> Batch:
+    """A picture at each of the validation's noise levels; its `cond` is left to the caller.
+
+    Args:
+        latent: (C, ...) in model space.
+        number: of the picture.
+    """
+    keys = [(seed, number, time, "validation") for time in range(TIMES)]
+    noise = torch.stack([torch.randn(latent.shape, generator=tensor_generator(*key)) for key in keys])
+    times = [(time + 0.5) / TIMES for time in range(TIMES)]
+    is_flow = family.prediction == "flow"
+    table = family.sigmas
+    sigma = torch.tensor([time if is_flow else float(table[int(time * len(table))]) for time in times])
+    x_0 = latent[None].expand(TIMES, *latent.shape).contiguous()
+    return Batch(x_0, noise, sigma, torch.ones(TIMES), None)
+
+
+@torch.no_grad()
+def mean_loss(predict: Predict, family: Family, batches: Sequence[Batch]) -> float:
+    """The plain squared error in the family's own space, over all of them."""
+    totals = [
+        sample_losses(predict, family, each.x_0, each.noise, each.sigma, each.cond).double().sum().item()
+        for each in batches
+    ]
+    return sum(totals) / sum(len(each.x_0) for each in batches)

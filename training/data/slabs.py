@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..basics.pytree import tensors_of, with_tensors
+from ..basics.pytree import map_tensors
 
 SLAB = 64 * 2**20
 """bytes; more than what allocators take from a heap. Only what is written to takes memory."""
@@ -27,7 +27,7 @@ class Slabs:
     def settled(self, value: Any) -> Any:
         """The value with copies of its tensors, on the CPU, that lie in slabs; very large ones stay as they are."""
         with torch.inference_mode(False), torch.no_grad():
-            return with_tensors(value, list(map(self._copied, tensors_of(value))))
+            return map_tensors(self._copied, value)
 
     def _copied(self, tensor: Tensor) -> Tensor:
         if tensor.nbytes > SLAB // 4:

@@ -185,7 +185,7 @@ def test_links_between_allowed_folders_are_followed(linked: Path, monkeypatch: p
 
 def test_captions_are_not_written_through_a_link(place: Path) -> None:
     folder, outside = place / "input" / "set", place / "outside"
-    for name in (".a.txt.partial", "a.txt"):
+    for name in (".a.txt.writing", "a.txt"):
         (folder / name).symlink_to(outside / "victim")
     assert write_sidecar(folder / "a.png", "a cat", overwrite=True)
     assert (folder / "a.txt").read_text() == "a cat\n" and not (outside / "victim").exists()

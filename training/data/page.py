@@ -5,12 +5,13 @@ import os
 import threading
 import time
 from contextlib import nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .. import host
 from ..basics.errors import InputError, Refusal, raise_if_any
 from ..basics.folders import is_settled
+from ..basics.paths import visible_parts
 from .buckets import Fit
 from .cache import open_cache
 from .captions import METADATA, sidecar, write_sidecar
@@ -243,12 +244,8 @@ def _folder(name: Any) -> Path:
 
 def _picture(folder: Path, name: str) -> Path:
     """A picture's file in a folder; no other name of it than the one that `look` gives."""
-    parts = PurePosixPath(name).parts
-    is_plain = "/".join(parts) == name and not any(part.startswith((".", "/")) for part in parts)
-    forbidden = "\0\\:" if os.name == "nt" else "\0"
-    path = None
-    if is_plain and name.lower().endswith(ENDINGS) and not any(character in name for character in forbidden):
-        path = folder.joinpath(*parts)
+    parts = visible_parts(name)
+    path = folder.joinpath(*parts) if parts and name.lower().endswith(ENDINGS) else None
     if path is None or not path.is_file() or host.leaves_roots(path):
         raise Refusal(404, f"name is {name!r}, which is no picture in the folder.")
     return path

@@ -333,6 +333,11 @@ def upscaled(dataset: Dataset) -> list[str]:
     ]
 
 
+def unreadable(picture: Picture, error: Exception) -> str:
+    """The message about a picture whose file can no longer be read."""
+    return f"{picture.name} cannot be read any more ({error}): put it back, or queue again without it."
+
+
 def is_enlarged(picture: Picture, fit: Fit) -> bool:
     """Whether a picture is clearly smaller than its bucket."""
     return fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height

@@ -26,7 +26,7 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.basics.files import atomic_write
-from lora_kiln.training.data import encode
+from lora_kiln.training.data import store
 from lora_kiln.training.data.dataset import Dataset, Picture
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.learning.prefetch import made_ahead, on_device
@@ -352,7 +352,7 @@ def when_the_cache_goes(monkeypatch: pytest.MonkeyPatch, folders: Path, act: Cal
             db.execute("DELETE FROM blobs")
         act()
 
-    monkeypatch.setattr(encode, "MEMORY", 0)
+    monkeypatch.setattr(store, "MEMORY", 0)
     monkeypatch.setattr(host, "encode_pixels", watched)
     monkeypatch.setattr(
         trainer,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from training_runs import CONFIG, assert_same, at_step, changed, run, stopped_at
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
-STEPS = CONFIG.steps
+STEPS = CONFIG.optimization.steps
 
 
 class Killed(BaseException):
@@ -228,7 +228,7 @@ def test_the_loss_that_is_no_number_steps_back_where_asked():
 def test_the_record_holds_what_the_lora_follows_from(folders):
     run(CONFIG)
     record = json.loads(next((folders / "output").glob("lora_kiln/test/*/run.json")).read_text())
-    assert record["state"] == "finished" and record["recipe"]["rank"] == CONFIG.rank
+    assert record["state"] == "finished" and record["recipe"]["rank"] == CONFIG.adapter.rank
     assert record["dataset"]["pictures"] == 4 and record["models"]["model"]
 
 

@@ -2,7 +2,6 @@
 import { button, element, setText } from "./dom.mjs";
 import { openOverlay } from "./overlay.mjs";
 import { samplePath } from "./samples.mjs";
-import { addStyle } from "./style.mjs";
 
 export const MIN_HEIGHT = 180;
 const EMPTY = "The pictures appear here. Click one to go on with its strength.";
@@ -41,7 +40,6 @@ export class ComparisonView {
 
   /** host: {urlOf: the page's URL of a path of the server's API, choose: called with {strength, step}}. */
   constructor(host) {
-    addStyle();
     this.host = host;
     this.choice = element("span", { className: "kiln-facts" });
     this.hint = element("div", { className: "kiln-hint" });

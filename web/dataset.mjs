@@ -5,7 +5,6 @@ import { after, button, element, hideOwnPreview, keepWidth } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
 import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
-import { addStyle } from "./style.mjs";
 import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, sendUpload } from "./upload.mjs";
 
 const NODE = "KilnLoadDataset";
@@ -23,7 +22,6 @@ const NOTHING_ADDED = { folder: null, refused: "" };
 
 /** Puts the dataset's view on a Load Dataset node. api: the host's; warn(text): tells what goes wrong over the page. */
 export function addDatasetView(node, api, warn) {
-  addStyle();
   const view = new DatasetView(node, api, warn);
   const widget = node.addDOMWidget("kiln_dataset", "KILN_DATASET", view.root, {
     serialize: false,

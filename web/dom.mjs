@@ -14,6 +14,17 @@ export function element(tag, properties = {}, ...children) {
 export const button = (label, title, onclick, className = "") =>
   element("button", { type: "button", title, onclick, className: `kiln-button ${className}` }, label);
 
+/** Adds a stylesheet to the page. Resolves once it is applied; also when it cannot be loaded, as the views work without it. */
+export function loadStylesheet(url) {
+  return new Promise((resolve) => {
+    const onerror = () => {
+      console.error(`LoRA Kiln: the stylesheet ${url.href} cannot be loaded.`);
+      resolve();
+    };
+    document.head.append(element("link", { rel: "stylesheet", href: url.href, onload: () => resolve(), onerror }));
+  });
+}
+
 /** Sets a text only where it changed: what is selected and read aloud stays so. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;

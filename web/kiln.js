@@ -3,10 +3,9 @@ import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { ComparisonView, MIN_HEIGHT as COMPARISON_HEIGHT } from "./comparison.mjs";
 import { addDatasetView } from "./dataset.mjs";
-import { after, element, hideOwnPreview, keepWidth, setText } from "./dom.mjs";
+import { after, element, hideOwnPreview, keepWidth, loadStylesheet, setText } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
-import { addStyle } from "./style.mjs";
 
 const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
@@ -17,6 +16,8 @@ const SAVED_HEIGHT = 48;
 const ALWAYS = 0; // the mode of a node that is neither muted nor bypassed
 const LARGEST_SEED = Number.MAX_SAFE_INTEGER;
 const SILENCE = 10_000; // milliseconds without a message of a run that goes on, after which the server is asked
+
+await loadStylesheet(new URL("./kiln.css", import.meta.url)); // before any view is made, so that none is seen unstyled
 
 const store = new RunStore();
 const views = new Map(); // node -> its RunView
@@ -216,7 +217,6 @@ function undimPreviews() {
 // ---------------------------------------------------------------- where Save LoRA saved
 
 function addSavedLine(node) {
-  addStyle();
   const line = element("div", { className: "kiln-saved" });
   const widget = node.addDOMWidget("kiln_saved", "KILN_SAVED", line, { serialize: false, getMinHeight: () => SAVED_HEIGHT });
   widget.serialize = false;

@@ -5,7 +5,6 @@ import { button, element, setText } from "./dom.mjs";
 import { PicturesPanel } from "./pictures.mjs";
 import { SamplesPanel } from "./samples.mjs";
 import { factsText, messageText, progress, progressText, stateText } from "./status.mjs";
-import { addStyle } from "./style.mjs";
 
 export const MIN_HEIGHT = 230;
 const TALL = 420; // from this height on the samples stand under the chart
@@ -24,7 +23,6 @@ export class RunView {
    * host: {urlOf(path), send(run, action, value), fetchPictures(run)}, what the view needs of the page.
    */
   constructor(host) {
-    addStyle();
     this.chip = element("span", { className: "kiln-chip" });
     this.progress = element("span", { className: "kiln-progress" });
     this.facts = element("span", { className: "kiln-facts" });

@@ -5,7 +5,7 @@ import { after, button, element, hideOwnPreview, keepWidth } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
 import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
-import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, sendUpload } from "./upload.mjs";
+import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, uploadForm } from "./upload.mjs";
 
 const NODE = "KilnLoadDataset";
 const NONE = "none";
@@ -20,9 +20,9 @@ const TRIGGER = "trigger_word";
 const FOLDER_WIDGETS = ["folder", PRIOR];
 const NOTHING_ADDED = { folder: null, refused: "" };
 
-/** Puts the dataset's view on a Load Dataset node. api: the host's; warn(text): tells what goes wrong over the page. */
-export function addDatasetView(node, api, warn) {
-  const view = new DatasetView(node, api, warn);
+/** Puts the dataset's view on a Load Dataset node. events: the host's `api`, for its events; warn(text): tells what goes wrong over the page. */
+export function addDatasetView(node, server, events, warn) {
+  const view = new DatasetView(node, server, events, warn);
   const widget = node.addDOMWidget("kiln_dataset", "KILN_DATASET", view.root, {
     serialize: false,
     hideOnZoom: false,
@@ -36,9 +36,10 @@ export function addDatasetView(node, api, warn) {
 }
 
 class DatasetView {
-  constructor(node, api, warn) {
+  constructor(node, server, events, warn) {
     this.node = node;
-    this.api = api;
+    this.server = server;
+    this.events = events;
     this.warn = warn;
     this.folder = null; // a Folder; null while none is chosen
     this.found = null; // what the server says of it: {pictures, problems}
@@ -83,7 +84,7 @@ class DatasetView {
     this.sheet.addEventListener("pointerleave", () => this.sheet.blur());
     this.grid = lazyGrid(this.sheet);
     this.problems = listOfProblems();
-    this.save = saveBar(() => this.folder, this.api, () => this.open());
+    this.save = saveBar(() => this.folder, this.server, () => this.open());
     this.root = element("div", { className: "kiln-dataset" }, [
       bar, this.upload, this.notice, this.status, this.save.root, this.sheet, this.problems.root,
     ]);
@@ -121,9 +122,9 @@ class DatasetView {
       this.take(event.dataTransfer);
     });
     this.onRan = () => this.refreshSoon(); // Caption Images may have written
-    this.api.addEventListener("execution_success", this.onRan);
+    this.events.addEventListener("execution_success", this.onRan);
     this.onQueue = () => this.warnOfUnsaved();
-    this.api.addEventListener("promptQueueing", this.onQueue);
+    this.events.addEventListener("promptQueueing", this.onQueue);
     node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
     this.refreshSoon();
   }
@@ -132,8 +133,8 @@ class DatasetView {
     clearTimeout(this.timer);
     this.turn++;
     this.leave();
-    this.api.removeEventListener("execution_success", this.onRan);
-    this.api.removeEventListener("promptQueueing", this.onQueue);
+    this.events.removeEventListener("execution_success", this.onRan);
+    this.events.removeEventListener("promptQueueing", this.onQueue);
     this.grid.stop();
   }
 
@@ -189,7 +190,7 @@ class DatasetView {
       return true;
     };
     try {
-      const found = await this.folder.look(this.api, this.query(name), isTold);
+      const found = await this.folder.look(this.server, this.query(name), isTold);
       if (turn !== this.turn) return;
       this.found = found;
       const prior = await this.lookAtPrior(isTold);
@@ -207,7 +208,7 @@ class DatasetView {
     if (!name || name === NONE) return null;
     const folder = folderOf(name);
     if (folder === this.folder) return null; // they are in the sheet already
-    return { folder, found: await folder.look(this.api, this.query(name), isTold) };
+    return { folder, found: await folder.look(this.server, this.query(name), isTold) };
   }
 
   query(folder) {
@@ -274,7 +275,7 @@ class DatasetView {
   card({ folder, picture }) {
     const open = () => this.open(picture.name, folder);
     const text = element("div", { className: "kiln-text" });
-    const made = card(this.api, folder, picture, 192, text);
+    const made = card(this.server, folder, picture, 192, text);
     made.root.tabIndex = 0;
     made.root.setAttribute("role", "button");
     made.root.addEventListener("click", open);
@@ -292,7 +293,7 @@ class DatasetView {
 
   open(name = null, folder = this.folder) {
     const pictures = (folder === this.folder ? this.found : this.prior?.found)?.pictures;
-    if (pictures?.length) openEditor(folder, pictures, this.api, name);
+    if (pictures?.length) openEditor(folder, pictures, this.server, name);
   }
 
   /** Files of a drop. True: they are ours. */
@@ -335,7 +336,7 @@ class DatasetView {
     const text = element("span", { textContent: "Sending …" });
     this.upload.replaceChildren(text, progress);
     try {
-      const answer = await sendUpload(this.api.apiURL("/kiln/dataset/upload"), name, files, (share) => {
+      const answer = await this.server.upload("/kiln/dataset/upload", { name }, uploadForm(files), (share) => {
         progress.value = share;
         if (share >= 1) text.textContent = "Looking at the files …";
       });

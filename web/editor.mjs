@@ -15,14 +15,14 @@ const SHOWN = [
 ];
 
 /** Opens it on a folder's pictures; name: the picture to begin with, or null. */
-export function openEditor(folder, pictures, api, name = null) {
+export function openEditor(folder, pictures, server, name = null) {
   document.querySelector(".kiln-editor")?.close();
-  new Editor(folder, pictures, api).open(name);
+  new Editor(folder, pictures, server).open(name);
 }
 
 class Editor {
-  constructor(folder, pictures, api) {
-    Object.assign(this, { folder, pictures, api });
+  constructor(folder, pictures, server) {
+    Object.assign(this, { folder, pictures, server });
     this.tag = ""; // the pictures with it are shown
     this.fields = new Map(); // name -> update
     this.build();
@@ -35,7 +35,7 @@ class Editor {
   build() {
     this.undo = button("Undo", "Ctrl+Z", () => this.step("undo"));
     this.redo = button("Redo", "Ctrl+Shift+Z", () => this.step("redo"));
-    this.save = saveBar(() => this.folder, this.api);
+    this.save = saveBar(() => this.folder, this.server);
     this.show = element("select", { ariaLabel: "pictures to show" }, SHOWN.map(([value, text]) => element("option", { value, textContent: text })));
     this.find = element("input", { type: "text", placeholder: "find", ariaLabel: "find" });
     this.by = element("input", { type: "text", placeholder: "replace by", ariaLabel: "replace by" });
@@ -104,7 +104,7 @@ class Editor {
     event.stopPropagation();
     if (!(event.ctrlKey || event.metaKey)) return;
     const key = event.key.toLowerCase();
-    if (key === "s") this.folder.save(this.api);
+    if (key === "s") this.folder.save(this.server);
     else if (key === "z") this.step(event.shiftKey ? "redo" : "undo");
     else if (key === "y") this.step("redo");
     else return;
@@ -178,7 +178,7 @@ class Editor {
     });
     text.addEventListener("blur", () => this.captions.endTyping());
     const title = element("div", { className: "kiln-name", textContent: name, title: picture.source ? `${name}\ncaption from ${picture.source}` : name });
-    const made = card(this.api, this.folder, picture, 400, element("div", {}, [title, text]));
+    const made = card(this.server, this.folder, picture, 400, element("div", {}, [title, text]));
     const update = () => {
       if (text.value !== this.captions.text(name)) text.value = this.captions.text(name);
       made.update();

@@ -32,9 +32,9 @@ export class Folder {
    * What the server says of the folder with a node's settings: {pictures, problems, ...}. It is asked as often as it
    * takes; onProgress(done, total) returns false to give up, and null comes.
    */
-  async look(api, query, onProgress) {
+  async look(server, query, onProgress) {
     for (;;) {
-      const answer = await ask(api, `/kiln/dataset?${new URLSearchParams(query)}`);
+      const answer = await server.get("/kiln/dataset", query);
       if (!onProgress(answer.done, answer.total)) return null;
       if (!answer.pictures) continue;
       this.locked = answer.locked;
@@ -52,17 +52,17 @@ export class Folder {
     return unsaved;
   }
 
-  async save(api, overwrite = false) {
+  async save(server, overwrite = false) {
     const edits = this.captions.edits;
     if (!edits.length) return;
     this.message = "";
     this.conflict = null;
     try {
-      const answer = await post(api, "/kiln/dataset/captions", { folder: this.name, captions: edits, overwrite });
+      const answer = await server.post("/kiln/dataset/captions", { folder: this.name, captions: edits, overwrite });
       this.captions.saved(edits.filter(({ name }) => answer.saved.includes(name)));
       this.message = Object.values(answer.failed).join("\n");
     } catch (error) {
-      if (error.changed) this.conflict = error.changed;
+      if (error.body?.changed) this.conflict = error.body.changed;
       else this.message = error.message;
     }
     this.changed();
@@ -93,18 +93,6 @@ export function unsavedElsewhere(folder) {
     .filter((each) => each !== folder)
     .map((each) => [each.name, each.captions.edits.length])
     .filter(([, count]) => count);
-}
-
-/** The server's answer to a GET. Raises an Error with its own words. */
-export async function ask(api, path, options = {}) {
-  const answer = await api.fetchApi(path, options);
-  const body = await answer.json().catch(() => ({}));
-  if (answer.ok) return body;
-  throw Object.assign(new Error(body.error ?? `The server answered ${answer.status}.`), { changed: body.changed });
-}
-
-function post(api, path, data) {
-  return ask(api, path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(data) });
 }
 
 function warnOfEdits(event) {

@@ -6,6 +6,7 @@ import { addDatasetView } from "./dataset.mjs";
 import { after, element, hideOwnPreview, keepWidth, loadStylesheet, setText } from "./dom.mjs";
 import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
 import { MIN_HEIGHT, RunView } from "./run_view.mjs";
+import { Server } from "./server.mjs";
 
 const TRAIN = "KilnTrainLoRA";
 const CONFIG = "KilnLoRAConfig";
@@ -30,48 +31,35 @@ let presets = {};
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
-const server = {
-  urlOf: (path) => api.apiURL(path),
+const server = new Server(api);
+
+const runHost = {
+  urlOf: (path) => server.url(path),
 
   async send(run, action, value) {
     const { run: id = "", prompt_id, node_id } = run;
-    const answer = await post("/kiln/run/control", { run: id, prompt_id, node_id, action, value });
-    if (!answer.ok) toast("error", await errorText(answer));
-    else if (value !== undefined) toast("success", "The run goes on with it.");
-    return answer.ok;
+    try {
+      await server.post("/kiln/run/control", { run: id, prompt_id, node_id, action, value });
+    } catch (error) {
+      toast("error", error.message);
+      return false;
+    }
+    if (value !== undefined) toast("success", "The run goes on with it.");
+    return true;
   },
 
   async fetchPictures(run) {
-    const answer = await api.fetchApi(`/kiln/run/pictures?${new URLSearchParams({ run: run.run ?? "" })}`);
-    if (!answer.ok) throw new Error(await errorText(answer));
-    return (await answer.json()).pictures ?? [];
+    const { pictures } = await server.get("/kiln/run/pictures", { run: run.run ?? "" });
+    return pictures ?? [];
   },
 };
-
-async function post(path, body) {
-  const headers = { "Content-Type": "application/json" };
-  try {
-    return await api.fetchApi(path, { method: "POST", headers, body: JSON.stringify(body) });
-  } catch (error) {
-    return Response.json({ error: `The server does not answer: ${error.message}` }, { status: 503 });
-  }
-}
-
-async function errorText(answer) {
-  const text = await answer.text();
-  try {
-    return JSON.parse(text).error ?? text;
-  } catch {
-    return text.slice(0, 300) || answer.statusText;
-  }
-}
 
 function toast(severity, detail, summary = "Train LoRA") {
   app.extensionManager.toast.add({ severity, summary, detail, life: severity === "success" ? 3000 : 10_000 });
 }
 
 function addRunView(node) {
-  const view = new RunView(server);
+  const view = new RunView(runHost);
   const widget = node.addDOMWidget("kiln_run", "KILN_RUN", view.root, {
     serialize: false,
     hideOnZoom: false,
@@ -142,8 +130,7 @@ async function bringRuns() {
   const workflow = workflowId(rootGraph());
   heardAt = Date.now();
   try {
-    const answer = await api.fetchApi(`/kiln/runs?${new URLSearchParams({ workflow_id: workflow })}`);
-    if (answer.ok) for (const history of await answer.json()) store.receiveHistory(history);
+    for (const history of await server.get("/kiln/runs", { workflow_id: workflow })) store.receiveHistory(history);
   } catch {
     return; // the server is away: `reconnected` asks again
   }
@@ -161,7 +148,7 @@ function addComparisonView(node) {
   const widgetOf = (name) => node.widgets.find((widget) => widget.name === name);
   const chosen = () => ({ strength: Number(widgetOf("strength").value), step: Number(widgetOf("step").value) });
   const view = new ComparisonView({
-    urlOf: server.urlOf,
+    urlOf: runHost.urlOf,
     choose({ strength, step }) {
       for (const [name, value] of Object.entries({ strength, step })) {
         if (node.inputs?.find((input) => input.widget?.name === name)?.link != null) {
@@ -200,8 +187,7 @@ async function bringPreviews() {
   for (const [node, view] of comparisons) {
     if (!view.isEmpty) continue;
     const query = { workflow_id: workflowId(rootGraph()), node_ids: nodePaths(rootGraph(), node).join() };
-    const answer = await api.fetchApi(`/kiln/preview?${new URLSearchParams(query)}`).catch(() => null);
-    const shown = answer?.ok ? await answer.json() : null;
+    const shown = await server.get("/kiln/preview", query).catch(() => null);
     if (shown?.rows && view.isEmpty && comparisons.has(node)) view.show(shown);
   }
 }
@@ -276,8 +262,11 @@ app.registerExtension({
     api.addEventListener("execution_start", dimPreviews);
     for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, undimPreviews);
     setInterval(askAfterSilence, SILENCE); // a page reloaded in the middle of a run can miss the server's messages
-    const answer = await api.fetchApi("/kiln/presets");
-    if (answer.ok) presets = await answer.json();
+    try {
+      presets = await server.get("/kiln/presets");
+    } catch (error) {
+      toast("error", `The presets cannot be loaded: ${error.message}`, "LoRA Config");
+    }
   },
   nodeCreated(node) {
     if (!node.comfyClass.startsWith("Kiln")) return;
@@ -287,7 +276,7 @@ app.registerExtension({
     if (node.comfyClass === CONFIG) fillInPresets(node);
     if (node.comfyClass === "KilnApplyLoRAPreview") addComparisonView(node);
     if (node.comfyClass === "KilnSaveLoRA") addSavedLine(node);
-    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, api, (text) => toast("warn", text, node.title));
+    if (node.comfyClass === "KilnLoadDataset") addDatasetView(node, server, api, (text) => toast("warn", text, node.title));
   },
   onNodeOutputsUpdated: showKeptOutputs,
   afterConfigureGraph() {

@@ -8,10 +8,10 @@ const CHUNK = 60; // cards made at a time
  * A picture with its crop, bucket and marks: {root, update}. body: the element for its caption; side: of the thumbnail,
  * in pixels; update after its caption changed.
  */
-export function card(api, folder, picture, side, body) {
+export function card(server, folder, picture, side, body) {
   const [left, top, width, height] = picture.crop.map((share) => `${share * 100}%`);
-  const query = new URLSearchParams({ folder: folder.name, name: picture.name, side, v: picture.version });
-  const image = element("img", { loading: "lazy", draggable: false, alt: "", src: api.apiURL(`/kiln/thumbnail?${query}`) });
+  const query = { folder: folder.name, name: picture.name, side, v: picture.version };
+  const image = element("img", { loading: "lazy", draggable: false, alt: "", src: server.url("/kiln/thumbnail", query) });
   const cut = element("div", { className: "kiln-cut" });
   Object.assign(cut.style, { left, top, width, height });
   const shown = element("div", { className: "kiln-picture" }, [image, cut]);
@@ -94,13 +94,13 @@ const LEFT_BEHIND = "The run was queued without these edits: it reads the captio
  * How many edits are unsaved, Save, and what went wrong: {root, paint}. getFolder: the Folder or null; onConflict is
  * called when a decision is needed.
  */
-export function saveBar(getFolder, api, onConflict = () => {}) {
+export function saveBar(getFolder, server, onConflict = () => {}) {
   const count = element("span", { className: "kiln-dot" });
   const notice = element("div", { className: "kiln-notice" });
   const run = async (overwrite) => {
     const folder = getFolder();
     save.disabled = true;
-    await folder.save(api, overwrite);
+    await folder.save(server, overwrite);
     if (folder.conflict) onConflict();
   };
   const save = button("Save captions", "Writes the captions beside their pictures", () => run(false));

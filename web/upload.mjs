@@ -44,24 +44,12 @@ export function chosenFiles(input) {
   return [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
 }
 
-/** Sends files as a new folder; resolves to the server's answer. onProgress gets the share sent. */
-export function sendUpload(url, name, files, onProgress) {
+/** The form that the server takes as a new folder: a JSON list of the paths, then the files in that order. */
+export function uploadForm(files) {
   const form = new FormData();
   form.append("names", JSON.stringify(files.map(({ path }) => path)));
   for (const { file } of files) form.append("file", file, "file");
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest(); // fetch does not tell how much is sent
-    request.open("POST", `${url}?${new URLSearchParams({ name })}`);
-    request.setRequestHeader("X-Kiln", "1");
-    request.responseType = "json";
-    request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(1, event.total));
-    request.onload = () =>
-      request.status === 200
-        ? resolve(request.response)
-        : reject(new Error(request.response?.error ?? `The server answered ${request.status}.`));
-    request.onerror = () => reject(new Error("The connection was lost, or the server refused the upload."));
-    request.send(form);
-  });
+  return form;
 }
 
 async function filesOf(entry) {

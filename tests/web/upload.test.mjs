@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { planUpload } from "../../web/upload.mjs";
+import { planUpload, uploadForm } from "../../web/upload.mjs";
 
 const plan = (...paths) => planUpload(paths.map((path) => ({ path, file: path })));
 const paths = (planned) => planned.files.map((each) => each.path);
@@ -30,4 +30,12 @@ test("what is no picture and no caption is left, hidden files without a word", (
 
 test("nothing is nothing", () => {
   assert.deepEqual([plan().pictures, plan("a.txt").pictures, plan("a.txt").captions], [0, 0, 1]);
+});
+
+test("the form lists the paths first, then the files in the same order", async () => {
+  const files = [{ path: "a.png", file: new Blob(["one"]) }, { path: "10_x/<b>.txt", file: new Blob(["two"]) }];
+  const parts = [...uploadForm(files)];
+  assert.deepEqual(parts.map(([name]) => name), ["names", "file", "file"]);
+  assert.deepEqual(JSON.parse(parts[0][1]), ["a.png", "10_x/<b>.txt"]);
+  assert.deepEqual(await Promise.all(parts.slice(1).map(([, file]) => file.text())), ["one", "two"]);
 });

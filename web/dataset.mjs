@@ -1,9 +1,10 @@
 // The dataset on Load Dataset: a contact sheet, new folders from dropped files, and the way to the caption editor.
 
 import { plural, summary, triggerBefore } from "./captions.mjs";
-import { after, button, element, hideOwnPreview, keepWidth } from "./dom.mjs";
+import { button, element } from "./dom.mjs";
 import { openEditor } from "./editor.mjs";
 import { folderOf, unsavedElsewhere } from "./folders.mjs";
+import { addViewWidget, after, hideOwnPreview, isLinked } from "./node_widgets.mjs";
 import { card, lazyGrid, listOfProblems, saveBar } from "./parts.mjs";
 import { ACCEPT, bringsFiles, chosenFiles, droppedFiles, planUpload, uploadForm } from "./upload.mjs";
 
@@ -21,17 +22,10 @@ const FOLDER_WIDGETS = ["folder", PRIOR];
 const NOTHING_ADDED = { folder: null, refused: "" };
 
 /** Puts the dataset's view on a Load Dataset node. events: the host's `api`, for its events; warn(text): tells what goes wrong over the page. */
-export function addDatasetView(node, server, events, warn) {
-  const view = new DatasetView(node, server, events, warn);
-  const widget = node.addDOMWidget("kiln_dataset", "KILN_DATASET", view.root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => HEIGHT,
-  });
-  widget.serialize = false;
-  keepWidth(widget);
-  const isWired = () => node.inputs?.find((input) => input.name === "images")?.link != null;
-  hideOwnPreview(node, () => view.folder !== null && !isWired()); // what comes over a wire is shown by the host alone
+export function addDatasetView(node, { server, events, notify }) {
+  const view = new DatasetView(node, server, events, (text) => notify("warn", node.title, text));
+  addViewWidget(node, "kiln_dataset", view.root, HEIGHT);
+  hideOwnPreview(node, () => view.folder !== null && !isLinked(node, "images")); // what comes over a wire is shown by the host alone
   view.start();
 }
 

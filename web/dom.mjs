@@ -42,27 +42,3 @@ export function onceAFrame(paint) {
   request.cancel = () => cancelAnimationFrame(asked);
   return request;
 }
-
-/** Calls a function after a method of an object, which may have none of that name. */
-export function after(object, method, then) {
-  const before = object[method];
-  object[method] = function () {
-    const result = before?.apply(this, arguments);
-    then(...arguments);
-    return result;
-  };
-}
-
-/** The host would show a node's pictures once more below ours: it does so only while `isHidden` says no. */
-export function hideOwnPreview(node, isHidden) {
-  Object.defineProperty(node, "hideOutputImages", { get: isHidden, configurable: true }); // in Vue nodes
-  const draw = node.onDrawBackground;
-  node.onDrawBackground = function () {
-    if (!isHidden()) draw?.apply(this, arguments); // on the canvas
-  };
-}
-
-/** The host's side panel gives a widget that it lists a width of the panel's own, for good: it stays as wide as its node. */
-export function keepWidth(widget) {
-  Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true });
-}

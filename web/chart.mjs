@@ -1,6 +1,6 @@
 // The chart of a run. Geometry first, pure; then ink on a canvas.
 import { decimate, firstAfter, spread } from "./series.mjs";
-import { rateText } from "./status.mjs";
+import { rateText } from "./format.mjs";
 
 /** They read well on dark and on light ground. */
 export const COLORS = { loss: "#e8862e", validation: "#3b9ede", rate: "#9a7fe0", checkpoint: "#3fae74", sample: "#d4679d" };

@@ -2,7 +2,7 @@
 import { COLORS, drawChart } from "./chart.mjs";
 import { button, element, onceAFrame, setText } from "./dom.mjs";
 import { firstAfter, nearest, Series, Smoothing } from "./series.mjs";
-import { lossText, rateText } from "./status.mjs";
+import { lossText, rateText } from "./format.mjs";
 
 const SETTINGS = "LoRAKiln.chart";
 const DEFAULTS = { smoothing: 0.95, log: false, rate: false };

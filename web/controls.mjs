@@ -1,7 +1,7 @@
 // What can be done with a run while it goes on: the row of buttons, and the panel that changes its recipe.
 import { button, element, setText } from "./dom.mjs";
 import { isActive } from "./run_store.mjs";
-import { rateText } from "./status.mjs";
+import { rateText } from "./format.mjs";
 
 export const MOST_PROMPTS = 16;
 export const HIGHEST_FACTOR = 1000;

@@ -2,7 +2,7 @@
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
 import { Previews } from "./apply_lora_preview.mjs";
-import { addDatasetView } from "./dataset.mjs";
+import { addDatasetView } from "./load_dataset.mjs";
 import { loadStylesheet } from "./dom.mjs";
 import { LiveRuns, SILENCE } from "./live_runs.mjs";
 import { fillInPresets } from "./lora_config.mjs";

@@ -33,7 +33,7 @@ export function addViewWidget(node, name, root, minHeight, options = {}) {
 }
 
 /** The host's side panel sets the width of a widget that it lists and never resets it. This keeps the node's width. */
-export function keepWidth(widget) {
+function keepWidth(widget) {
   Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true });
 }
 

@@ -4,7 +4,7 @@ import { AdjustPanel, Controls, isAdjustable } from "./controls.mjs";
 import { button, element, setText } from "./dom.mjs";
 import { PicturesPanel } from "./pictures.mjs";
 import { SamplesPanel } from "./samples.mjs";
-import { factsText, messageText, progress, progressText, stateText } from "./status.mjs";
+import { factsText, messageText, progress, progressText, stateText } from "./run_text.mjs";
 
 export const MIN_HEIGHT = 230;
 const TALL = 420; // from this height on the samples stand under the chart

@@ -1,7 +1,7 @@
 // The picture grid on Apply LoRA Preview nodes: shows what the node drew, and sets its strength and step by a click.
 import { ComparisonView, MIN_HEIGHT } from "./comparison.mjs";
+import { nodePaths, workflowId } from "./graph_ids.mjs";
 import { addViewWidget, after, hideOwnPreview, isEnabled, isLinked, passOnToCanvas, widgetNamed } from "./node_widgets.mjs";
-import { nodePaths, workflowId } from "./run_store.mjs";
 
 const TEXT_HEIGHT = 72; // pixels that a prompt widget may take: the rest of the node is for the pictures
 const CHOICE = ["strength", "step"]; // the widgets that a click sets

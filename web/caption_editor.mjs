@@ -55,12 +55,14 @@ class CaptionEditor {
     this.undo = button("Undo", "Ctrl+Z", () => this.#step("undo"));
     this.redo = button("Redo", "Ctrl+Shift+Z", () => this.#step("redo"));
     this.save = saveBar(() => this.#folder, this.#server);
-    this.show = element("select", { ariaLabel: "pictures to show" }, SHOWN.map(([value, text]) => element("option", { value, textContent: text })));
+    const options = SHOWN.map(([value, text]) => element("option", { value, textContent: text }));
+    this.show = element("select", { ariaLabel: "pictures to show" }, options);
     this.find = element("input", { type: "text", placeholder: "find", ariaLabel: "find" });
     this.by = element("input", { type: "text", placeholder: "replace by", ariaLabel: "replace by" });
     this.matchCase = element("input", { type: "checkbox" });
     this.found = element("span", { className: "kiln-faint kiln-found" });
-    this.replace = button("Replace all", "In all captions of the folder", () => this.#edit(() => this.#captions.replace(this.find.value, this.by.value, this.matchCase.checked)));
+    const replaceAll = () => this.#captions.replace(this.find.value, this.by.value, this.matchCase.checked);
+    this.replace = button("Replace all", "In all captions of the folder", () => this.#edit(replaceAll));
     for (const input of [this.show, this.find, this.matchCase]) input.addEventListener("input", () => this.#list());
     this.scroller = element("div", { className: "kiln-cards", tabIndex: -1 });
     this.grid = lazyGrid(this.scroller);
@@ -190,7 +192,8 @@ class CaptionEditor {
       this.#tag = this.#tag === tag ? "" : tag;
       this.#list();
     });
-    const remove = element("button", { type: "button", textContent: "✕", title: `Removes it from ${plural(count, "caption")}`, ariaLabel: `remove ${tag}` });
+    const title = `Removes it from ${plural(count, "caption")}`;
+    const remove = element("button", { type: "button", textContent: "✕", title, ariaLabel: `remove ${tag}` });
     remove.addEventListener("click", () => this.#edit(() => this.#captions.removeTag(tag)));
     const row = element("div", { className: "kiln-tag" }, [choose, element("span", { textContent: String(count) }), remove]);
     row.classList.toggle("kiln-on", tag === this.#tag);
@@ -206,7 +209,8 @@ class CaptionEditor {
       this.#folder.changed();
     });
     text.addEventListener("blur", () => this.#captions.endTyping());
-    const title = element("div", { className: "kiln-name", textContent: name, title: picture.source ? `${name}\ncaption from ${picture.source}` : name });
+    const tooltip = picture.source ? `${name}\ncaption from ${picture.source}` : name;
+    const title = element("div", { className: "kiln-name", textContent: name, title: tooltip });
     const card = pictureCard(this.#server, this.#folder, picture, THUMBNAIL, element("div", {}, [title, text]));
     const update = () => {
       if (text.value !== this.#captions.text(name)) text.value = this.#captions.text(name);

@@ -173,7 +173,7 @@ function keepPointerFromCanvas(root) {
   for (const kind of ["pointerdown", "wheel", "contextmenu"]) root.addEventListener(kind, (event) => event.stopPropagation());
 }
 
-/** In Vue nodes the wheel scrolls the element with the focus and zooms the canvas elsewhere: under the pointer, the sheet has it. */
+/** In Vue nodes the wheel scrolls only the element that has the focus: the sheet takes the focus under the pointer. */
 function scrollByWheelInVueNodes(root, sheet) {
   sheet.addEventListener("pointerenter", () => {
     const isTyping = document.activeElement?.matches("input, textarea, select, [contenteditable]");

@@ -1,6 +1,11 @@
-// Elements of the page. Text goes in as text nodes only: names, prompts and messages of a run are no HTML.
+// Elements of the page. Text is set as text nodes only: names, captions, prompts and messages are never read as HTML.
 
-/** An element with properties, attributes (a dash in the name), listeners (onclick ...) and children, or lists of them. */
+/**
+ * Makes an element.
+ * @param {string} tag
+ * @param {object} properties set as properties (className, onclick ...); names with a dash, and `role`, are set as attributes
+ * @param {...(Node | string | (Node | string)[])} children
+ */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -11,6 +16,7 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** Makes a button. `title` is its tooltip. */
 export const button = (label, title, onclick, className = "") =>
   element("button", { type: "button", title, onclick, className: `kiln-button ${className}` }, label);
 
@@ -25,12 +31,12 @@ export function loadStylesheet(url) {
   });
 }
 
-/** Sets a text only where it changed: what is selected and read aloud stays so. */
+/** Sets an element's text only where it differs: setting it ends a selection, and makes a screen reader read it again. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Calls a function once a frame at most, however often it is asked for. */
+/** Gives a function that requests a call of `paint` in the next frame, once however often it is called; `cancel()` drops it. */
 export function onceAFrame(paint) {
   let asked = 0;
   const request = () => {

@@ -1,5 +1,6 @@
 // Which Train LoRA node shows which run: takes the server's messages, and fetches what the page missed.
-import { RunStore, nodePaths, workflowId } from "./run_store.mjs";
+import { nodePaths, workflowId } from "./graph_ids.mjs";
+import { RunStore } from "./run_store.mjs";
 
 export const SILENCE = 10_000; // milliseconds without a message of an active run, after which the histories are fetched
 

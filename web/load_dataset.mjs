@@ -138,8 +138,8 @@ class DatasetNode {
   #warnOfUnsaved() {
     if (!isEnabled(this.#node)) return;
     for (const [folder, unsaved] of this.#dataset.markQueued()) {
-      const text = `${plural(unsaved, "caption")} of ${folder} not saved: this run reads the captions on disk. Save captions, then press Run again.`;
-      this.#page.notify("warn", this.#node.title, text);
+      const what = `${plural(unsaved, "caption")} of ${folder} not saved: this run reads the captions on disk.`;
+      this.#page.notify("warn", this.#node.title, `${what} Save captions, then press Run again.`);
     }
   }
 

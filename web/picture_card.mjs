@@ -38,7 +38,8 @@ function croppedPicture(server, folder, picture, side) {
   shown.style.aspectRatio = String(ratio);
   shown.style.width = `min(100%, calc(var(--kiln-side) * ${ratio}))`;
   const frame = element("div", { className: "kiln-frame" }, [shown]);
-  frame.title = `${picture.name}\n${picture.width} x ${picture.height} pixels, trained at ${picture.bucket.join(" x ")}; what is dark is cut off.`;
+  const size = `${picture.width} x ${picture.height} pixels, trained at ${picture.bucket.join(" x ")}`;
+  frame.title = `${picture.name}\n${size}; what is dark is cut off.`;
   return frame;
 }
 

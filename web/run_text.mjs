@@ -1,4 +1,4 @@
-// The state of a run in words. Does not use the page: tested under Node.
+// The state of a run in words. Pure: tested under Node.
 
 import { duration, memoryText, speedText } from "./format.mjs";
 

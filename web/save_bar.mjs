@@ -23,7 +23,8 @@ export function saveBar(getFolder, server, onConflict = () => {}) {
   };
   const save = button("Save captions", "Writes the captions beside their pictures", () => run(false), "kiln-main");
   const overwrite = button("Overwrite with mine", "Writes your captions over those on disk", () => run(true));
-  const takeFromDisk = button("Take those on disk", "Drops your edits of these captions; undo brings them back", () => getFolder().takeFromDisk());
+  const dropEdits = () => getFolder().takeFromDisk();
+  const takeFromDisk = button("Take those on disk", "Drops your edits of these captions; undo brings them back", dropEdits);
   const root = element("div", { className: "kiln-save" }, [count, save, notice, overwrite, takeFromDisk]);
   return {
     root,

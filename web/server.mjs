@@ -84,8 +84,8 @@ function readAnswer(status, statusText, text) {
   const body = parse(text);
   const isSuccess = status >= 200 && status < 300;
   if (isSuccess && body !== undefined) return body;
-  const message = isSuccess ? "The server's answer is not JSON." : (body?.error ?? `The server answered ${`${status} ${statusText}`.trim()}.`);
-  throw new ServerError(message, status, body ?? {});
+  const reason = isSuccess ? "The server's answer is not JSON." : `The server answered ${`${status} ${statusText}`.trim()}.`;
+  throw new ServerError(body?.error ?? reason, status, body ?? {});
 }
 
 function parse(text) {

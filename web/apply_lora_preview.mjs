@@ -12,7 +12,7 @@ export class Previews {
   #page;
   #views = new Map(); // node -> its ComparisonView
 
-  /** @param {object} page what kiln.js gives the views of the app */
+  /** @param {import("./kiln.js").Page} page */
   constructor(page) {
     this.#page = page;
   }

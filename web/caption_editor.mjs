@@ -30,6 +30,7 @@ export function openCaptionEditor(folder, pictures, server, name = null) {
   new CaptionEditor(folder, pictures, server).open(name);
 }
 
+/** The editor's dialog on the pictures of one folder. */
 class CaptionEditor {
   #folder;
   #pictures;

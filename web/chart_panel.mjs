@@ -41,6 +41,7 @@ export const weightAt = (position) => (position <= 0 ? 0 : 1 - 10 ** (-3 * posit
 /** The slider's position for a weight: the inverse of weightAt. */
 export const positionOf = (weight) => (weight <= 0 ? 0 : -Math.log10(1 - weight) / 3);
 
+/** The chart of a run, its legend and its tools. */
 export class ChartPanel {
   #run = NO_RUN;
   #settings = loadSettings();

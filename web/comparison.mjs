@@ -39,6 +39,7 @@ export function choiceText({ strength, step }, shown) {
   return Number(strength) === 0 ? "Output: the model without the LoRA" : `Output: ${label} at strength ${text}`;
 }
 
+/** The picture grid of one node. */
 export class ComparisonView {
   isEmpty = true; // whether it shows no pictures
   #shown = null;

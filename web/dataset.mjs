@@ -13,19 +13,19 @@ export class Dataset {
   regularisation = null; // {folder, scan} of the regularisation folder; null where there is none
   error = ""; // why the last scan failed
   #server;
-  #on;
+  #handlers;
   #newest = 0; // number of the newest scan: an older one that ends later is dropped
   #unwatch = null;
   #unwatchRegularisation = null;
 
   /**
    * @param {import("./server.mjs").Server} server
-   * @param {{change: () => void, edit: () => void, progress: (done: number, total: number) => void}} on
+   * @param {{change: () => void, edit: () => void, progress: (done: number, total: number) => void}} handlers
    *   change: the folder, its scan or the error changed; edit: captions were edited or saved; progress: of a scan, in pictures
    */
-  constructor(server, on) {
+  constructor(server, handlers) {
     this.#server = server;
-    this.#on = on;
+    this.#handlers = handlers;
   }
 
   /** The pictures of the folder. */
@@ -54,17 +54,17 @@ export class Dataset {
     this.error = "";
     if (!isFolder(settings.folder)) {
       this.#leave();
-      return this.#on.change();
+      return this.#handlers.change();
     }
     if (this.folder?.name !== settings.folder) {
       this.#leave();
       this.folder = captionFolder(settings.folder);
-      this.#unwatch = this.folder.watch(this.#on.edit);
-      this.#on.change();
+      this.#unwatch = this.folder.watch(this.#handlers.edit);
+      this.#handlers.change();
     }
     this.#leaveRegularisation();
     const onProgress = (done, total) => {
-      if (isNewest() && done < total) this.#on.progress(done, total);
+      if (isNewest() && done < total) this.#handlers.progress(done, total);
       return isNewest();
     };
     try {
@@ -73,12 +73,12 @@ export class Dataset {
       this.scan = scan;
       const regularisation = await this.#scanRegularisation(settings, regularisationFolder, onProgress);
       if (!isNewest()) return;
-      this.#unwatchRegularisation = regularisation?.folder.watch(this.#on.edit);
+      this.#unwatchRegularisation = regularisation?.folder.watch(this.#handlers.edit);
       this.regularisation = regularisation;
     } catch (error) {
       if (isNewest()) this.error = error.message;
     }
-    if (isNewest()) this.#on.change();
+    if (isNewest()) this.#handlers.change();
   }
 
   /** To be called when a prompt with the dataset is queued. Returns [folder, number of captions that are not saved] of each. */

@@ -14,10 +14,11 @@ import { ACCEPT, bringsFiles, chosenFiles, droppedFiles } from "./upload.mjs";
 export const MIN_HEIGHT = 320; // pixels
 const THUMBNAIL = 192; // pixels of its longer side
 
+/** The view of one node's dataset. */
 export class DatasetView {
   #dataset;
   #server;
-  #on;
+  #handlers;
   #uploadForm;
   #shown = []; // the lists of pictures that the sheet shows
   #updates = []; // of the cards in the sheet
@@ -26,14 +27,14 @@ export class DatasetView {
    * @param {import("./dataset.mjs").Dataset} dataset
    * @param {import("./server.mjs").Server} server
    * @param {HTMLElement} uploadForm where the name of a new folder is asked for
-   * @param {object} on what the view asks of its node: reload(), addFiles([{path, file}], or a promise of it), and
+   * @param {object} handlers what the view asks of its node: reload(), addFiles([{path, file}], or a promise of it), and
    *   triggerWord(), which gives the trigger word
    */
-  constructor(dataset, server, uploadForm, on) {
+  constructor(dataset, server, uploadForm, handlers) {
     this.#dataset = dataset;
     this.#server = server;
     this.#uploadForm = uploadForm;
-    this.#on = on;
+    this.#handlers = handlers;
     this.paintSoon = onceAFrame(() => this.paint());
     this.#build();
     keepPointerFromCanvas(this.root);
@@ -60,7 +61,7 @@ export class DatasetView {
     const chooser = (properties) => {
       const input = element("input", { type: "file", hidden: true, ...properties });
       input.addEventListener("change", () => {
-        this.#on.addFiles(chosenFiles(input));
+        this.#handlers.addFiles(chosenFiles(input));
         input.value = "";
       });
       return input;
@@ -71,7 +72,7 @@ export class DatasetView {
       this.edit,
       button("Add pictures…", "Copies pictures, and their .txt or .caption files, into a new folder", () => files.click()),
       button("Add folder…", "Copies a folder of pictures and captions into a new folder", () => folder.click()),
-      button("⟳", "Looks at the folder again", () => this.#on.reload()),
+      button("⟳", "Looks at the folder again", () => this.#handlers.reload()),
       files,
       folder,
     ]);
@@ -89,25 +90,27 @@ export class DatasetView {
     onFiles("dragover", () => mark(true));
     root.addEventListener("dragleave", () => mark(false));
     root.addEventListener("drop", () => mark(false));
-    onFiles("drop", (event) => this.#on.addFiles(droppedFiles(event.dataTransfer)));
+    onFiles("drop", (event) => this.#handlers.addFiles(droppedFiles(event.dataTransfer)));
   }
 
-  /** Ends what goes on in the background. */
+  /** Stops observing the sheet and cancels a pending repaint. */
   remove() {
     this.grid.stop();
     this.paintSoon.cancel();
   }
 
   /** Shows a message, such as an error; "" hides it. */
-  say(text) {
+  showNotice(text) {
     this.notice.textContent = text;
     this.notice.hidden = !text;
   }
 
+  /** Shows how many pictures of a folder are scanned. */
   showProgress(done, total) {
     this.status.textContent = `Looking at picture ${done} of ${total} …`;
   }
 
+  /** Shows the dataset as it is now. */
   paint() {
     const { folder, scan, pictures, regularisationPictures, problems } = this.#dataset;
     this.edit.disabled = !pictures.length;
@@ -151,7 +154,7 @@ export class DatasetView {
     card.root.addEventListener("keydown", (event) => event.key === "Enter" && open());
     const update = () => {
       const caption = folder.captions.text(picture.name).trim();
-      const trigger = picture.regularisation ? "" : triggerBefore(caption, this.#on.triggerWord());
+      const trigger = picture.regularisation ? "" : triggerBefore(caption, this.#handlers.triggerWord());
       text.replaceChildren(element("span", { className: "kiln-faint" }, caption ? trigger : trigger || "no caption"), caption);
       card.update();
     };

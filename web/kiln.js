@@ -17,7 +17,10 @@ const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
 await loadStylesheet(new URL("./kiln.css", import.meta.url)); // before any view is made, so that none is seen unstyled
 
-/** What the views use of the app. */
+/**
+ * What the views use of the app.
+ * @typedef {typeof page} Page
+ */
 const page = {
   server: new Server(api),
   outputs: new NodeOutputs(),

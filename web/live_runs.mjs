@@ -10,7 +10,7 @@ export class LiveRuns {
   #getRootGraph;
   #store = new RunStore();
   #views = new Map(); // node -> its view
-  #heardAt = 0; // when the server last sent or was asked for runs
+  #heardAt = 0; // when a message last came, or the histories were last requested
   #fetching = null; // the promise of the request under way
 
   /**

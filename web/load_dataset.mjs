@@ -18,12 +18,13 @@ const NO_UPLOAD = { folder: null, refused: "" };
 
 /**
  * Adds the view of the dataset to a Load Dataset node.
- * @param {object} page what kiln.js gives the views of the app
+ * @param {import("./kiln.js").Page} page
  */
 export function addDatasetView(node, page) {
   new DatasetNode(node, page).start();
 }
 
+/** Connects a Load Dataset node with its dataset and its view. */
 class DatasetNode {
   #node;
   #page;
@@ -109,7 +110,7 @@ class DatasetNode {
   #refresh() {
     clearTimeout(this.#timer);
     if (this.#value("folder") !== this.#upload.folder) this.#upload = NO_UPLOAD;
-    this.#view.say(this.#upload.refused);
+    this.#view.showNotice(this.#upload.refused);
     const settings = SETTINGS.map((name) => [name, this.#value(name)]).filter(([, value]) => value !== undefined);
     return this.#dataset.refresh(Object.fromEntries(settings), this.#value(REGULARISATION));
   }
@@ -120,7 +121,7 @@ class DatasetNode {
   }
 
   #paint() {
-    if (this.#dataset.error) this.#view.say(this.#dataset.error);
+    if (this.#dataset.error) this.#view.showNotice(this.#dataset.error);
     this.#view.paint();
   }
 
@@ -148,14 +149,14 @@ class DatasetNode {
     try {
       const isOpen = this.#uploadForm.open(await files);
       this.#upload = NO_UPLOAD;
-      this.#view.say(isOpen ? "" : "There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif).");
+      this.#view.showNotice(isOpen ? "" : "There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif).");
     } catch (error) {
-      this.#view.say(`The files cannot be read: ${error.message}`);
+      this.#view.showNotice(`The files cannot be read: ${error.message}`);
     }
   }
 
   async #endUpload(error, answer) {
-    if (error) return this.#view.say(error.message);
+    if (error) return this.#view.showNotice(error.message);
     this.#upload = { folder: answer.folder, refused: answer.refused.length ? `Not added:\n${answer.refused.join("\n")}` : "" };
     this.#choose(answer.folder);
     await this.#refresh();

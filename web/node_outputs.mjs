@@ -1,10 +1,11 @@
 // Outputs of executed nodes, shown again where the host makes the nodes anew (undo, another workflow tab).
 import { after } from "./node_widgets.mjs";
 
+/** The nodes that show their outputs. */
 export class NodeOutputs {
   #shows = new Map(); // node -> the function that shows an output of it
 
-  /** Calls `show` with each output of a node: when it was executed, and from `restore`, there also with undefined. */
+  /** Calls `show` with each output of a node: after execution, and from `restore`, which passes undefined where there is none. */
   watch(node, show) {
     after(node, "onExecuted", show);
     this.#shows.set(node, show);

@@ -41,6 +41,7 @@ export function isDue(run, asked, now) {
   return asked.wasActive;
 }
 
+/** The panel of a run's training pictures. */
 export class PicturesPanel {
   #asked = null; // the last request, as `isDue` takes it
   #pictures = [];

@@ -25,6 +25,7 @@ export const isActive = (run) => ACTIVE.has(run?.state);
 /** The id of a message's run. Servers that send none run a node once per prompt, so prompt and node identify the run. */
 export const runKey = (message) => message.run || `${message.prompt_id}/${message.node_id}`;
 
+/** The newest runs, each joined from its messages. */
 export class RunStore {
   #runs = new Map(); // id -> run, in the order they began
 

@@ -16,6 +16,7 @@ const TABS = [
   ["adjust", "Adjust", "Learning rate and sample prompts for the rest of the run"],
 ];
 
+/** The view of one run. */
 export class RunView {
   run; // the run that is shown; undefined where there is none
   #tab = "loss";

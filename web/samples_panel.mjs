@@ -9,6 +9,7 @@ export const samplePath = ({ filename, subfolder = "", type = "output" }) =>
 
 const keyOf = (sample) => `${sample.subfolder}/${sample.filename}`;
 
+/** The panel of a run's samples. */
 export class SamplesPanel {
   #rows = new Map(); // a prompt's key -> {strip, shown: keys of its pictures}
   #run;

@@ -4,7 +4,10 @@ import { addViewWidget } from "./node_widgets.mjs";
 
 const HEIGHT = 48; // pixels
 
-/** Adds the line to a Save LoRA node. `outputs` is the page's NodeOutputs. */
+/**
+ * Adds the line to a Save LoRA node.
+ * @param {import("./node_outputs.mjs").NodeOutputs} outputs
+ */
 export function addSavedLine(node, outputs) {
   const line = element("div", { className: "kiln-saved" });
   addViewWidget(node, "kiln_saved", line, HEIGHT, { hideOnZoom: true });

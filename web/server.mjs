@@ -16,6 +16,7 @@ export class ServerError extends Error {
   }
 }
 
+/** The server's API. */
 export class Server {
   #api;
 

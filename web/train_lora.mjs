@@ -7,7 +7,7 @@ const HEIGHT = 600; // pixels of a new node
 
 /**
  * Adds the view to a Train LoRA node.
- * @param {object} page what kiln.js gives the views of the app
+ * @param {import("./kiln.js").Page} page
  * @param {import("./live_runs.mjs").LiveRuns} runs
  */
 export function addRunView(node, page, runs) {

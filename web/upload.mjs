@@ -64,7 +64,8 @@ async function filesOf(entry) {
   const reader = entry.createReader();
   const found = [];
   for (;;) {
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // it gives a hundred at a time, at the end none
+    // A call gives about a hundred entries; after the last, none.
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) break;
     for (const each of some) found.push(...(await filesOf(each)));
   }

@@ -4,6 +4,7 @@ import { button, element } from "./dom.mjs";
 import { plural } from "./format.mjs";
 import { planUpload, uploadForm } from "./upload.mjs";
 
+/** Hidden until `open` is called with files. */
 export class UploadForm {
   #server;
   #onEnd;

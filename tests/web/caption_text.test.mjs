@@ -11,7 +11,7 @@ test("a caption is split into tags, and loses one without a change to the rest",
   assert.equal(withoutTag("red, dark red,cat", "red"), "dark red, cat");
 });
 
-test("search is for plain text", () => {
+test("search takes its text literally", () => {
   const odd = "a.b (c) [d] $& \\ ^ | {e} /f/ * + ?";
   for (const find of odd.split(" ")) assert.equal(countIn(odd, find) >= 1, true, find);
   assert.equal(countIn("axb", "a.b"), 0);
@@ -27,7 +27,7 @@ test("search minds case only when asked", () => {
   assert.equal(replaceIn("Cat cat", "cat", "dog", true), "Cat dog");
 });
 
-test("the trigger word is shown before a caption that has it not", () => {
+test("the trigger word is put before a caption that does not contain it", () => {
   assert.equal(triggerBefore("a cat", " ohwx "), "ohwx, ");
   assert.equal(triggerBefore("", "ohwx"), "ohwx");
   assert.equal(triggerBefore("An OHWX cat", "ohwx"), "");

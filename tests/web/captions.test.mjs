@@ -15,32 +15,32 @@ function captions(pictures = PICTURES) {
 }
 const texts = (made) => made.names.map((name) => made.text(name));
 
-test("what was read is shown, and nothing is left to save", () => {
+test("loaded captions are shown, and none is unsaved", () => {
   assert.deepEqual(texts(captions()), PICTURES.map((each) => each.caption));
   assert.deepEqual(captions().edits, []);
 });
 
-test("an edit knows what it was made of", () => {
+test("an edit carries the caption on disk that it was made from", () => {
   const made = captions();
   made.change({ c: "a bird" });
   made.change({ c: "a red bird " });
   assert.deepEqual(made.edits, [{ name: "c", caption: "a red bird", before: "" }]);
 });
 
-test("an edit taken back by hand is none", () => {
+test("a caption typed back to the one on disk is not an edit", () => {
   const made = captions();
   made.change({ b: "x" });
   made.change({ b: "a dog, red" });
   assert.deepEqual(made.edits, []);
 });
 
-test("spaces at the ends are no edit", () => {
+test("spaces at the ends are not an edit", () => {
   const made = captions();
   made.change({ b: "a dog, red \n" });
   assert.equal(made.isEdited("b"), false);
 });
 
-test("what is saved is no edit any more, and undo makes it one again", () => {
+test("a saved caption is no longer an edit, and undo makes it one again", () => {
   const made = captions();
   made.change({ a: "new" });
   made.markSaved(made.edits);
@@ -49,12 +49,12 @@ test("what is saved is no edit any more, and undo makes it one again", () => {
   assert.deepEqual(made.edits, [{ name: "a", caption: "a cat, red, on grass", before: "new" }]);
 });
 
-test("reading again changes what is not edited", () => {
+test("loading again changes only captions without edits", () => {
   const made = captions();
   made.change({ a: "mine" });
   made.load([picture("a", "theirs"), picture("b", "theirs too")]);
   assert.deepEqual(texts(made), ["mine", "theirs too"]);
-  assert.equal(made.edits[0].before, "a cat, red, on grass"); // so that saving sees that it changed
+  assert.equal(made.edits[0].before, "a cat, red, on grass"); // so that the server sees that the file changed
 });
 
 test("undo and redo go through all steps", () => {
@@ -77,7 +77,7 @@ test("undo and redo go through all steps", () => {
   assert.equal(made.canRedo, false);
 });
 
-test("an edit after undo drops what could be redone", () => {
+test("an edit after undo drops the steps that could be redone", () => {
   const made = captions();
   made.change({ a: "x" });
   made.undo();

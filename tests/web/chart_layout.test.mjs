@@ -186,7 +186,7 @@ for (const loss of [0, 0.25, 1e-9, 1e9]) {
   });
 }
 
-test("a canvas too small for a chart has none", () => {
+test("a canvas that is too small has no curves", () => {
   assert.deepEqual(layout(dataOf(), 20, 10).raw, []);
 });
 

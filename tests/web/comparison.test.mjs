@@ -41,7 +41,7 @@ test("the LoRA's own step is the row of the LoRA as it came in", () => {
   assert.equal(choiceText({ strength: 1, step: 900 }, { ...SHOWN, last: 900 }), "Output: step 900 at strength 1");
 });
 
-test("the choice is said in words", () => {
+test("the choice is described in words", () => {
   assert.equal(choiceText({ strength: 0.8, step: 500 }, SHOWN), "Output: step 500 at strength 0.8");
   assert.equal(choiceText({ strength: 0.7000000001, step: 0 }, SHOWN), "Output: step 900 at strength 0.7");
   assert.equal(choiceText({ strength: 1, step: 0 }, null), "Output: the LoRA at strength 1");

@@ -15,7 +15,7 @@ function captions(pictures = PICTURES) {
   return made;
 }
 
-test("a choice shows some of the pictures", () => {
+test("a filter shows the pictures that match all its parts", () => {
   const pictures = [...PICTURES, picture("d", "red", { enlarged: true }), picture("e", "x", { same_as: "a" })];
   const made = captions(pictures);
   made.change({ b: "mine" });
@@ -30,7 +30,7 @@ test("a choice shows some of the pictures", () => {
   assert.equal(names({ tag: "red" }), "ad");
 });
 
-test("the summary names what is out of the ordinary, and nothing else", () => {
+test("the summary counts pictures and buckets, and what is unusual where there is any", () => {
   assert.deepEqual(summary([PICTURES[0]], captions()), ["1 picture", "1 bucket"]);
   const pictures = [...PICTURES, picture("d", "red", { enlarged: true, bucket: [64, 64] }), picture("e", "x", { same_as: "a" })];
   assert.deepEqual(summary(pictures, captions(pictures)), ["5 pictures", "2 buckets", "1 without caption", "1 too small", "1 twice"]);

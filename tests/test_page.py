@@ -58,6 +58,15 @@ def open_workflow(page, **changes) -> None:
     )
 
 
+def test_the_stylesheet_is_applied_once_before_any_view_is_made(page, server: Server):
+    open_page(page, server)
+    ours = "[...document.styleSheets].filter(sheet => sheet.href?.endsWith('/kiln.css'))"
+    assert page.evaluate(f"{ours}.map(sheet => sheet.cssRules.length > 0)") == [True]
+    open_workflow(page)
+    assert page.evaluate(f"{ours}.length") == 1
+    assert page.evaluate("getComputedStyle(document.querySelector('.kiln-run')).display") == "flex"
+
+
 def test_the_example_runs_on_the_page_and_the_chart_moves(page, server: Server, kit_dir: Path):
     write_data(server.workspace / "input", CONCEPT)
     open_page(page, server)

@@ -1,11 +1,9 @@
-// What the node says of a run.
+// The state of a run in words.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import {
-  duration, factsText, lossText, messageText, progress, progressText, rateText, stateText,
-} from "../../web/status.mjs";
+import { factsText, messageText, progress, progressText, stateText } from "../../web/run_text.mjs";
 
 const GB = 2 ** 30;
 const run = (more = {}) => ({
@@ -13,13 +11,6 @@ const run = (more = {}) => ({
   epochs: 10, seconds_per_step: 0.5, seconds_left: 75, elapsed: 3661, memory: { used: 5.2 * GB, total: 24 * GB }, notes: [],
   ...more,
 });
-
-for (const [seconds, text] of [
-  [0, "0:00"], [5, "0:05"], [59.6, "1:00"], [75, "1:15"], [3599.7, "1:00:00"], [3661, "1:01:01"],
-  [90061, "25:01:01"], [-3, "0:00"],
-]) {
-  test(`${seconds} seconds are ${text}`, () => assert.equal(duration(seconds), text));
-}
 
 for (const [more, text] of [
   [{}, "Training"],
@@ -80,11 +71,3 @@ test("the bar shows the steps, and while it prepares the preparation", () => {
 test("message and notes stand in lines", () => {
   assert.equal(messageText(run({ message: "why", notes: ["one", "two"] })), "why\ntwo\none");
 });
-
-for (const [value, text] of [[0.12345, "0.1235"], [0, "0.0000"], [12.345, "12.35"], [0.00012, "1.20e-4"], [1e7, "1.00e+7"], [NaN, "–"], [null, "–"]]) {
-  test(`a loss of ${value} is written ${text}`, () => assert.equal(lossText(value), text));
-}
-
-for (const [value, text] of [[1e-4, "1e-4"], [3.45e-5, "3.45e-5"], [2.5e-4, "2.5e-4"], [1, "1"], [0.05, "0.05"], [0, "0"], [NaN, "–"]]) {
-  test(`a learning rate of ${value} is written ${text}`, () => assert.equal(rateText(value), text));
-}

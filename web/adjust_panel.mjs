@@ -1,79 +1,38 @@
-// What can be done with a run while it goes on: the row of buttons, and the panel that changes its recipe.
+// The panel that changes the recipe of a run while it goes on.
 import { button, element, setText } from "./dom.mjs";
-import { isActive } from "./run_store.mjs";
-import { rateText } from "./status.mjs";
+import { rateText } from "./format.mjs";
+import { takes } from "./run_controls.mjs";
 
-export const MOST_PROMPTS = 16;
-export const HIGHEST_FACTOR = 1000;
-const FACTORS = [0.1, 0.5, 1, 2];
-const BUTTONS = [
-  ["pause", "Pause", "Wait after this step, and keep everything where it is"],
-  ["resume", "Resume", "Go on where it waits"],
-  ["finish", "Finish", "Stop now and keep the LoRA as it is; the graph goes on with it"],
-  ["checkpoint", "Checkpoint", "Save a checkpoint after this step"],
-  ["sample", "Sample", "Draw the sample prompts after this step"],
-];
-const ADJUSTING = ["learning_rate", "sample_prompts"];
+const MOST_PROMPTS = 16; // the server's limit
+const HIGHEST_FACTOR = 1000; // the server's limit
+const FACTORS = [0.1, 0.5, 1, 2]; // with a button of their own
+const ADJUSTING = ["learning_rate", "sample_prompts"]; // the actions of this panel
 
-export const takes = (run, action) => isActive(run) && (run.controls ?? []).includes(action);
+/** Whether a run takes a change of this panel now. */
 export const isAdjustable = (run) => ADJUSTING.some((action) => takes(run, action));
 
-/** The prompts of a text, one a line. */
+/** The prompts of a text, one per line. */
 export const promptsOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
-/** A factor as people type it: "0.5", "x2", "×0,1". NaN where it is none. */
+/** Reads a factor as people type it: "0.5", "x2", "×0,1". NaN unless it is above 0 and at most HIGHEST_FACTOR. */
 export function factorOf(text) {
   const factor = Number(text.trim().replace(/^[x×]\s*/i, "").replace(",", ".") || NaN);
   return factor > 0 && factor <= HIGHEST_FACTOR ? factor : NaN;
 }
 
-/** What is wrong with a factor as typed; "" where nothing is. */
+/** Why a typed factor is refused; "" where it is not. */
 export function factorProblem(text) {
   if (!Number.isNaN(factorOf(text))) return "";
   const came = text.trim() ? `"${text.trim()}" is no factor` : "There is no factor";
   return `${came}: write a number above 0, at most ${HIGHEST_FACTOR}. 0.5 halves the recipe's learning rate, 1 is the recipe's own.`;
 }
 
-export class Controls {
-  #run;
-  #send;
-  #busy = new Set();
-
-  /** send: async (run, action, value) -> whether the server took it. */
-  constructor(send) {
-    this.#send = send;
-    this.buttons = new Map(
-      BUTTONS.map(([action, label, title]) => [action, button(label, title, () => this.#press(action))]),
-    );
-    for (const [action, made] of this.buttons) made.dataset.action = action;
-    this.root = element("div", { className: "kiln-controls" }, ...this.buttons.values());
-  }
-
-  show(run) {
-    this.#run = run;
-    this.root.hidden = !isActive(run) || !run.controls?.length;
-    const isPaused = run?.state === "paused" || takes(run, "resume");
-    this.buttons.get("pause").hidden = isPaused;
-    this.buttons.get("resume").hidden = !isPaused;
-    for (const [action, made] of this.buttons) made.disabled = !takes(run, action) || this.#busy.has(action);
-  }
-
-  async #press(action) {
-    this.#busy.add(action);
-    this.show(this.#run);
-    try {
-      await this.#send(this.#run, action);
-    } finally {
-      this.#busy.delete(action);
-      this.show(this.#run);
-    }
-  }
-}
-
+/** The panel that changes the learning rate and the sample prompts of a run. */
 export class AdjustPanel {
   #run;
   #send;
 
+  /** @param {(run: object, action: string, value: any) => Promise<boolean>} send sends a change to the server */
   constructor(send) {
     this.#send = send;
     this.now = element("span");
@@ -104,12 +63,12 @@ export class AdjustPanel {
     );
   }
 
-  /** Called when the panel opens: later messages must not change what is being typed. */
+  /** Fills the fields. Called only when the panel opens: later messages must not change what is being typed. */
   open(run) {
     this.prompts.value = (run?.sample_prompts ?? []).join("\n");
     this.factor.value = "";
-    say(this.factor, this.rateProblem, "");
-    say(this.prompts, this.promptsProblem, "");
+    showProblem(this.factor, this.rateProblem, "");
+    showProblem(this.prompts, this.promptsProblem, "");
     this.show(run);
   }
 
@@ -125,20 +84,21 @@ export class AdjustPanel {
 
   #setRate(text) {
     const problem = factorProblem(text);
-    say(this.factor, this.rateProblem, problem);
+    showProblem(this.factor, this.rateProblem, problem);
     if (!problem) this.#send(this.#run, "learning_rate", factorOf(text));
   }
 
   #setPrompts() {
     const prompts = promptsOf(this.prompts.value);
     const isTooMany = prompts.length > MOST_PROMPTS;
-    say(this.prompts, this.promptsProblem, isTooMany ? `${prompts.length} prompts are too many: write at most ${MOST_PROMPTS}, one a line.` : "");
+    const problem = isTooMany ? `${prompts.length} prompts are too many: write at most ${MOST_PROMPTS}, one a line.` : "";
+    showProblem(this.prompts, this.promptsProblem, problem);
     if (!isTooMany) this.#send(this.#run, "sample_prompts", prompts);
   }
 }
 
-/** Marks a field as wrong and says why; "" takes that back. */
-function say(field, line, problem) {
+/** Marks a field as wrong and shows the problem in a line below; "" removes both. */
+function showProblem(field, line, problem) {
   field.classList.toggle("kiln-wrong", Boolean(problem));
   setText(line, problem);
   line.hidden = !problem;

@@ -1,20 +1,22 @@
-// The samples of a run: a row a prompt, a picture a step, the newest last.
+// The samples of a run: one row per prompt, one picture per sampling, the newest last.
 import { element, setText } from "./dom.mjs";
 import { openOverlay } from "./overlay.mjs";
 import { samplesByPrompt } from "./run_store.mjs";
 
+/** The API path of an image file in one of the host's folders. */
 export const samplePath = ({ filename, subfolder = "", type = "output" }) =>
   `/view?${new URLSearchParams({ filename, subfolder, type })}`;
 
 const keyOf = (sample) => `${sample.subfolder}/${sample.filename}`;
 
+/** The panel of a run's samples. */
 export class SamplesPanel {
   #rows = new Map(); // a prompt's key -> {strip, shown: keys of its pictures}
   #run;
-  #count = 0;
+  #count = 0; // samples shown
   #urlOf;
 
-  /** urlOf: the page's URL of a path of the server's API. */
+  /** @param {(path: string) => string} urlOf the URL of an API path */
   constructor(urlOf) {
     this.#urlOf = urlOf;
     this.empty = element("div", { className: "kiln-hint" }, "Sample pictures appear here as the run draws them.");
@@ -23,7 +25,8 @@ export class SamplesPanel {
 
   show(run) {
     const count = run?.samples.length ?? 0;
-    if (run?.key !== this.#run?.key || count < this.#count) this.#clear();
+    const wentBack = count < this.#count; // to an earlier step: later samples are gone
+    if (run?.key !== this.#run?.key || wentBack) this.#clear();
     this.#run = run;
     this.#count = count;
     const rows = samplesByPrompt(run?.samples ?? []);
@@ -42,7 +45,8 @@ export class SamplesPanel {
     if (!added.length) return;
     for (const sample of added) {
       row.shown.add(keyOf(sample));
-      row.strip.prepend(this.#thumbnail(sample, prompt)); // the strip runs from right to left: it stays at the newest
+      // The strip runs from right to left, so that it stays scrolled to the newest.
+      row.strip.prepend(this.#thumbnail(sample, prompt));
     }
   }
 

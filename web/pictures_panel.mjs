@@ -1,13 +1,17 @@
-// The training pictures of a run by their loss, the hardest first: a contact sheet.
+// The training pictures of a run in a contact sheet, those with the highest loss first.
 import { element, setText } from "./dom.mjs";
 import { openOverlay } from "./overlay.mjs";
 import { isActive } from "./run_store.mjs";
 
 export const SHORTEST_PAUSE = 10_000; // milliseconds between two requests while a run goes on
-const MOST_SHOWN = 300;
-const LARGE = 1024;
+const MOST_SHOWN = 300; // pictures
+const LARGE = 1024; // pixels of the longer side of an opened picture
 
-/** Worst first, as {name, caption, thumbnail, loss, share: of the worst loss, text, title}. */
+/**
+ * Sorts pictures by their loss, the highest first; those without a loss come last.
+ * @param {object[]} pictures {name, caption, thumbnail, loss: relative to the average at the same noise level, count}
+ * @returns {object[]} the pictures, each with share: its loss divided by the highest; text: its loss; title: its tooltip
+ */
 export function rankedPictures(pictures) {
   const ranked = [...pictures].sort((a, b) => (b.loss ?? -Infinity) - (a.loss ?? -Infinity));
   const worst = Math.max(0, ...ranked.map((picture) => picture.loss ?? 0));
@@ -24,7 +28,12 @@ export function rankedPictures(pictures) {
   }));
 }
 
-/** Whether to ask the server again: on opening, then rarely while the run goes on, and once after its end. */
+/**
+ * Whether to fetch the pictures: on opening, then at intervals while the run goes on, and once after its end.
+ * @param {object | undefined} run
+ * @param {object | null} asked the last request: {key, step, wasActive: of the run; at: its time}
+ * @param {number} now milliseconds
+ */
 export function isDue(run, asked, now) {
   if (!run) return false;
   if (!asked || asked.key !== run.key) return true;
@@ -32,13 +41,17 @@ export function isDue(run, asked, now) {
   return asked.wasActive;
 }
 
+/** The panel of a run's training pictures. */
 export class PicturesPanel {
-  #asked = null;
+  #asked = null; // the last request, as `isDue` takes it
   #pictures = [];
   #fetchPictures;
   #urlOf;
 
-  /** fetchPictures: async run -> pictures, throws with a text for people; urlOf: the page's URL of an API path. */
+  /**
+   * @param {(run: object) => Promise<object[]>} fetchPictures fails with an error whose message is for people
+   * @param {(path: string) => string} urlOf the URL of an API path
+   */
   constructor(fetchPictures, urlOf) {
     this.#fetchPictures = fetchPictures;
     this.#urlOf = urlOf;
@@ -47,14 +60,14 @@ export class PicturesPanel {
     this.root = element("div", { className: "kiln-pictures", tabIndex: -1, "data-capture-wheel": "true" }, this.hint, this.sheet);
   }
 
-  /** Called while the panel is visible. */
+  /** Shows the pictures of a run. Does nothing while the panel is not visible. */
   async show(run) {
-    if (!run) this.#tell([], "The loss of each training picture appears here during a run.");
+    if (!run) this.#fill([], "The loss of each training picture appears here during a run.");
     if (document.hidden || !this.root.getClientRects().length) return;
     const now = Date.now();
     if (!isDue(run, this.#asked, now)) return;
     const asked = { key: run.key, at: now, step: run.step, wasActive: isActive(run) };
-    if (this.#asked?.key !== run.key) this.#tell([], "Loading …");
+    if (this.#asked?.key !== run.key) this.#fill([], "Loading …");
     this.#asked = asked;
     let pictures = [];
     let hint = "No picture has been trained on yet.";
@@ -63,10 +76,10 @@ export class PicturesPanel {
     } catch (error) {
       hint = error.message;
     }
-    if (this.#asked === asked) this.#tell(rankedPictures(pictures), pictures.length ? "" : hint);
+    if (this.#asked === asked) this.#fill(rankedPictures(pictures), pictures.length ? "" : hint);
   }
 
-  #tell(pictures, hint) {
+  #fill(pictures, hint) {
     this.#pictures = pictures;
     const more = pictures.length - MOST_SHOWN;
     const text = more > 0 ? `The worst ${MOST_SHOWN} of ${pictures.length} pictures.` : hint;

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { drawChart, lastShownStep, layout, logTicks, ticks } from "../../web/chart.mjs";
+import { lastShownStep, layout, logTicks, ticks } from "../../web/chart_layout.mjs";
 import { Series, Smoothing } from "../../web/series.mjs";
 
 const WIDTH = 400;
@@ -186,7 +186,7 @@ for (const loss of [0, 0.25, 1e-9, 1e9]) {
   });
 }
 
-test("a canvas too small for a chart has none", () => {
+test("a canvas that is too small has no curves", () => {
   assert.deepEqual(layout(dataOf(), 20, 10).raw, []);
 });
 
@@ -229,8 +229,4 @@ test("the learning rate is drawn only when it is asked for", () => {
   assert.deepEqual([plan().rate, plan().rateTicks], [[], []]);
   const { rate } = plan(falling, {}, { rate: true });
   assert.ok(rate.at(-1)[1] < rate[0][1]);
-});
-
-test("a canvas without size is left alone", () => {
-  drawChart({ clientWidth: 0, clientHeight: 0, getContext: () => assert.fail("drawn on") }, dataOf(), {}, null);
 });

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from host import Client, PromptRejected, Server, workflow_to_prompt
+from client import Client, PromptRejected
+from host import Server
+from saved_workflows import workflow_to_prompt
 
 DATA = Path(__file__).parent / "data"
 WORKFLOWS = sorted((DATA / "workflows-0.1").glob("*.json"))

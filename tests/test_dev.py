@@ -152,3 +152,9 @@ def test_a_module_is_told_where_everything_is(tmp_path: Path):
     command = setup.module("kit.demo", "--seed", 3)
     assert command[1:] == ["-m", "kit.demo", "--host-dir", "/host", "--kit", "/kit", "--seed", "3"]
     assert setup.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(PACK / "tests")
+
+
+def test_pre_commit_checks_with_the_ruff_of_the_tests():
+    (pin,) = [tool for tool in environment.TOOLS if tool.startswith("ruff==")]
+    hooks = (PACK / ".pre-commit-config.yaml").read_text("utf-8")
+    assert hooks.count(f'["{pin}"]') == hooks.count("additional_dependencies") == 2

@@ -14,9 +14,10 @@ import torch
 from lora_kiln.training.lora.metadata import workflow_metadata
 from lora_kiln.training.lora.save import save_lora
 
-from host import Server, workflow_to_prompt
+from host import Server
 from kit.concepts import Concept
 from kit.demo import TRIGGER_IN_WORKFLOW, WORKFLOW, write_data
+from saved_workflows import workflow_to_prompt
 
 STEPS = 6
 CONCEPT = Concept(1)

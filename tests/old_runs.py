@@ -13,11 +13,11 @@ import comfy.model_management
 import numpy as np
 import pytest
 import torch
-from lora_kiln.training import events
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.run_folder import CONTINUE
-from lora_kiln.training.trainer import Trained, train_lora
+from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
+from lora_kiln.training.run import live as events
+from lora_kiln.training.run.folder import CONTINUE
+from lora_kiln.training.run.trainer import Trained, train_lora
 from PIL import Image
 from torch import nn
 
@@ -30,13 +30,13 @@ STOPPED_AT, STEPS = 6, 12
 RATE_STEP, RATE_FACTOR = 3, 0.5
 """When this step is done, the learning rate is multiplied by the factor: the step after it is under way by then."""
 
-ADAMW = LoRAConfig(
+ADAMW = LoRAConfig.of(
     rank=2, alpha=2.0, learning_rate=1e-2, steps=STEPS, batch_size=2, seed=3, precision="fp32", save_precision="fp32",
     optimizer="adamw", scheduler="cosine", warmup=2, ema_decay=0.9, validation_share=0.3, validation_every=2,
     keep_best=True, checkpoint_minutes=60.0, keep_checkpoints=1, sample_every=4, sample_prompts=("a picture",),
     sample_steps=2, layer_rules="output_blocks.* rank=0\nmiddle_block.* lr=0.5",
 )  # fmt: skip
-ADAFACTOR = LoRAConfig(
+ADAFACTOR = LoRAConfig.of(
     rank=2, alpha=1.0, learning_rate=1e-3, steps=STEPS, batch_size=1, gradient_accumulation=2, seed=4,
     precision="fp32", save_precision="fp32", optimizer="adafactor", scheduler="constant", targets="attention",
     text_encoder_learning_rate=1e-3, checkpoint_minutes=60.0, keep_checkpoints=1, layer_rules="output_blocks.* rank=0",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
 from PIL import Image
 
 from load_dataset_node import BLUE, RED, SIZE, assert_color, dataset_of, load, names, noise_picture, pixels_of, save

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lora_kiln.nodes.load_dataset import LoadDataset
-from lora_kiln.training.problems import InputError
+from lora_kiln.training.basics.errors import InputError
 
 from load_dataset_node import dataset_of, load, names, save
 

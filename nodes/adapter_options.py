@@ -1,12 +1,11 @@
 """Adapter Options: the finer points of what is trained."""
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.config import LoRAConfig
-from .fields import DEFAULTS, Fields, changed
+from .fields import Fields, not_default
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,7 +14,7 @@ class AdapterOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(DEFAULTS)
+        field = Fields()
         return io.Schema(
             node_id="KilnAdapterOptions",
             display_name="Adapter Options",
@@ -85,4 +84,4 @@ class AdapterOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **changed(values)))
+        return io.NodeOutput(config.changed(**not_default(values)))

@@ -1,22 +1,21 @@
 """Inputs made from the recipe's fields, with the recipe's own defaults and limits."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import CUSTOM, LIMITS, preset_values
-
-DEFAULTS = preset_values(CUSTOM)
+from ..training.config import DEFAULTS, LIMITS
 
 
 class Fields:
     """Makes optional inputs whose defaults are a recipe's values.
 
     Args:
-        defaults: field of LoRAConfig -> value.
+        defaults: flat name of a recipe's field -> value.
     """
 
-    def __init__(self, defaults: dict[str, Any]):
+    def __init__(self, defaults: Mapping[str, Any] = DEFAULTS):
         self.defaults = defaults
 
     def integer(self, name: str, tooltip: str, advanced: bool = True, **more: Any) -> io.Int.Input:
@@ -50,11 +49,11 @@ class Fields:
         )  # fmt: skip
 
 
-def given(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields that came; an optional input that is not connected and has no widget comes as None."""
+def present(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are there: an optional input that is not connected and has no widget comes as None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def changed(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields that were moved off their default, for nodes that change a recipe: the others leave it as it is."""
-    return {name: value for name, value in given(values).items() if value != DEFAULTS[name]}
+def not_default(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that differ from their field's default, for nodes that change a recipe and leave the rest as it is."""
+    return {name: value for name, value in present(values).items() if value != DEFAULTS[name]}

@@ -17,7 +17,7 @@ from ..training.config import (
     LoRAConfig,
     preset_values,
 )
-from .fields import Fields, given
+from .fields import Fields, present
 from .types import CATEGORY, KilnConfig
 
 START = "SD1.5 character or object"
@@ -195,11 +195,11 @@ class LoRAConfigNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str, **values: Any) -> io.NodeOutput:
-        chosen = given(values)
+        chosen = present(values)
         if "sample_prompts" in chosen:
             lines = (line.strip() for line in chosen["sample_prompts"].splitlines())
             chosen["sample_prompts"] = tuple(dict.fromkeys(line for line in lines if line))
-        return io.NodeOutput(LoRAConfig(**{**preset_values(preset), **chosen}))
+        return io.NodeOutput(LoRAConfig.of(**{**preset_values(preset), **chosen}))
 
 
 def filled_in() -> dict[str, dict[str, Any]]:

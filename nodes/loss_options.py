@@ -1,12 +1,11 @@
 """Loss Options: noise, timesteps and the loss."""
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.config import HUBER_SCHEDULES, LOSSES, TIMESTEPS, LoRAConfig
-from .fields import DEFAULTS, Fields, changed
+from .fields import Fields, not_default
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,7 +14,7 @@ class LossOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(DEFAULTS)
+        field = Fields()
         return io.Schema(
             node_id="KilnLossOptions",
             display_name="Loss Options",
@@ -116,4 +115,4 @@ class LossOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **changed(values)))
+        return io.NodeOutput(config.changed(**not_default(values)))

@@ -1,12 +1,11 @@
 """Optimizer Options: the finer points of how it is trained."""
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.config import LoRAConfig
-from .fields import DEFAULTS, Fields, changed
+from .fields import Fields, not_default
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,7 +14,7 @@ class OptimizerOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(DEFAULTS)
+        field = Fields()
         return io.Schema(
             node_id="KilnOptimizerOptions",
             display_name="Optimizer Options",
@@ -70,4 +69,4 @@ class OptimizerOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **changed(values)))
+        return io.NodeOutput(config.changed(**not_default(values)))

@@ -1,12 +1,11 @@
 """Run Options: measuring while it trains, and what happens when it stops."""
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..training.config import ON_DIVERGENCE, LoRAConfig
-from .fields import DEFAULTS, Fields, changed
+from .fields import Fields, not_default
 from .types import CATEGORY, KilnConfig
 
 
@@ -15,7 +14,7 @@ class RunOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        field = Fields(DEFAULTS)
+        field = Fields()
         return io.Schema(
             node_id="KilnRunOptions",
             display_name="Run Options",
@@ -64,4 +63,4 @@ class RunOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, config: LoRAConfig, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(replace(config, **changed(values)))
+        return io.NodeOutput(config.changed(**not_default(values)))

@@ -29,9 +29,9 @@ class Probe:
         self.sigma = sigma
         self.twin = twin
         targets = targets or "all linear and convolution"
-        config = LoRAConfig(rank=2, alpha=2.0, seed=1, adapter=kind, targets=targets)
-        self.found = find_targets(twin, config.targets)
-        self.adapters = make_adapters(self.found, config)
+        config = LoRAConfig.of(rank=2, alpha=2.0, seed=1, adapter=kind, targets=targets)
+        self.found = find_targets(twin, config.adapter.targets)
+        self.adapters = make_adapters(self.found, config.adapter, config.run.seed)
         for number, adapter in enumerate(self.adapters.values()):
             adapter.to(host.training_device(small.model))
             generator = torch.Generator().manual_seed(number)

@@ -80,7 +80,7 @@ def ours(job: Job) -> Mapping[str, Tensor]:
         for n, (pixels, caption) in enumerate(job.pictures())
     ]
     dataset = Dataset(tuple(pictures), DatasetSettings(resolution=72, bucket_step=8, shortest_side=32))
-    config = LoRAConfig(
+    config = LoRAConfig.of(
         rank=RANK, alpha=ALPHA, targets="all linear and convolution", learning_rate=job.learning_rate,
         steps=job.steps, batch_size=job.batch_size, gradient_checkpointing=job.checkpointing, seed=job.seed,
         scheduler="constant", precision="fp32", save_precision="fp32",

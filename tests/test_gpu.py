@@ -31,7 +31,7 @@ def run(small: models.Small, previous: str = ANEW, **values) -> Trained:
     )
     data = Dataset(pictures, DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32))
     return train_lora(
-        small.model, small.clip, small.vae, data, LoRAConfig(**{**CONFIG, **values}), "test", None, previous
+        small.model, small.clip, small.vae, data, LoRAConfig.of(**{**CONFIG, **values}), "test", None, previous
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 import models
 from parity import distance
 
-CONFIG = LoRAConfig(rank=4, alpha=2.0, targets="attention and feed-forward", precision="fp32", seed=3)
+CONFIG = LoRAConfig.of(rank=4, alpha=2.0, targets="attention and feed-forward", precision="fp32", seed=3)
 SIDE = 8  # of the latents
 TOKENS = 9
 GUIDANCE = 1.0
@@ -127,7 +127,7 @@ def give_lora(theirs: SD3 | Flux, adapters: dict[str, Any]) -> dict[str, list[An
             parts[f"diffusion_model.{key}"].append((cut[1] if cut else 0, name.removesuffix(".weight")))
     paths = [path for pieces in parts.values() for _, path in pieces]
     inject_adapter_in_model(
-        LoraConfig(r=CONFIG.rank, lora_alpha=int(CONFIG.alpha), target_modules=paths), theirs.network
+        LoraConfig(r=CONFIG.adapter.rank, lora_alpha=int(CONFIG.adapter.alpha), target_modules=paths), theirs.network
     )
     layers = {key: [theirs.network.get_submodule(path) for _, path in sorted(pieces)] for key, pieces in parts.items()}
     for key, pieces in layers.items():
@@ -149,8 +149,8 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
         twin = host.trainable_view(model, torch.float32)
         if checkpointed:
             host.checkpoint_blocks(twin)
-        found = find_targets(twin, CONFIG.targets)
-        adapters: dict[str, Any] = make_adapters(found, CONFIG)
+        found = find_targets(twin, CONFIG.adapter.targets)
+        adapters: dict[str, Any] = make_adapters(found, CONFIG.adapter, CONFIG.run.seed)
         for number, adapter in enumerate(adapters.values()):  # so that down gets a gradient too
             adapter.up.data = 0.02 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         layers = give_lora(theirs, adapters)

@@ -29,7 +29,7 @@ from peft import LoraConfig, inject_adapter_in_model
 import models
 from parity import distance
 
-CONFIG = LoRAConfig(
+CONFIG = LoRAConfig.of(
     rank=4, alpha=2.0, targets="attention and feed-forward", learning_rate=1e-3, scheduler="constant", steps=50,
     weight_decay=0.01, max_grad_norm=1.0, precision="fp32", seed=3,
 )  # fmt: skip
@@ -91,8 +91,8 @@ class Ours:
         self.family = host.family(small.model)
         self.options = host.transformer_options(small.model)
         self.twin = host.trainable_view(small.model, dtype)
-        self.found = find_targets(self.twin, CONFIG.targets)
-        self.adapters: dict[str, Any] = make_adapters(self.found, CONFIG)
+        self.found = find_targets(self.twin, CONFIG.adapter.targets)
+        self.adapters: dict[str, Any] = make_adapters(self.found, CONFIG.adapter, CONFIG.run.seed)
         for number, adapter in enumerate(self.adapters.values()):  # so that down gets a gradient too
             adapter.up.data = 0.02 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
 
@@ -136,7 +136,9 @@ class Theirs:
         self.unet.requires_grad_(False)
         paths = {f"diffusion_model.{ours}": theirs.removesuffix(".weight") for theirs, ours in names.items()}
         self.paths = {key: paths[key] for key in adapters}
-        lora = LoraConfig(r=CONFIG.rank, lora_alpha=int(CONFIG.alpha), target_modules=list(self.paths.values()))
+        lora = LoraConfig(
+            r=CONFIG.adapter.rank, lora_alpha=int(CONFIG.adapter.alpha), target_modules=list(self.paths.values())
+        )
         inject_adapter_in_model(lora, self.unet)
         for name, parameter in self.factors().items():
             key, _, factor = name.rpartition(".")
@@ -206,24 +208,26 @@ def test_fifty_steps_end_where_theirs_do(name):
     with host.training_mode():
         small, ours, theirs = both(name)
         start = {key: parameter.detach().clone() for key, parameter in ours.factors().items()}
-        draws = [draw(small, 1, seed) for seed in range(CONFIG.steps)]
+        draws = [draw(small, 1, seed) for seed in range(CONFIG.optimization.steps)]
 
         parameters = list(theirs.factors().values())
-        optimizer = torch.optim.AdamW(parameters, lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=CONFIG.optimization.learning_rate, weight_decay=CONFIG.optimization.weight_decay
+        )
         their_losses = []
         for drawn in draws:
             their_losses.append(theirs.loss(drawn).item())
-            torch.nn.utils.clip_grad_norm_(parameters, CONFIG.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, CONFIG.optimization.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
 
         our_losses: list[float] = []
         flat = FlatParameters(ours.adapters.values(), torch.device("cpu"), torch.float32)
-        own = make_optimizer(CONFIG, [{"params": [flat.values], "learning_rate": CONFIG.learning_rate}])
+        own = make_optimizer(CONFIG, [{"params": [flat.values], "learning_rate": CONFIG.optimization.learning_rate}])
         engine = EagerEngine(Step(ours.predict, ours.family, CONFIG, own, (flat,)))
         with attached(ours.found, ours.adapters):
             train(
-                engine, lambda step, micro: ours.batch(draws[step]), CONFIG, CONFIG.steps,
+                engine, lambda step, micro: ours.batch(draws[step]), CONFIG, CONFIG.optimization.steps,
                 lambda step, loss, learning_rate: our_losses.append(loss),
             )  # fmt: skip
     assert our_losses == pytest.approx(their_losses, rel=1e-4)

@@ -20,7 +20,7 @@ import models
 SIDE = 64
 STEPS = 4
 SETTINGS = DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32)
-CONFIG = LoRAConfig(rank=4, alpha=2.0, learning_rate=1e-2, steps=STEPS, batch_size=2, seed=3, precision="fp32")
+CONFIG = LoRAConfig.of(rank=4, alpha=2.0, learning_rate=1e-2, steps=STEPS, batch_size=2, seed=3, precision="fp32")
 SHAPES = ((64, 64), (64, 64), (96, 48), (48, 96))  # width, height
 
 
@@ -35,7 +35,7 @@ def dataset(settings: DatasetSettings = SETTINGS) -> Dataset:
 
 def changed(**values: Any) -> LoRAConfig:
     """The usual recipe with other values."""
-    return LoRAConfig(**{**vars(CONFIG), **values})
+    return CONFIG.changed(**values)
 
 
 def run(

@@ -114,7 +114,7 @@ def fields(data: bytes) -> None:
     elif kind == 1:
         parse_layer_rules(text)
     elif kind == 2:
-        check_optimizer(LoRAConfig(optimizer_args=text), [1e-4])
+        check_optimizer(LoRAConfig.of(optimizer_args=text), [1e-4])
     else:
         DatasetSettings(extra_resolutions=text).resolutions()
 
@@ -358,7 +358,7 @@ def checkpoint(path: Path) -> None:
 
 def small_learner() -> Learner:
     """One that has made a step."""
-    values, config, here = nn.Parameter(torch.ones(2)), LoRAConfig(precision="fp16"), torch.device("cpu")
+    values, config, here = nn.Parameter(torch.ones(2)), LoRAConfig.of(precision="fp16"), torch.device("cpu")
     optimizer = make_optimizer(config, [{"params": [values], "learning_rate": 1e-4}])
     values.grad = torch.ones(2)
     optimizer.step()

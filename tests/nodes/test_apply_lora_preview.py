@@ -39,7 +39,7 @@ def lora(small: Small) -> dict[str, torch.Tensor]:
 
 
 def random_lora(small: Small, seed: int) -> dict[str, torch.Tensor]:
-    adapters = make_adapters(find_targets(small.model.model, TARGETS[2]), LoRAConfig(rank=4, alpha=4.0))
+    adapters = make_adapters(find_targets(small.model.model, TARGETS[2]), LoRAConfig.of(rank=4, alpha=4.0).adapter, 0)
     generator = torch.Generator().manual_seed(seed)
     for adapter in adapters.values():
         adapter.up.data = 0.2 * torch.randn(adapter.up.shape, generator=generator)

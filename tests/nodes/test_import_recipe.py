@@ -48,27 +48,27 @@ def test_a_file_becomes_a_config_and_a_report(folders: Path, loras: Path) -> Non
     assert "input/kohya/fox.toml" in choices()
     output = ImportRecipe.execute("input/kohya/fox.toml", "")
     config, report = output.args
-    assert isinstance(config, LoRAConfig) and (config.rank, config.learning_rate) == (12, 3e-4)
+    assert isinstance(config, LoRAConfig) and (config.adapter.rank, config.optimization.learning_rate) == (12, 3e-4)
     assert "color_aug = true: colours" in report
     assert output.ui.as_dict()["text"] == (report,)
 
 
 def test_pasted_text_becomes_a_config(folders: Path) -> None:
-    assert ImportRecipe.execute("none", TOML).args[0].rank == 12
+    assert ImportRecipe.execute("none", TOML).args[0].adapter.rank == 12
 
 
 def test_a_loras_metadata_becomes_a_config(loras: Path) -> None:
     save_file({"lora_unet_a.lora_down.weight": torch.zeros(2, 2)}, loras / "fox.safetensors", METADATA)
     assert "loras/fox.safetensors" in choices()
     config = ImportRecipe.execute("loras/fox.safetensors").args[0]
-    assert (config.rank, config.alpha, config.learning_rate) == (20, 10.0, 2e-4)
-    assert config.text_encoder_learning_rate == 0.0
+    assert (config.adapter.rank, config.adapter.alpha, config.optimization.learning_rate) == (20, 10.0, 2e-4)
+    assert config.optimization.text_encoder_learning_rate == 0.0
 
 
 def test_a_loras_text_encoder_layers_count(loras: Path) -> None:
     tensors = {"lora_te_a.lora_down.weight": torch.zeros(2, 2)}
     save_file(tensors, loras / "fox.safetensors", METADATA)
-    assert ImportRecipe.execute("loras/fox.safetensors").args[0].text_encoder_learning_rate == 2e-4
+    assert ImportRecipe.execute("loras/fox.safetensors").args[0].optimization.text_encoder_learning_rate == 2e-4
 
 
 @pytest.mark.parametrize("ending", ["toml", "json", "yaml", "yml"])
@@ -86,7 +86,7 @@ def test_a_file_under_an_allowed_root_is_offered_and_read(
     (root / "a.toml").write_text(TOML)
     monkeypatch.setenv("LORA_KILN_ROOTS", str(root))
     assert str(root / "a.toml") in choices()
-    assert ImportRecipe.execute(str(root / "a.toml")).args[0].rank == 12
+    assert ImportRecipe.execute(str(root / "a.toml")).args[0].adapter.rank == 12
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,12 @@ def test_a_contradiction_names_the_files_keys(folders: Path) -> None:
 def test_changes_by_hand_are_in_the_config_and_the_report(folders: Path, loras: Path) -> None:
     (folders / "input" / "a.toml").write_text(TOML)
     config, report = ImportRecipe.execute("input/a.toml", "", "rank=9 steps=2000\nseed = 7").args
-    assert (config.rank, config.steps, config.seed, config.learning_rate) == (9, 2000, 7, 3e-4)
+    assert (config.adapter.rank, config.optimization.steps, config.run.seed, config.optimization.learning_rate) == (
+        9,
+        2000,
+        7,
+        3e-4,
+    )
     assert "Changed by hand\n- rank = 9 (was 12)\n- steps = 2000" in report
 
 
@@ -193,7 +198,7 @@ def test_bad_changes_are_refused_before_anything_runs(folders: Path, loras: Path
 def test_older_workflows_have_no_changes(folders: Path) -> None:
     inputs = ImportRecipe.define_schema().inputs
     assert [each.id for each in inputs] == ["file", "text", "changes"] and inputs[-1].optional
-    assert ImportRecipe.execute("none", TOML, None).args[0].rank == 12
+    assert ImportRecipe.execute("none", TOML, None).args[0].adapter.rank == 12
 
 
 # ---------------------------------------------------------------- the pack's own settings of a folder

@@ -14,21 +14,21 @@ def config(preset: str = "custom", **values) -> LoRAConfig:
 
 @pytest.mark.parametrize("preset", [*PRESETS, "custom"])
 def test_a_preset_alone_is_its_recipe(preset: str) -> None:
-    assert config(preset) == LoRAConfig(**preset_values(preset))
+    assert config(preset) == LoRAConfig.of(**preset_values(preset))
 
 
 def test_a_field_goes_before_its_preset() -> None:
     made = config("SDXL style", rank=4)
-    assert made.rank == 4 and made.targets == PRESETS["SDXL style"]["targets"]
+    assert made.adapter.rank == 4 and made.adapter.targets == PRESETS["SDXL style"]["targets"]
 
 
 def test_a_field_that_is_not_given_is_the_presets() -> None:
-    assert config("SDXL style", rank=None).rank == PRESETS["SDXL style"]["rank"]
+    assert config("SDXL style", rank=None).adapter.rank == PRESETS["SDXL style"]["rank"]
 
 
 def test_the_fields_as_the_page_fills_them_are_the_first_preset() -> None:
     shown = {name: each.default for name, each in INPUTS.items()}
-    assert config(**shown) == LoRAConfig(**preset_values(shown["preset"]))
+    assert config(**shown) == LoRAConfig.of(**preset_values(shown["preset"]))
 
 
 def test_choosing_a_preset_fills_in_its_recipe_and_nothing_else() -> None:
@@ -38,7 +38,7 @@ def test_choosing_a_preset_fills_in_its_recipe_and_nothing_else() -> None:
     assert filled.keys() == PRESETS.keys()
     for preset, values in PRESETS.items():
         assert filled[preset].keys() & own.keys() == set()
-        assert LoRAConfig(**{**vars(LoRAConfig(**own)), **filled[preset]}) == LoRAConfig(**own, **values)
+        assert LoRAConfig.of(**{**LoRAConfig.of(**own).flat(), **filled[preset]}) == LoRAConfig.of(**own, **values)
 
 
 def test_one_preset_leaves_nothing_of_another() -> None:
@@ -49,7 +49,7 @@ def test_one_preset_leaves_nothing_of_another() -> None:
 
 def test_prompts_are_a_line_each() -> None:
     made = config(sample_prompts="a cat\n\n  a dog \n", sample_every=10)
-    assert made.sample_prompts == ("a cat", "a dog")
+    assert made.run.sample_prompts == ("a cat", "a dog")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Adapter, Loss and Optimizer Options: a recipe goes in, the same recipe with other values comes out."""
 
-from dataclasses import replace
-
 import pytest
 from comfy_api.latest import io
 from lora_kiln.nodes.adapter_options import AdapterOptions
@@ -13,8 +11,8 @@ from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig, preset_values
 
 OPTIONS = [AdapterOptions, LossOptions, OptimizerOptions, RunOptions]
-START = LoRAConfig(rank=7, learning_rate=3e-4)
-IMPORTED = LoRAConfig(
+START = LoRAConfig.of(rank=7, learning_rate=3e-4)
+IMPORTED = LoRAConfig.of(
     rank=7, conv_rank=3, conv_alpha=2.0, rslora=True, lokr_factor=8, layer_rules="*attn2* lr=0.5", dropout=0.1,
     rank_dropout=0.2, module_dropout=0.3, loss="huber", huber_c=0.2, huber_schedule="constant",
     debiased_estimation=True, multires_noise_iterations=6, multires_noise_discount=0.5, ip_noise_gamma=0.1,
@@ -49,25 +47,30 @@ NUMBERS = [
 @pytest.mark.parametrize(("name", "number"), NUMBERS)
 def test_what_a_field_offers_the_recipe_takes(name: str, number: float) -> None:
     others = {"epochs": 1, "validation_share": 0.1, "sample_every": 1, "sample_prompts": ("a cat",)}
-    assert getattr(LoRAConfig(**{**others, name: number}), name) == number
+    assert LoRAConfig.of(**{**others, name: number}).flat()[name] == number
 
 
 @pytest.mark.parametrize("node", OPTIONS)
 def test_the_fields_as_the_page_shows_them_change_nothing(node) -> None:
     shown = {name: each.default for name, each in inputs(node).items() if name != "config"}
-    assert [name for name, default in shown.items() if getattr(IMPORTED, name) == default] == []
+    assert [name for name, default in shown.items() if IMPORTED.flat()[name] == default] == []
     assert node.execute(IMPORTED, **shown).args[0] == IMPORTED
 
 
 def test_a_field_that_was_moved_leaves_the_others_as_the_config_says() -> None:
     shown = {name: each.default for name, each in inputs(AdapterOptions).items() if name != "config"}
-    assert AdapterOptions.execute(IMPORTED, **{**shown, "conv_rank": 5}).args[0] == replace(IMPORTED, conv_rank=5)
+    assert AdapterOptions.execute(IMPORTED, **{**shown, "conv_rank": 5}).args[0] == IMPORTED.changed(conv_rank=5)
 
 
 def test_a_value_is_changed_and_the_rest_stays() -> None:
     made = LossOptions.execute(AdapterOptions.execute(START, conv_rank=4).args[0], loss="huber").args[0]
-    assert (made.conv_rank, made.loss, made.rank, made.learning_rate) == (4, "huber", 7, 3e-4)
-    assert START.conv_rank == 0
+    assert (made.adapter.conv_rank, made.objective.loss, made.adapter.rank, made.optimization.learning_rate) == (
+        4,
+        "huber",
+        7,
+        3e-4,
+    )
+    assert START.adapter.conv_rank == 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def dataset() -> Dataset:
 
 
 def executed(small: Small, name: str = "mine", start=None, **changes):
-    config = LoRAConfig(**{**RECIPE, **changes})
+    config = LoRAConfig.of(**{**RECIPE, **changes})
     with torch.inference_mode():
         return TrainLoRA.execute(small.model, small.clip, small.vae, dataset(), config, name, start)
 

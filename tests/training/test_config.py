@@ -5,7 +5,7 @@ import math
 
 import pytest
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.config import LIMITS, PRESETS, LoRAConfig, preset_values
+from lora_kiln.training.config import DEFAULTS, FIELDS, LIMITS, PRESETS, LoRAConfig, preset_values
 
 
 @pytest.mark.parametrize(
@@ -75,58 +75,58 @@ from lora_kiln.training.config import LIMITS, PRESETS, LoRAConfig, preset_values
 )
 def test_a_bad_value_is_refused_by_its_name(name: str, value) -> None:
     with pytest.raises(InputError, match=name):
-        LoRAConfig(**{name: value})
+        LoRAConfig.of(**{name: value})
 
 
 def test_all_bad_values_are_named_at_once() -> None:
     with pytest.raises(InputError) as caught:
-        LoRAConfig(rank=0, alpha=-1.0, optimizer="sgd")
+        LoRAConfig.of(rank=0, alpha=-1.0, optimizer="sgd")
     assert [problem.split()[0] for problem in caught.value.problems] == ["rank", "alpha", "optimizer"]
 
 
 def test_samples_need_a_prompt() -> None:
     with pytest.raises(InputError, match="sample_prompts is empty"):
-        LoRAConfig(sample_every=10)
+        LoRAConfig.of(sample_every=10)
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
     with pytest.raises(InputError, match="warmup is 100 steps of 100"):
-        LoRAConfig(steps=100, warmup=100)
+        LoRAConfig.of(steps=100, warmup=100)
 
 
 def test_8_bit_products_go_with_no_fp16() -> None:
     with pytest.raises(InputError, match="precision is fp16 and base_precision is 'fp8 matmul'"):
-        LoRAConfig(precision="fp16", base_precision="fp8 matmul")
-    assert LoRAConfig(precision="fp16", base_precision="fp8").precision == "fp16"
+        LoRAConfig.of(precision="fp16", base_precision="fp8 matmul")
+    assert LoRAConfig.of(precision="fp16", base_precision="fp8").run.precision == "fp16"
 
 
 def test_a_warm_up_in_steps_is_no_contradiction_where_epochs_count() -> None:
-    assert LoRAConfig(steps=10, epochs=5, warmup=100).warmup_steps(1000) == 100
+    assert LoRAConfig.of(steps=10, epochs=5, warmup=100).optimization.warmup_steps(1000) == 100
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.1, 100), (0.5, 500), (1, 1), (50, 50)])
 def test_warm_up_is_a_share_or_a_number_of_steps(warmup: float, steps: int) -> None:
-    assert LoRAConfig(steps=1000, warmup=warmup).warmup_steps(1000) == steps
+    assert LoRAConfig.of(steps=1000, warmup=warmup).optimization.warmup_steps(1000) == steps
 
 
 @pytest.mark.parametrize("name", ["warmup", "steps", "learning_rate", "lokr_factor", "sample_every", "min_timestep"])
 def test_a_text_in_place_of_a_number_is_refused_in_words(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is "):
-        LoRAConfig(**{name: "1"})
+        LoRAConfig.of(**{name: "1"})
 
 
 def test_every_number_has_limits() -> None:
-    numbers = [each.name for each in dataclasses.fields(LoRAConfig) if type(each.default) in (int, float)]
+    numbers = [name for name, default in DEFAULTS.items() if type(default) in (int, float)]
     assert list(LIMITS) == numbers
 
 
-WHOLE = {each.name: each.default for each in dataclasses.fields(LoRAConfig) if type(each.default) is int}
+WHOLE = {name: default for name, default in DEFAULTS.items() if type(default) is int}
 
 
 @pytest.mark.parametrize(("name", "usual"), WHOLE.items())
 def test_a_number_that_is_not_whole_is_refused_where_only_whole_ones_count(name: str, usual: int) -> None:
     with pytest.raises(InputError) as caught:
-        LoRAConfig(**{name: usual + 0.5})
+        LoRAConfig.of(**{name: usual + 0.5})
     problem = caught.value.problems[0]
     assert problem.startswith(f"{name} is {usual + 0.5}; it must be a whole number ")
     assert problem.endswith(f"; {usual} is usual.")
@@ -134,52 +134,52 @@ def test_a_number_that_is_not_whole_is_refused_where_only_whole_ones_count(name:
 
 @pytest.mark.parametrize(("name", "usual"), WHOLE.items())
 def test_a_whole_number_may_come_with_a_point(name: str, usual: int) -> None:
-    number = getattr(LoRAConfig(**{name: float(usual)}), name)
+    number = LoRAConfig.of(**{name: float(usual)}).flat()[name]
     assert number == usual and type(number) is int
 
 
 @pytest.mark.parametrize("steps", [0, 10.5, math.nan])
 def test_steps_do_not_matter_where_epochs_count(steps: float) -> None:
-    assert LoRAConfig(steps=steps, epochs=5).epochs == 5  # pyright: ignore[reportArgumentType]
+    assert LoRAConfig.of(steps=steps, epochs=5).optimization.epochs == 5  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("times", [(500, 500), (900, 100)])
 def test_the_last_timestep_is_above_the_first(times: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"min_timestep is {times[0]} and max_timestep is {times[1]}"):
-        LoRAConfig(min_timestep=times[0], max_timestep=times[1])
+        LoRAConfig.of(min_timestep=times[0], max_timestep=times[1])
 
 
 def test_whole_factors_of_lokr_may_have_any_rank() -> None:
-    assert LoRAConfig(adapter="lokr", rank=1_000_000).rank == 1_000_000
+    assert LoRAConfig.of(adapter="lokr", rank=1_000_000).adapter.rank == 1_000_000
     with pytest.raises(InputError, match="rank is 1000000"):
-        LoRAConfig(rank=1_000_000)
+        LoRAConfig.of(rank=1_000_000)
 
 
 def test_two_weightings_of_noise_at_once_are_refused() -> None:
     with pytest.raises(InputError, match="min_snr_gamma and debiased_estimation are both on"):
-        LoRAConfig(min_snr_gamma=5.0, debiased_estimation=True)
+        LoRAConfig.of(min_snr_gamma=5.0, debiased_estimation=True)
 
 
 def test_prodigy_at_the_usual_rate_of_others_is_refused() -> None:
     with pytest.raises(InputError, match="learning_rate is 0.0001 with prodigy"):
-        LoRAConfig(optimizer="prodigy")
-    assert LoRAConfig(optimizer="prodigy", learning_rate=1.0).optimizer == "prodigy"
+        LoRAConfig.of(optimizer="prodigy")
+    assert LoRAConfig.of(optimizer="prodigy", learning_rate=1.0).optimization.optimizer == "prodigy"
 
 
 def test_a_config_cannot_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        LoRAConfig().rank = 4
+        LoRAConfig().adapter.rank = 4
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_whole_recipe(name: str) -> None:
     values = preset_values(name)
-    assert set(values) == {field.name for field in dataclasses.fields(LoRAConfig)}
-    assert dataclasses.asdict(LoRAConfig(**values)) == values
+    assert set(values) == set(FIELDS)
+    assert LoRAConfig.of(**values).flat() == values
 
 
 def test_custom_is_the_defaults() -> None:
-    assert LoRAConfig(**preset_values("custom")) == LoRAConfig()
+    assert LoRAConfig.of(**preset_values("custom")) == LoRAConfig()
 
 
 def test_an_unknown_preset_is_refused() -> None:

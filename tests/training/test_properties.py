@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lora_kiln.training import recipes
 from lora_kiln.training.adapters.layer_rules import parse_layer_rules, rule_for
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.basics.paths import PathRefused, check_parts, resolve
-from lora_kiln.training.config import PRESETS, LoRAConfig
+from lora_kiln.training.config import FIELDS, PRESETS, LoRAConfig
 from lora_kiln.training.data.buckets import CROP_VARIANTS, bucket_sizes, crops, fit_picture
 from lora_kiln.training.data.captions import (
     CaptionFileError,
@@ -117,7 +116,7 @@ def test_any_bytes_are_captions_or_problems(tmp_path: Path, data: bytes) -> None
 # ---------------------------------------------------------------- the recipe
 
 
-CONFIG = {field.name: field for field in fields(LoRAConfig)}
+CONFIG = FIELDS
 TEXTS = ("optimizer_args", "layer_rules", "sample_prompts")
 
 
@@ -125,19 +124,19 @@ TEXTS = ("optimizer_args", "layer_rules", "sample_prompts")
 @given(st.sampled_from([name for name in CONFIG if name not in TEXTS]), anything)
 def test_a_recipe_is_sound_or_refused_by_the_name_of_the_field(name: str, value: Any) -> None:
     try:
-        config = LoRAConfig(**{name: value})
+        config = LoRAConfig.of(**{name: value})
     except InputError as error:
         assert name in str(error)
         return
-    number = getattr(config, name)
+    number = config.flat()[name]
     assert not isinstance(number, float) or math.isfinite(number)
 
 
 @often
 @given(st.sampled_from(list(PRESETS)), st.integers(1, 10_000))
 def test_a_warm_up_ends_within_the_run(preset: str, steps: int) -> None:
-    config = LoRAConfig(**{**PRESETS[preset], "steps": steps})
-    assert 0 <= config.warmup_steps(steps) <= steps
+    config = LoRAConfig.of(**{**PRESETS[preset], "steps": steps})
+    assert 0 <= config.optimization.warmup_steps(steps) <= steps
 
 
 @often
@@ -204,7 +203,7 @@ def test_every_key_of_a_recipe_is_accounted_for(content: dict[str, Any]) -> None
 def test_our_own_metadata_is_read_back_as_the_recipe(
     rank: int, alpha: float, rate: float, scheduler: str, steps: int, seed: int, dropout: float
 ) -> None:
-    config = LoRAConfig(
+    config = LoRAConfig.of(
         rank=rank, alpha=alpha, learning_rate=rate, scheduler=scheduler, steps=steps, seed=seed, dropout=dropout
     )
     run = RunFacts("x", "sd_v1", "stable-diffusion-v1", "eps", steps, steps, 1, 1, 0.0, 1.0, "fp32")
@@ -213,7 +212,7 @@ def test_our_own_metadata_is_read_back_as_the_recipe(
     assert all(isinstance(value, str) for value in metadata.values())
     again = recipes.read_metadata(metadata).config
     for name in ("rank", "alpha", "learning_rate", "scheduler", "steps", "seed", "dropout"):
-        assert getattr(again, name) == getattr(config, name), name
+        assert again.flat()[name] == config.flat()[name], name
 
 
 # ---------------------------------------------------------------- buckets

@@ -3,9 +3,8 @@
 import contextlib
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch import nn
 
 from ..basics.errors import raise_if_any
 from ..basics.randomness import tensor_generator
-from ..config import LoRAConfig
 from . import Adapter, new_adapter
 from .base import CONVOLUTIONS, is_linear, layer_shape
 from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
+from .settings import AdapterConfig
 from .shared_input import AdaptedForward, unshare
 
 SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks": "output_blocks.1.1."}
@@ -101,7 +100,7 @@ def targets_of(root: nn.Module, keys: Iterable[str]) -> list[Target]:
     return [Target(name, module) for name, module in root.named_modules() if name in wanted]
 
 
-def make_adapters(found: Sequence[Target], config: LoRAConfig) -> dict[str, Adapter]:
+def make_adapters(found: Sequence[Target], settings: AdapterConfig, seed: int) -> dict[str, Adapter]:
     """A fresh adapter a target, by state-dict key; each layer's numbers depend on the seed and its name only.
 
     Args:
@@ -110,33 +109,33 @@ def make_adapters(found: Sequence[Target], config: LoRAConfig) -> dict[str, Adap
     Raises:
         InputError: layer_rules cannot be read, fits nothing or leaves nothing; dropout and adapter do not go together.
     """
-    rules = parse_layer_rules(config.layer_rules)
+    rules = parse_layer_rules(settings.layer_rules)
     check_layer_rules(rules, [target.name for target in found])
     adapters = {}
     for target in found:
-        rank, alpha = rank_and_alpha(config, rule_for(rules, target.name), layer_shape(target.module))
+        rank, alpha = rank_and_alpha(settings, rule_for(rules, target.name), layer_shape(target.module))
         if rank:
-            generator = tensor_generator(config.seed, target.name, "adapter")
+            generator = tensor_generator(seed, target.name, "adapter")
             adapters[target.key] = new_adapter(
-                config.adapter, target.module, rank, alpha, generator, config.lokr_factor
+                settings.kind, target.module, rank, alpha, generator, settings.lokr_factor
             )
     if not adapters:
         raise_if_any("LoRA Config", ["layer_rules gives every layer rank=0: leave some to train."])
-    check_dropout(adapters.values(), config)
+    check_dropout(adapters.values(), settings)
     return adapters
 
 
-def rank_and_alpha(config: LoRAConfig, rule: LayerRule, weight_shape: tuple[int, ...]) -> tuple[int, float]:
+def rank_and_alpha(settings: AdapterConfig, rule: LayerRule, weight_shape: tuple[int, ...]) -> tuple[int, float]:
     """A layer's rank, 0 for none, and its alpha as a file says it: scale = alpha / rank.
 
     rsLoRA's alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732) is written as an alpha of alpha * sqrt(rank).
     """
-    rank, alpha = config.rank, config.alpha
+    rank, alpha = settings.rank, settings.alpha
     if math.prod(weight_shape[2:]) > 1:
-        rank, alpha = config.conv_rank or rank, config.conv_alpha or alpha
+        rank, alpha = settings.conv_rank or rank, settings.conv_alpha or alpha
     rank = rank if rule.rank is None else rule.rank
     alpha = alpha if rule.alpha is None else rule.alpha
-    return rank, alpha * math.sqrt(rank) if config.rslora else alpha
+    return rank, alpha * math.sqrt(rank) if settings.rslora else alpha
 
 
 def adapters_by_rate(
@@ -181,26 +180,21 @@ def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterat
         unshare(forwards.values())  # which else hold each other
 
 
-def draw_dropout(adapters: Mapping[str, Adapter], config: LoRAConfig, step: int, micro: int) -> None:
+def draw_dropout(adapters: Mapping[str, Adapter], settings: AdapterConfig, seed: int, step: int, micro: int) -> None:
     """Draws every dropout of one forward pass and its backward pass; it holds until the next draw or clear.
 
     Args:
-        step, micro: the optimizer step and the batch within it; with the seed they decide all masks.
+        step, micro: the optimizer step and the batch within it; with the seed they decide every mask.
     """
-    if not has_dropout(config):
+    if not settings.has_dropout:
         return clear_dropout(adapters)
-    coins = torch.rand(len(adapters), generator=tensor_generator(config.seed, step, micro, "module dropout"))
-    is_left_out = coins < config.module_dropout
+    coins = torch.rand(len(adapters), generator=tensor_generator(seed, step, micro, "module dropout"))
+    is_left_out = coins < settings.module_dropout
     if is_left_out.all():  # a pass without any adapter would have nothing to learn
         is_left_out[coins.argmax()] = False
     for (key, adapter), left_out in zip(adapters.items(), is_left_out.tolist(), strict=True):
-        generator = tensor_generator(config.seed, step, micro, key, "dropout")
-        adapter.draw_dropout(generator, config.dropout, config.rank_dropout, left_out)
-
-
-def has_dropout(config: LoRAConfig) -> bool:
-    """Whether anything is left out in a forward pass."""
-    return bool(config.dropout or config.rank_dropout or config.module_dropout)
+        generator = tensor_generator(seed, step, micro, key, "dropout")
+        adapter.draw_dropout(generator, settings.dropout, settings.rank_dropout, left_out)
 
 
 def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
@@ -209,7 +203,7 @@ def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
         adapter.clear_dropout()
 
 
-def check_dropout(adapters: Iterable[Adapter | type[Adapter]], config: LoRAConfig) -> None:
+def check_dropout(adapters: Iterable[Adapter | type[Adapter]], settings: AdapterConfig) -> None:
     """Refuses a dropout that one of the adapters, or kinds of adapters, has no place for.
 
     Raises:
@@ -219,33 +213,17 @@ def check_dropout(adapters: Iterable[Adapter | type[Adapter]], config: LoRAConfi
     ranks = sorted({adapter.kind for adapter in adapters if not adapter.has_rank_dropout})
     inputs = sorted({adapter.kind for adapter in adapters if not adapter.has_input_dropout})
     problems = []
-    if config.rank_dropout and ranks:
+    if settings.rank_dropout and ranks:
         problems.append(
-            f"rank_dropout is {config.rank_dropout:g}, but {' and '.join(ranks)} has no ranks to leave out: "
+            f"rank_dropout is {settings.rank_dropout:g}, but {' and '.join(ranks)} has no ranks to leave out: "
             "set it to 0, or choose lora, dora or loha."
         )
-    if config.dropout and inputs:
+    if settings.dropout and inputs:
         problems.append(
-            f"dropout is {config.dropout:g}, but {' and '.join(inputs)} turns outputs and has no inputs of its own: "
+            f"dropout is {settings.dropout:g}, but {' and '.join(inputs)} turns outputs and has no inputs of its own: "
             "set it to 0 and use module_dropout."
         )
     raise_if_any("LoRA Config", problems)
-
-
-def as_found(config: LoRAConfig, targets: Iterable[Target], adapters: Mapping[str, Adapter]) -> LoRAConfig:
-    """The recipe with the kind, rank and alpha that most of a continued LoRA's layers have, convolutions apart."""
-    found: dict[bool, list[Adapter]] = {True: [], False: []}
-    for target in targets:
-        if target.key in adapters:
-            found[is_convolution(target)].append(adapters[target.key])
-    kind, rank, alpha = _usual(found[False] or found[True])
-    _, conv_rank, conv_alpha = _usual(found[True] or found[False])
-    has_text = any(not key.startswith(DIFFUSION_MODEL) for key in adapters)
-    return replace(
-        config, adapter=kind, rank=rank, alpha=alpha, rslora=False,
-        conv_rank=conv_rank if conv_rank != rank else 0, conv_alpha=conv_alpha if conv_alpha != alpha else 0.0,
-        text_encoder_learning_rate=config.text_encoder_learning_rate if has_text else 0.0,
-    )  # fmt: skip
 
 
 def is_convolution(target: Target) -> bool:
@@ -258,11 +236,6 @@ def describe(adapters: Mapping[str, Adapter]) -> str:
     model = [adapter for key, adapter in adapters.items() if key.startswith(DIFFUSION_MODEL)]
     text = [adapter for key, adapter in adapters.items() if not key.startswith(DIFFUSION_MODEL)]
     return "; ".join([*([_count(model)] if model else []), *([f"{_count(text)} in the text encoders"] if text else [])])
-
-
-def _usual(adapters: Sequence[Adapter]) -> tuple[str, int, float]:
-    """The most frequent kind, rank and alpha."""
-    return Counter((adapter.kind, adapter.rank, adapter.alpha) for adapter in adapters).most_common(1)[0][0]
 
 
 def _count(adapters: Sequence[Adapter]) -> str:

@@ -19,14 +19,14 @@ def hold_out(dataset: Dataset, config: LoRAConfig) -> tuple[Dataset, Dataset | N
     Raises:
         InputError: there are too few pictures to hold any out.
     """
-    if not config.validation_share:
+    if not config.run.validation_share:
         return dataset, None
     own = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
     if len(own) < 2:
-        problem = f"validation_share is {config.validation_share:g}, but there is no picture to spare: set it to 0."
+        problem = f"validation_share is {config.run.validation_share:g}, but there is no picture to spare: set it to 0."
         raise_if_any("LoRA Config", [problem])
-    count = min(MOST, len(own) - 1, max(1, round(config.validation_share * len(own))))
-    lots = sorted(own, key=lambda index: derive_seed(config.seed, dataset.pictures[index].name, index, "held out"))
+    count = min(MOST, len(own) - 1, max(1, round(config.run.validation_share * len(own))))
+    lots = sorted(own, key=lambda index: derive_seed(config.run.seed, dataset.pictures[index].name, index, "held out"))
     held = set(lots[:count])
     pictures = dataset.pictures
     return (

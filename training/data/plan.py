@@ -15,24 +15,28 @@ class Plan:
         self.config = config
         self._epochs: list[list[list[Sample]]] = []
         self._starts = [0]
-        for _ in range(config.epochs):
+        for _ in range(config.optimization.epochs):
             self._add_epoch()
-        self.steps = math.ceil(self._starts[-1] / config.gradient_accumulation) if config.epochs else config.steps
+        self.steps = (
+            math.ceil(self._starts[-1] / config.optimization.gradient_accumulation)
+            if config.optimization.epochs
+            else config.optimization.steps
+        )
 
     def epoch_of(self, step: int) -> int:
         """The epoch (from 0) that a step begins in."""
-        return self._place(step * self.config.gradient_accumulation)[0]
+        return self._place(step * self.config.optimization.gradient_accumulation)[0]
 
     def samples_at(self, step: int, micro: int) -> list[Sample]:
         """The samples of one forward pass."""
-        epoch, index = self._place(step * self.config.gradient_accumulation + micro)
+        epoch, index = self._place(step * self.config.optimization.gradient_accumulation + micro)
         return self._epochs[epoch][index]
 
     def largest(self) -> tuple[int, int]:
         """The (step, forward pass) of the first epoch that has the most pixels."""
         self._place(0)
-        passes = min(self._starts[1], self.steps * self.config.gradient_accumulation)
-        places = [divmod(passed, self.config.gradient_accumulation) for passed in range(passes)]
+        passes = min(self._starts[1], self.steps * self.config.optimization.gradient_accumulation)
+        places = [divmod(passed, self.config.optimization.gradient_accumulation) for passed in range(passes)]
 
         def pixels(place: tuple[int, int]) -> int:
             return sum(sample.fit.width * sample.fit.height for sample in self.samples_at(*place))
@@ -48,7 +52,9 @@ class Plan:
 
     def _add_epoch(self) -> None:
         epoch = len(self._epochs)
-        self._epochs.append(self.dataset.epoch_batches(epoch, self.config.batch_size, self.config.seed))
+        self._epochs.append(
+            self.dataset.epoch_batches(epoch, self.config.optimization.batch_size, self.config.run.seed)
+        )
         self._starts.append(self._starts[-1] + len(self._epochs[-1]))
 
     def all_samples(self) -> set[Sample]:
@@ -56,6 +62,6 @@ class Plan:
         return {
             sample
             for step in range(self.steps)
-            for micro in range(self.config.gradient_accumulation)
+            for micro in range(self.config.optimization.gradient_accumulation)
             for sample in self.samples_at(step, micro)
         }

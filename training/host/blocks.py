@@ -118,12 +118,9 @@ def repeated_blocks(base_model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of each repeated block of a `BaseModel` (or its twin), in the order of the forward pass.
 
     They are the entries of the module lists that the family's row names. An entry that is a sequence, as in UNets,
-    gives its parts that have weights. Other models with a `diffusion_model`: the entries of its outermost module lists;
-    without one (text encoders): none.
+    gives its parts that have weights. Models without a row: the entries of the outermost module lists.
     """
-    network = getattr(base_model, "diffusion_model", None)
-    if network is None:
-        return
+    network = base_model.diffusion_model
     outermost = (name for name, child in network.named_children() if isinstance(child, nn.ModuleList))
     for list_name in facts_about(base_model).blocks or outermost:
         blocks = network.get_submodule(list_name)

@@ -87,7 +87,8 @@ def twin_of(
         for module in twin.modules():
             for name, value in module.__dict__.items():
                 module.__dict__[name] = _rebound(value, modules)
-        blocks = [block for _, block in repeated_blocks(twin)]
+        is_text_encoder = not hasattr(twin, "diffusion_model")
+        blocks = [] if is_text_encoder else [block for _, block in repeated_blocks(twin)]
         weights = _Weights(
             patcher, device, dtype, patcher.model_dtype(),
             {(id(module), name) for block in blocks if in_ram for module, name in streamable(block)},

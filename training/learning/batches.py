@@ -55,13 +55,13 @@ def make_batch(
         pictures: index of each sample's picture, to add its loss up.
     """
     x_0 = torch.stack(latents)
-    keys = [(config.seed, step, micro, slot) for slot in range(len(latents))]
+    keys = [(config.run.seed, step, micro, slot) for slot in range(len(latents))]
     noise = torch.stack([_noise(tuple(x_0.shape[1:]), config, key) for key in keys])
     sigma = torch.stack([_sigma(tuple(x_0.shape[1:]), family, config, key) for key in keys])
     perturbation = None
-    if config.ip_noise_gamma:
+    if config.objective.ip_noise_gamma:
         extra = [torch.randn(x_0.shape[1:], generator=tensor_generator(*key, "perturbation")) for key in keys]
-        perturbation = config.ip_noise_gamma * torch.stack(extra)
+        perturbation = config.objective.ip_noise_gamma * torch.stack(extra)
     mask = None
     if any(each is not None for each in masks):
         whole = torch.ones(x_0.shape[-2:])
@@ -73,18 +73,21 @@ def make_batch(
 
 
 def _noise(shape: tuple[int, ...], config: LoRAConfig, key: tuple[int, ...]) -> torch.Tensor:
-    noise = draw_noise(shape, config.noise_offset, tensor_generator(*key, "noise"))
-    if config.multires_noise_iterations:
+    noise = draw_noise(shape, config.objective.noise_offset, tensor_generator(*key, "noise"))
+    if config.objective.multires_noise_iterations:
         generator = tensor_generator(*key, "multires")
-        noise = multires_noise(noise, config.multires_noise_iterations, config.multires_noise_discount, generator)
+        noise = multires_noise(
+            noise, config.objective.multires_noise_iterations, config.objective.multires_noise_discount, generator
+        )
     return noise
 
 
 def _sigma(shape: tuple[int, ...], family: Family, config: LoRAConfig, key: tuple[int, ...]) -> torch.Tensor:
-    density, shift = density_and_shift(family, config.timestep_sampling, config.timestep_shift, *shape[-2:])
+    objective = config.objective
+    density, shift = density_and_shift(family, objective.timestep_sampling, objective.timestep_shift, *shape[-2:])
     return draw_sigma(
-        family, tensor_generator(*key, "sigma"), density, config.logit_mean, config.logit_std, shift,
-        config.min_timestep, config.max_timestep,
+        family, tensor_generator(*key, "sigma"), density, objective.logit_mean, objective.logit_std, shift,
+        objective.min_timestep, objective.max_timestep,
     )  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def train(
         for step in range(start, steps):
             factor = learning_rate_factor(config, step, steps) * rate_factor_at(step)
             set_learning_rates(engine.step.optimizer, factor)
-            learning_rate = config.learning_rate * factor * rate_factor(engine.step.optimizer)
-            for micro in range(config.gradient_accumulation):
+            learning_rate = config.optimization.learning_rate * factor * rate_factor(engine.step.optimizer)
+            for micro in range(config.optimization.gradient_accumulation):
                 engine.accumulate(batch_at(step, micro))
             engine.move()
             outcomes.add(step + 1, learning_rate)
@@ -125,5 +125,5 @@ class Outcomes:
                 self._pending.clear()
                 is_loss = not math.isfinite(loss)
                 what = f"The loss is {loss}" if is_loss else "The gradients are no numbers"
-                raise Diverged(what, number, self.step.config.learning_rate, is_loss)
+                raise Diverged(what, number, self.step.config.optimization.learning_rate, is_loss)
             yield number, loss, learning_rate

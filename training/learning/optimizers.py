@@ -54,12 +54,13 @@ def make_optimizer(config: LoRAConfig, groups: Sequence[Mapping[str, Any]]) -> t
         InputError: its package is not installed; optimizer_args are not what it takes; Prodigy, which finds one rate
             for all, is to train groups at several.
     """
-    make = _optimizer_class(config.optimizer)
-    options = _options(config.optimizer, make, config.optimizer_args)
-    if config.optimizer == "adamw" and not options.keys() & {"fused", "foreach"}:
+    optimization = config.optimization
+    make = _optimizer_class(optimization.optimizer)
+    options = _options(optimization.optimizer, make, optimization.optimizer_args)
+    if optimization.optimizer == "adamw" and not options.keys() & {"fused", "foreach"}:
         options["fused"] = all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"])
     rates = sorted({group["learning_rate"] for group in groups})
-    if config.optimizer == "prodigy" and len(rates) > 1:
+    if optimization.optimizer == "prodigy" and len(rates) > 1:
         asked = ", ".join(f"{rate:g}" for rate in rates)
         problem = (
             f"optimizer is 'prodigy', which finds one rate for all layers, but they ask for {asked}: set "
@@ -68,11 +69,11 @@ def make_optimizer(config: LoRAConfig, groups: Sequence[Mapping[str, Any]]) -> t
         raise InputError("LoRA Config", [problem])
     own = [{**group, "lr": group["learning_rate"]} for group in groups]
     try:
-        return make(own, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
+        return make(own, lr=optimization.learning_rate, weight_decay=optimization.weight_decay, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if not config.optimizer_args.strip():
+        if not optimization.optimizer_args.strip():
             raise
-        problem = f"optimizer_args is {config.optimizer_args!r}, which {config.optimizer} refuses: {error}"
+        problem = f"optimizer_args is {optimization.optimizer_args!r}, which {optimization.optimizer} refuses: {error}"
         raise InputError("LoRA Config", [problem]) from error
 
 

@@ -17,12 +17,12 @@ def learning_rate_factor(config: LoRAConfig, step: int, total_steps: int) -> flo
         step: optimizer steps already taken, 0 at the first, which already moves.
         total_steps: length of the run.
     """
-    warmup_steps = config.warmup_steps(total_steps)
+    warmup_steps = config.optimization.warmup_steps(total_steps)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     progress = min(1.0, progress)
-    match config.scheduler:
+    match config.optimization.scheduler:
         case "constant":
             return 1.0
         case "linear":
@@ -30,10 +30,10 @@ def learning_rate_factor(config: LoRAConfig, step: int, total_steps: int) -> flo
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         case "cosine_with_restarts":
-            cycle = config.scheduler_cycles * progress % 1.0
+            cycle = config.optimization.scheduler_cycles * progress % 1.0
             return 0.5 * (1.0 + math.cos(math.pi * cycle)) if progress < 1.0 else 0.0
         case "polynomial":
-            return (1.0 - progress) ** config.scheduler_power
+            return (1.0 - progress) ** config.optimization.scheduler_power
         case "rex":
             return (1.0 - progress) / (1.0 - 0.5 * progress)
-    raise ValueError(f"scheduler {config.scheduler!r} is not known")
+    raise ValueError(f"scheduler {config.optimization.scheduler!r} is not known")

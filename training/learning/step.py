@@ -61,7 +61,7 @@ class Step:
     def accumulate(self, batch: Batch) -> None:
         """Adds a batch's loss and gradients to the step's."""
         loss, losses = batch_loss(self.predict, self.family, batch, self.config)
-        loss = loss / self.config.gradient_accumulation
+        loss = loss / self.config.optimization.gradient_accumulation
         (loss if self.loss_scale is None else loss * self.loss_scale.value.to(loss.device)).backward()
         if self.picture_losses is not None and batch.cells is not None:
             self.picture_losses.add(batch.cells, losses)
@@ -76,7 +76,9 @@ class Step:
         """Clips the gradients, moves the parameters unless something is no number, and begins anew."""
         if self.loss_scale is not None:
             self.loss_scale.unscale(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf).float()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters, self.config.optimization.max_grad_norm or math.inf
+        ).float()
         stays = self.failed
         if self.loss_scale is not None:
             stays = self.loss_scale.settle(self.loss, norm)
@@ -94,9 +96,11 @@ class Step:
 
 def batch_loss(predict: Predict, family: Family, batch: Batch, config: LoRAConfig) -> tuple[Tensor, Tensor]:
     """(the mean of the samples' weighted losses: (), each sample's loss without its weight: (B,)), float32."""
+    objective = config.objective
     losses = sample_losses(
         predict, family, batch.x_0, batch.noise, batch.sigma, batch.cond,
-        config.min_snr_gamma, config.debiased_estimation, config.loss, config.huber_c, config.huber_schedule,
+        objective.min_snr_gamma, objective.debiased_estimation, objective.loss, objective.huber_c,
+        objective.huber_schedule,
         batch.mask, batch.perturbation,
     )  # fmt: skip
     return (losses * batch.weight).mean(), losses

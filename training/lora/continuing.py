@@ -1,13 +1,14 @@
 """Going on from a LoRA that is there already."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..adapters import Adapter
-from ..adapters.attach import as_found, targets_of
+from ..adapters.attach import Target, is_convolution, targets_of
 from ..adapters.layer_rules import DIFFUSION_MODEL, parse_layer_rules, rule_for
 from ..basics.errors import raise_if_any
 from ..config import LoRAConfig
@@ -47,8 +48,8 @@ def continued(
         InputError: it holds no layer of this model that can be trained.
     """
     found = read_adapters(start, names)
-    adapters, trains_text = found.adapters, config.text_encoder_learning_rate > 0
-    rules = parse_layer_rules(config.layer_rules)
+    adapters, trains_text = found.adapters, config.optimization.text_encoder_learning_rate > 0
+    rules = parse_layer_rules(config.adapter.layer_rules)
     trained = {
         key: adapter
         for key, adapter in adapters.items()
@@ -60,7 +61,7 @@ def continued(
         raise_if_any("Train LoRA", [problem])
     targets = [target for root in (model, text_encoder) for target in targets_of(root, trained)]
     config, notes = as_found(config, targets, trained), []
-    if trains_text and not config.text_encoder_learning_rate:
+    if trains_text and not config.optimization.text_encoder_learning_rate:
         notes.append("start has no text encoder layers: the text encoders are not trained.")
     frozen = {**found.kept, **lora_tensors(still, names)}
     if frozen:
@@ -72,3 +73,24 @@ def continued(
         "leaves a layer as it is, and lr holds."
     )
     return Continued(trained, frozen, config, notes)
+
+
+def as_found(config: LoRAConfig, targets: Iterable[Target], adapters: Mapping[str, Adapter]) -> LoRAConfig:
+    """The recipe with the kind, rank and alpha that most of a continued LoRA's layers have, convolutions apart."""
+    found: dict[bool, list[Adapter]] = {True: [], False: []}
+    for target in targets:
+        if target.key in adapters:
+            found[is_convolution(target)].append(adapters[target.key])
+    kind, rank, alpha = _usual(found[False] or found[True])
+    _, conv_rank, conv_alpha = _usual(found[True] or found[False])
+    has_text = any(not key.startswith(DIFFUSION_MODEL) for key in adapters)
+    return config.changed(
+        adapter=kind, rank=rank, alpha=alpha, rslora=False,
+        conv_rank=conv_rank if conv_rank != rank else 0, conv_alpha=conv_alpha if conv_alpha != alpha else 0.0,
+        text_encoder_learning_rate=config.optimization.text_encoder_learning_rate if has_text else 0.0,
+    )  # fmt: skip
+
+
+def _usual(adapters: Sequence[Adapter]) -> tuple[str, int, float]:
+    """The most frequent kind, rank and alpha."""
+    return Counter((adapter.kind, adapter.rank, adapter.alpha) for adapter in adapters).most_common(1)[0][0]

@@ -91,6 +91,9 @@ class RunFacts:
 
 def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, str]:
     """What UIs and trainers read about a LoRA: kohya's `ss_*`, ModelSpec 1.0.1, and our `kiln_*`; all are strings."""
+    adapter = config.adapter
+    objective = config.objective
+    optimization = config.optimization
     subjects = [folder for folder in data.folders if not folder.is_regularisation]
     priors = [folder for folder in data.folders if folder.is_regularisation]
     bucket_info = {
@@ -99,54 +102,57 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
             for index, (size, count) in enumerate(data.buckets.items())
         }
     }
-    warmup = config.warmup_steps(run.total_steps)
-    scheduler = "constant_with_warmup" if config.scheduler == "constant" and warmup else config.scheduler
-    is_robust = config.loss != "l2"
+    warmup = optimization.warmup_steps(run.total_steps)
+    scheduler = "constant_with_warmup" if optimization.scheduler == "constant" and warmup else optimization.scheduler
+    is_robust = objective.loss != "l2"
+    flat = config.flat()
     values = {
         "ss_base_model_version": run.base_version,
         "ss_sd_model_name": run.base_name or None,
         "ss_v2": run.base_version == "sd_v2",
         "ss_clip_skip": run.clip_skip or None,
         "ss_network_module": _network_module(config, run.base_version),
-        "ss_network_dim": config.rank,
-        "ss_network_alpha": config.alpha,
-        "ss_network_dropout": config.dropout or None,
+        "ss_network_dim": adapter.rank,
+        "ss_network_alpha": adapter.alpha,
+        "ss_network_dropout": adapter.dropout or None,
         "ss_network_args": json.dumps(_network_args(config)),
         "ss_output_name": run.name,
         "ss_session_id": run.session or None,
-        "ss_learning_rate": config.learning_rate,
-        "ss_unet_lr": config.learning_rate,
-        "ss_text_encoder_lr": config.text_encoder_learning_rate,
+        "ss_learning_rate": optimization.learning_rate,
+        "ss_unet_lr": optimization.learning_rate,
+        "ss_text_encoder_lr": optimization.text_encoder_learning_rate,
         "ss_optimizer": _optimizer(config),
         "ss_lr_scheduler": scheduler,
         "ss_lr_warmup_steps": warmup,
-        "ss_lr_scheduler_num_cycles": config.scheduler_cycles if scheduler == "cosine_with_restarts" else None,
-        "ss_lr_scheduler_power": config.scheduler_power if scheduler == "polynomial" else None,
+        "ss_lr_scheduler_num_cycles": optimization.scheduler_cycles if scheduler == "cosine_with_restarts" else None,
+        "ss_lr_scheduler_power": optimization.scheduler_power if scheduler == "polynomial" else None,
         "ss_steps": run.step,
         "ss_max_train_steps": run.total_steps,
         "ss_epoch": run.epoch,
         "ss_num_epochs": run.epochs,
-        "ss_batch_size_per_device": config.batch_size,
-        "ss_total_batch_size": config.batch_size * config.gradient_accumulation,
-        "ss_gradient_accumulation_steps": config.gradient_accumulation,
-        "ss_gradient_checkpointing": config.gradient_checkpointing,
-        "ss_fp8_base": config.base_precision != "as loaded",
-        "ss_max_grad_norm": config.max_grad_norm,
-        "ss_min_snr_gamma": config.min_snr_gamma or None,
-        "ss_debiased_estimation": config.debiased_estimation,
-        "ss_loss_type": config.loss,
-        "ss_huber_c": config.huber_c if is_robust else None,
-        "ss_huber_schedule": config.huber_schedule if is_robust else None,
+        "ss_batch_size_per_device": optimization.batch_size,
+        "ss_total_batch_size": optimization.batch_size * optimization.gradient_accumulation,
+        "ss_gradient_accumulation_steps": optimization.gradient_accumulation,
+        "ss_gradient_checkpointing": config.run.gradient_checkpointing,
+        "ss_fp8_base": config.run.base_precision != "as loaded",
+        "ss_max_grad_norm": optimization.max_grad_norm,
+        "ss_min_snr_gamma": objective.min_snr_gamma or None,
+        "ss_debiased_estimation": objective.debiased_estimation,
+        "ss_loss_type": objective.loss,
+        "ss_huber_c": objective.huber_c if is_robust else None,
+        "ss_huber_schedule": objective.huber_schedule if is_robust else None,
         "ss_masked_loss": data.masked_loss,
-        "ss_noise_offset": config.noise_offset or None,
-        "ss_multires_noise_iterations": config.multires_noise_iterations or None,
-        "ss_multires_noise_discount": config.multires_noise_discount if config.multires_noise_iterations else None,
-        "ss_ip_noise_gamma": config.ip_noise_gamma or None,
-        "ss_zero_terminal_snr": config.zero_terminal_snr,
+        "ss_noise_offset": objective.noise_offset or None,
+        "ss_multires_noise_iterations": objective.multires_noise_iterations or None,
+        "ss_multires_noise_discount": objective.multires_noise_discount
+        if objective.multires_noise_iterations
+        else None,
+        "ss_ip_noise_gamma": objective.ip_noise_gamma or None,
+        "ss_zero_terminal_snr": objective.zero_terminal_snr,
         **_timesteps(config, run.prediction),
         "ss_prior_loss_weight": data.prior_loss_weight,
-        "ss_seed": config.seed,
-        "ss_mixed_precision": {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(run.precision or config.precision),
+        "ss_seed": config.run.seed,
+        "ss_mixed_precision": {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}.get(run.precision or config.run.precision),
         "ss_resolution": f"({data.resolution}, {data.resolution})",
         "ss_enable_bucket": True,
         "ss_num_train_images": sum(folder.pictures * folder.repeats for folder in subjects),
@@ -164,7 +170,7 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
         "ss_datasets": json.dumps([_dataset(config, data, bucket_info)]),
         "ss_training_started_at": run.started_at,
         "ss_training_finished_at": run.ended_at,
-        **{f"{OWN}{name}": getattr(config, name) for name in OWN_FIELDS},
+        **{f"{OWN}{name}": flat[name] for name in OWN_FIELDS},
         **_modelspec(config, run, data),
     }
     return {key: str(value) for key, value in values.items() if value is not None}
@@ -201,19 +207,20 @@ def header_size(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 
 def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | None]:
     """The density that was in use. kohya counts logit_mean from noise to picture."""
-    density = config.timestep_sampling
+    objective = config.objective
+    density = objective.timestep_sampling
     if density == "auto":
         density = "shift" if prediction == "flow" else ""
     return {
         "ss_timestep_sampling": DENSITIES.get(density),
-        "ss_logit_mean": -config.logit_mean or None,
-        "ss_logit_std": config.logit_std if config.logit_std != 1.0 else None,
-        "ss_discrete_flow_shift": config.timestep_shift or None,
+        "ss_logit_mean": -objective.logit_mean or None,
+        "ss_logit_std": objective.logit_std if objective.logit_std != 1.0 else None,
+        "ss_discrete_flow_shift": objective.timestep_shift or None,
     }
 
 
 def _network_module(config: LoRAConfig, base_version: str) -> str:
-    if config.adapter != "lora" or config.rslora:
+    if config.adapter.kind != "lora" or config.adapter.rslora:
         return "lycoris.kohya"
     family = host.family_of_version(base_version)
     return family.network_module if family else "networks.lora"
@@ -221,30 +228,32 @@ def _network_module(config: LoRAConfig, base_version: str) -> str:
 
 def _network_args(config: LoRAConfig) -> dict[str, str]:
     """What kohya's and LyCORIS' networks take beyond rank and alpha; all values are strings, as on a command line."""
+    adapter = config.adapter
     algorithms = {"lora": "locon", "dora": "locon", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
-    has_convolutions = "convolution" in config.targets
+    has_convolutions = "convolution" in adapter.targets
     values = {
-        "algo": algorithms[config.adapter] if _network_module(config, "") == "lycoris.kohya" else None,
-        "dora_wd": True if config.adapter == "dora" else None,
-        "rs_lora": True if config.rslora else None,
-        "factor": config.lokr_factor if config.adapter == "lokr" else None,
-        "conv_dim": (config.conv_rank or config.rank) if has_convolutions else None,
-        "conv_alpha": (config.conv_alpha or config.alpha) if has_convolutions else None,
-        "rank_dropout": config.rank_dropout or None,
-        "module_dropout": config.module_dropout or None,
-        "targets": config.targets,
-        "layer_rules": config.layer_rules.strip() or None,
+        "algo": algorithms[adapter.kind] if _network_module(config, "") == "lycoris.kohya" else None,
+        "dora_wd": True if adapter.kind == "dora" else None,
+        "rs_lora": True if adapter.rslora else None,
+        "factor": adapter.lokr_factor if adapter.kind == "lokr" else None,
+        "conv_dim": (adapter.conv_rank or adapter.rank) if has_convolutions else None,
+        "conv_alpha": (adapter.conv_alpha or adapter.alpha) if has_convolutions else None,
+        "rank_dropout": adapter.rank_dropout or None,
+        "module_dropout": adapter.module_dropout or None,
+        "targets": adapter.targets,
+        "layer_rules": adapter.layer_rules.strip() or None,
     }
     return {key: str(value) for key, value in values.items() if value is not None}
 
 
 def _optimizer(config: LoRAConfig) -> str:
+    optimization = config.optimization
     usual = {
         "adamw": "AdamW", "adamw8bit": "AdamW8bit", "adafactor": "AdaFactor", "lion": "Lion", "prodigy": "Prodigy",
         "schedule_free": "AdamWScheduleFree",
     }  # fmt: skip
-    settings = [f"weight_decay={config.weight_decay}", *config.optimizer_args.split()]
-    return f"{usual.get(config.optimizer, config.optimizer)}({','.join(settings)})"
+    settings = [f"weight_decay={optimization.weight_decay}", *optimization.optimizer_args.split()]
+    return f"{usual.get(optimization.optimizer, optimization.optimizer)}({','.join(settings)})"
 
 
 def _folder_counts(folders: list[Folder]) -> dict[str, dict[str, int]]:
@@ -260,7 +269,7 @@ def _dataset(config: LoRAConfig, data: DataFacts, bucket_info: dict[str, Any]) -
     subjects = [folder for folder in data.folders if not folder.is_regularisation]
     return {
         "is_dreambooth": True,
-        "batch_size_per_device": config.batch_size,
+        "batch_size_per_device": config.optimization.batch_size,
         "num_train_images": sum(folder.pictures * folder.repeats for folder in subjects),
         "num_reg_images": sum(f.pictures * f.repeats for f in data.folders if f.is_regularisation),
         "resolution": [data.resolution, data.resolution],
@@ -285,7 +294,7 @@ def _dataset(config: LoRAConfig, data: DataFacts, bucket_info: dict[str, Any]) -
 
 def _modelspec(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, str | None]:
     """Stability AI's ModelSpec 1.0.1."""
-    is_part = (config.min_timestep, config.max_timestep) != (0, 1000)
+    is_part = (config.objective.min_timestep, config.objective.max_timestep) != (0, 1000)
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{run.architecture}/lora",
@@ -295,7 +304,9 @@ def _modelspec(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, 
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
         "modelspec.trigger_phrase": data.trigger_word or None,
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}.get(run.prediction),
-        "modelspec.timestep_range": f"{config.min_timestep},{config.max_timestep - 1}" if is_part else None,
+        "modelspec.timestep_range": f"{config.objective.min_timestep},{config.objective.max_timestep - 1}"
+        if is_part
+        else None,
         "modelspec.encoder_layer": str(run.clip_skip) if run.clip_skip else None,
     }
 

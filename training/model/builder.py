@@ -14,7 +14,6 @@ from ..adapters.attach import (
     attached,
     find_targets,
     find_text_targets,
-    has_dropout,
     make_adapters,
 )
 from ..adapters.attach import targets_of as targets_named
@@ -94,9 +93,9 @@ class Builder:
     ):
         self.model, self.clip, self.config, self.family = model, clip, config, family
         self.names, self.adapters, self.pictures, self.note = names, adapters, pictures, note
-        self.trains_text = config.text_encoder_learning_rate > 0
+        self.trains_text = config.optimization.text_encoder_learning_rate > 0
         self.device = host.training_device(model)
-        self.dtype = host.training_dtype(model, config.precision)
+        self.dtype = host.training_dtype(model, config.run.precision)
 
     def fitted(self, try_out: Callable[[Learner, Placement], None], attachments: ExitStack) -> Learner:
         """A learner, placed so that the largest batch fits into the memory.
@@ -109,20 +108,20 @@ class Builder:
             torch.OutOfMemoryError: it fits in no way, or the recipe's own does not and no other may be tried.
         """
         config = self.config
-        asked = Placement(config.gradient_checkpointing, config.batch_size)
+        asked = Placement(config.run.gradient_checkpointing, config.optimization.batch_size)
         if self.device.type != "cuda":
             return self._placed(asked, attachments)
         has_fp16 = host.has_fp16(self.device)
         if words := about_precision(
-            config.precision, host.has_bf16(self.device), has_fp16, host.takes_fp16(self.model)
+            config.run.precision, host.has_bf16(self.device), has_fp16, host.takes_fp16(self.model)
         ):
             self.note(words)
-        weights = host.weight_bytes(self.model, self.dtype, config.base_precision)
-        fits = not config.fit_memory or weights < host.free_bytes(self.device)
-        tried = list(placements(asked, not self.trains_text, fits)) if config.fit_memory else [asked]
+        weights = host.weight_bytes(self.model, self.dtype, config.run.base_precision)
+        fits = not config.run.fit_memory or weights < host.free_bytes(self.device)
+        tried = list(placements(asked, not self.trains_text, fits)) if config.run.fit_memory else [asked]
         placement, learner = self._first_that_fits(tried, try_out, attachments)
         if placement != asked:
-            words = placement.words(config.batch_size)
+            words = placement.words(config.optimization.batch_size)
             self.note(f"The recipe does not fit into the GPU's memory as it is; it runs with {words}.")
         return learner
 
@@ -130,7 +129,7 @@ class Builder:
         self, tried: Sequence[Placement], try_out: Callable[[Learner, Placement], None], attachments: ExitStack
     ) -> tuple[Placement, Learner]:
         # By what fits it is decided only where nothing must be the same to the last bit.
-        left, together = list(tried), not self.config.deterministic
+        left, together = list(tried), not self.config.run.deterministic
         while True:
             placement = left[0]
             with ExitStack() as stack:
@@ -194,7 +193,7 @@ class Builder:
             return [target for root in roots for target in targets_named(root, self.adapters)]
         text_targets = [] if text_encoder is None else find_text_targets(text_encoder)
         family = host.family_of(self.model)
-        found = find_targets(model, self.config.targets, family.fused_layers, family.target_blocks)
+        found = find_targets(model, self.config.adapter.targets, family.fused_layers, family.target_blocks)
         return [*found, *text_targets]
 
     def _placed(self, placement: Placement, stack: ExitStack) -> Learner:
@@ -209,12 +208,12 @@ class Builder:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
         config = self.config
         streams = placement.resident < 1.0
-        model = host.trainable_view(self.model, self.dtype, config.base_precision, in_ram=streams)
-        if config.zero_terminal_snr:
+        model = host.trainable_view(self.model, self.dtype, config.run.base_precision, in_ram=streams)
+        if config.objective.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
         if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
             self.note(f"Layers go without fused kernels, which is slower: Triton does not work ({obstacle}).")
-        if config.base_precision == host.FP8_MATMUL and (why := host.fp8_matmul_obstacle(self.device, self.dtype)):
+        if config.run.base_precision == host.FP8_MATMUL and (why := host.fp8_matmul_obstacle(self.device, self.dtype)):
             self.note(f"8-bit products are computed from rounded numbers in {self.dtype}, which is slower: {why}.")
         if streams:
             self._stream(model, placement)
@@ -222,7 +221,7 @@ class Builder:
             self.note("gradient_checkpointing has no effect: this model has no list of blocks.")
         text_encoder = host.trainable_text_encoder(self.clip) if self.trains_text else None
         targets = self.targets_of(model, text_encoder)
-        adapters = self.adapters or make_adapters(targets, config)
+        adapters = self.adapters or make_adapters(targets, config.adapter, config.run.seed)
         strangers = sorted(set(adapters) - self.names.keys())  # could not be saved after the last step
         if strangers:
             problem = f"layer {strangers[0]} is not the model's own (compiled, or replaced?): take that node out."
@@ -230,7 +229,7 @@ class Builder:
         return Networks(model, text_encoder, targets, adapters)
 
     def _stream(self, model: Any, placement: Placement) -> None:
-        everything = host.weight_bytes(self.model, self.dtype, self.config.base_precision)
+        everything = host.weight_bytes(self.model, self.dtype, self.config.run.base_precision)
         streamed = host.stream_blocks(model, int(placement.resident * everything))
         if not streamed.is_pinned:
             self.note("Weights from RAM come slower than they could: the system gives no pinned memory.")
@@ -242,9 +241,9 @@ class Builder:
         optimizer = make_optimizer(config, groups)
         can_record = self.device.type == "cuda" and make_capturable(optimizer)
         ema = None
-        if config.ema_decay:
+        if config.optimization.ema_decay:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            ema = EMA(parameters, config.ema_decay)
+            ema = EMA(parameters, config.optimization.ema_decay)
         options = host.transformer_options(self.model)
 
         def predict(x_t: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
@@ -266,16 +265,16 @@ class Builder:
             return EagerEngine(step)
         obstacles = [
             *(["text encoders are trained"] if self.trains_text else []),
-            *(["dropout is drawn anew each step"] if has_dropout(config) else []),
+            *(["dropout is drawn anew each step"] if config.adapter.has_dropout else []),
             *(["weights come from RAM"] if placement.resident < 1.0 else []),
             *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.captures_with_cuda_malloc(self.model) else []),
-            *([] if can_record else [f"the optimizer {config.optimizer} moves from Python"]),
+            *([] if can_record else [f"the optimizer {config.optimization.optimizer} moves from Python"]),
         ]
-        if obstacles and config.cuda_graphs:
+        if obstacles and config.run.cuda_graphs:
             self.note(
                 f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
             )
-        is_eager = obstacles or not config.cuda_graphs
+        is_eager = obstacles or not config.run.cuda_graphs
         engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
         return FittingEngine(
             engine, placement.pictures, not self.trains_text, self.note, nets.adapters.values(), nets.shared
@@ -283,19 +282,19 @@ class Builder:
 
     def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
-        config, rules = self.config, parse_layer_rules(self.config.layer_rules)
+        config, rules = self.config, parse_layer_rules(self.config.adapter.layer_rules)
         own = {key: each for key, each in nets.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in nets.adapters.items() if key not in own}
         flats, groups = [], []
         # Where the layers compute, not where their weights wait.
         text_device = next(nets.text_encoder.parameters()).device if nets.text_encoder is not None else self.device
         for part, learning_rate, device, dtype in (
-            (own, config.learning_rate, self.device, self.dtype),
-            (text, config.text_encoder_learning_rate, text_device, torch.float32),
+            (own, config.optimization.learning_rate, self.device, self.dtype),
+            (text, config.optimization.text_encoder_learning_rate, text_device, torch.float32),
         ):
             for rate, members in adapters_by_rate(part, learning_rate, rules).items():
                 flat = FlatParameters(members, device, dtype)
                 flats.append(flat)
-                parameters = [flat.values] if config.optimizer == "adamw" else flat.parameters
+                parameters = [flat.values] if config.optimization.optimizer == "adamw" else flat.parameters
                 groups.append({"params": parameters, "learning_rate": rate})
         return flats, groups

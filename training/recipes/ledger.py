@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..basics.errors import InputError, raise_if_any
-from ..config import LoRAConfig
+from ..config import FIELDS
 from ..data.dataset import DatasetSettings
 from ..data.folder_settings import SETTINGS_FILE
 from .recipe import SETTINGS_ALONE, Recipe
@@ -15,7 +15,6 @@ from .recipe import SETTINGS_ALONE, Recipe
 SECRETS = ("api_key", "huggingface_token", "hf_token", "password", "secret")
 """Endings of keys whose values no report shows."""
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-FIELDS = {each.name: each for each in fields(LoRAConfig)}
 LARGEST_WHOLE = 2**53
 LONGEST_SHOWN = 60
 

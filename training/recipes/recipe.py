@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..basics.errors import InputError
-from ..config import LoRAConfig
+from ..config import DEFAULTS, LoRAConfig
 from ..data.folder_settings import SETTINGS_FILE
 
 SETTINGS_ALONE = frozenset({"caption_prefix", "caption_suffix", "loss_weight"})
@@ -45,7 +45,7 @@ class Recipe:
             InputError: the values contradict each other; each sentence names the file's keys.
         """
         try:
-            return LoRAConfig(**self.values)
+            return LoRAConfig.of(**self.values)
         except InputError as error:
             raise InputError(
                 f"The recipe ({self.source})", [self._with_keys(each) for each in error.problems]
@@ -55,7 +55,7 @@ class Recipe:
         """The recipe with fields of LoRAConfig set by hand; steps set by hand count, so epochs are off then."""
         if "steps" in values and "epochs" not in values and self.values.get("epochs"):
             values = {**values, "epochs": 0}
-        before = {field.name: field.default for field in fields(LoRAConfig)} | self.values
+        before = DEFAULTS | self.values
         lines = [f"{name} = {_plain(value)} (was {_plain(before[name])})" for name, value in values.items()]
         origins = {field: key for field, key in self.origins.items() if field not in values}
         return replace(self, values={**self.values, **values}, origins=origins, changed=tuple(lines))

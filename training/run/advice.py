@@ -45,34 +45,42 @@ def advice(config: LoRAConfig, base: str, dataset: Dataset) -> list[str]:
 
 
 def _about_rates(config: LoRAConfig) -> list[str]:
-    rate, text_rate = config.learning_rate, config.text_encoder_learning_rate
-    lowest, highest, usual = RATES[config.optimizer]
+    optimization = config.optimization
+    rate, text_rate = optimization.learning_rate, optimization.text_encoder_learning_rate
+    lowest, highest, usual = RATES[optimization.optimizer]
     notes = []
     if rate > highest:
-        why = "lion moves every number by the whole rate" if config.optimizer == "lion" else "pictures tend to break up"
-        notes.append(f"learning_rate is {rate:g}, high for {config.optimizer}: {why}. Try {usual}.")
+        why = (
+            "lion moves every number by the whole rate"
+            if optimization.optimizer == "lion"
+            else "pictures tend to break up"
+        )
+        notes.append(f"learning_rate is {rate:g}, high for {optimization.optimizer}: {why}. Try {usual}.")
     elif rate < lowest:
-        notes.append(f"learning_rate is {rate:g}, low for {config.optimizer}: hardly anything is learned. Try {usual}.")
+        notes.append(
+            f"learning_rate is {rate:g}, low for {optimization.optimizer}: hardly anything is learned. Try {usual}."
+        )
     if text_rate > rate:
         notes.append(
             f"text_encoder_learning_rate is {text_rate:g}, above learning_rate, {rate:g}: the text encoder learns the "
             f"captions by heart and forgets other words. Try {rate / 5:g}, or 0 to leave it as it is."
         )
-    moved = rate * config.steps
-    if config.save_precision == "fp16" and config.epochs == 0 and lowest <= rate and moved < LEAST_IN_FP16:
+    moved = rate * optimization.steps
+    if config.run.save_precision == "fp16" and optimization.epochs == 0 and lowest <= rate and moved < LEAST_IN_FP16:
         notes.append(
-            f"learning_rate {rate:g} over {config.steps} steps moves the LoRA by {moved:.0e} at most, where fp16 keeps "
-            "few digits. Train longer, or set save_precision to fp32."
+            f"learning_rate {rate:g} over {optimization.steps} steps moves the LoRA by {moved:.0e} at most, where fp16 "
+            "keeps few digits. Train longer, or set save_precision to fp32."
         )
     return notes
 
 
 def _about_scale(config: LoRAConfig) -> list[str]:
-    if config.adapter == "oft":  # has no scale
+    adapter = config.adapter
+    if adapter.kind == "oft":  # has no scale
         return []
-    scale = config.alpha / (sqrt(config.rank) if config.rslora else config.rank)
-    sizes = f"alpha is {config.alpha:g} at rank {config.rank}{' with rslora' if config.rslora else ''}"
-    usual = "1 to 4" if config.rslora else f"{config.rank / 2:g} to {config.rank}"
+    scale = adapter.alpha / (sqrt(adapter.rank) if adapter.rslora else adapter.rank)
+    sizes = f"alpha is {adapter.alpha:g} at rank {adapter.rank}{' with rslora' if adapter.rslora else ''}"
+    usual = "1 to 4" if adapter.rslora else f"{adapter.rank / 2:g} to {adapter.rank}"
     if scale > LARGEST_SCALE:
         return [f"{sizes}: what is learned acts {scale:.0f} times as strong, and breaks pictures. Try {usual}."]
     if scale < SMALLEST_SCALE:
@@ -81,6 +89,7 @@ def _about_scale(config: LoRAConfig) -> list[str]:
 
 
 def _about_views(config: LoRAConfig, dataset: Dataset) -> list[str]:
+    optimization = config.optimization
     own = [picture for picture in dataset.pictures if not picture.is_regularisation]
     resolutions = dataset.settings.resolutions()
     buckets: Counter[tuple[int, int]] = Counter()
@@ -89,19 +98,20 @@ def _about_views(config: LoRAConfig, dataset: Dataset) -> list[str]:
             buckets[fit.width, fit.height] += picture.repeats
     fullest = max(buckets.values())
     notes = []
-    if config.batch_size > fullest:
+    if optimization.batch_size > fullest:
         notes.append(
-            f"batch_size is {config.batch_size}, but no bucket has more than {fullest} pictures, repeats included: "
-            f"no batch is ever full. Lower batch_size to {fullest}, raise repeats, or crop pictures to fewer shapes."
+            f"batch_size is {optimization.batch_size}, but no bucket has more than {fullest} pictures, repeats "
+            f"included: no batch is ever full. Lower batch_size to {fullest}, raise repeats, or crop pictures to "
+            "fewer shapes."
         )
-    if config.epochs:
-        views = config.epochs * len(resolutions) * sum(picture.repeats for picture in own)
+    if optimization.epochs:
+        views = optimization.epochs * len(resolutions) * sum(picture.repeats for picture in own)
     else:
-        views = config.steps * config.gradient_accumulation * min(config.batch_size, fullest)
+        views = optimization.steps * optimization.gradient_accumulation * min(optimization.batch_size, fullest)
         views //= 1 if len(own) == len(dataset.pictures) else 2  # every other one is for regularisation
     each = views // len(own)
     if each > MOST_VIEWS:
-        name, planned = ("epochs", config.epochs) if config.epochs else ("steps", config.steps)
+        name, planned = ("epochs", optimization.epochs) if optimization.epochs else ("steps", optimization.steps)
         notes.append(
             f"{len(own)} pictures are shown about {each} times each: a LoRA then repeats its pictures instead of their "
             f"subject. Try more pictures, or {name} {max(1, planned * GOOD_VIEWS // each)}."
@@ -159,14 +169,17 @@ def _about_captions(dataset: Dataset) -> list[str]:
 
 
 def _about_sampling(config: LoRAConfig) -> list[str]:
-    if not config.sample_every:
+    run = config.run
+    if not run.sample_every:
         return []
-    guided = 1 if config.sample_guidance == 1 else 2
-    drawing = len(config.sample_prompts) * config.sample_steps * guided  # forward passes
-    training = config.sample_every * config.batch_size * config.gradient_accumulation * 3  # backward: as two
+    guided = 1 if run.sample_guidance == 1 else 2
+    drawing = len(run.sample_prompts) * run.sample_steps * guided  # forward passes
+    training = (
+        run.sample_every * config.optimization.batch_size * config.optimization.gradient_accumulation * 3
+    )  # backward: as two
     if drawing <= training:
         return []
     return [
-        f"sample_every is {config.sample_every}: drawing the samples takes about {drawing / training:.0f} times as "
-        f"long as the training. Try {max(50, 4 * config.sample_every * drawing // training)}, or fewer prompts."
+        f"sample_every is {run.sample_every}: drawing the samples takes about {drawing / training:.0f} times as "
+        f"long as the training. Try {max(50, 4 * run.sample_every * drawing // training)}, or fewer prompts."
     ]

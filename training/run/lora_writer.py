@@ -66,7 +66,7 @@ class Maker:
         )  # fmt: skip
         metadata = lora_metadata(self.config, facts, data_facts(self.dataset))
         layers = {names.kohya: names for names in self.names.values()}
-        return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers, self.config.save_precision)
+        return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers, self.config.run.save_precision)
 
     def save(self, lora: LoRAModel, step: int, suffix: str = "") -> Path:
         """Writes a file on the way, and gives where it lies.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Origin:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.recipe).items()}
+        recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in self.recipe.flat().items()}
         return {"recipe": recipe, "dataset": dict(self.dataset), "models": dict(self.models)}
 
 

@@ -67,7 +67,7 @@ class Keeper:
         self.learner: Learner | None = None
         """None: there is nothing to keep"""
         self.samples: list[SamplePicture] = []
-        self.validations = Validations(patience=self.config.validation_patience)
+        self.validations = Validations(patience=self.config.run.validation_patience)
         self.best: dict[str, torch.Tensor] = {}
         """the LoRA of the best validation, where it is to be kept"""
         self.rate_changes: list[tuple[int, float]] = []
@@ -88,7 +88,7 @@ class Keeper:
     @property
     def is_checkpoint_due(self) -> bool:
         """Whether the last one is as old as the recipe lets it become."""
-        return time.monotonic() - self.checkpointed_at >= 60.0 * self.config.checkpoint_minutes
+        return time.monotonic() - self.checkpointed_at >= 60.0 * self.config.run.checkpoint_minutes
 
     def rate_factor_at(self, step: int) -> float:
         """What the recipe's learning rate is multiplied by at a step."""
@@ -225,7 +225,7 @@ class Keeper:
     def validated(self, step: int, loss: float) -> None:
         """The held-out pictures were looked at."""
         self.validations.losses = [each for each in self.validations.losses if each[0] != step]
-        if self.validations.add(step, loss) and self.config.keep_best:
+        if self.validations.add(step, loss) and self.config.run.keep_best:
             self.best = self._tensors()
         self.events.validated(step, loss)
         if math.isfinite(loss):
@@ -287,7 +287,7 @@ class Keeper:
             self.events.losses, self.events.elapsed, self.rate_changes, self.controls.sample_prompts,
             self.validations.losses, self.is_over or is_last, self.looked_at, self.best, self.steps_back,
         )  # fmt: skip
-        path = self.folder.checkpoint(past.put_into(*self.learner.state()), self.config.keep_checkpoints)
+        path = self.folder.checkpoint(past.put_into(*self.learner.state()), self.config.run.keep_checkpoints)
         self.checkpointed_at = time.monotonic()
         if path is not None:
             self.events.mark(self.steps, "checkpoint")
@@ -305,7 +305,7 @@ class Keeper:
     def way_back(self, error: Diverged) -> State | None:
         """The checkpoint to go back to after a divergence, if the run may; those that are no good are deleted."""
         forget(self.folder.checkpoints, error.spoilt)
-        if self.config.on_divergence != "step back" or self.steps_back >= MOST_STEPS_BACK:
+        if self.config.run.on_divergence != "step back" or self.steps_back >= MOST_STEPS_BACK:
             return None
         # From the very step before it would take the same step again: no rate changes its gradients.
         return newest_state(self.folder.checkpoints, before=error.step - 1)[0]

@@ -9,7 +9,7 @@ import torch
 
 from ..adapters import Adapter
 from ..adapters.attach import describe
-from ..config import LoRAConfig
+from ..config import DEFAULTS, LoRAConfig
 from ..data.dataset import Dataset, bucket_table, upscaled
 from ..lora.metadata import DataFacts, Folder
 
@@ -37,13 +37,13 @@ def run_report(
     buckets = ", ".join(f"{w} x {h}: {count}" for (w, h), count in bucket_table(dataset).items())
     window = max(1, len(losses) // 10)
     lines = [
-        f"LoRA {name}: {describe(adapters)}, {_size(config)}, seed {config.seed}",
+        f"LoRA {name}: {describe(adapters)}, {_size(config)}, seed {config.run.seed}",
         f"Base: {base}",
         f"Data: {len(dataset.pictures) - prior} pictures"
         + (f" and {prior} for regularisation" if prior else "")
         + f"; buckets {buckets}",
-        f"Steps: {len(losses)} of batch {config.batch_size}"
-        + (f" x {config.gradient_accumulation}" if config.gradient_accumulation > 1 else "")
+        f"Steps: {len(losses)} of batch {config.optimization.batch_size}"
+        + (f" x {config.optimization.gradient_accumulation}" if config.optimization.gradient_accumulation > 1 else "")
         + f" in {seconds:.0f} s, {len(losses) / max(seconds, 1e-9):.2f} steps a second, preparation included",
         f"Loss: {_mean(losses[-window:]):.4f} on average over the last {window} steps, "
         f"{_mean(losses[:window]):.4f} over the first",
@@ -63,36 +63,39 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
         prediction: eps, v or flow.
         has_convolutions: whether convolutions larger than 1x1 are trained.
     """
-    default = LoRAConfig()
+    objective = config.objective
+    values = config.flat()
 
     def is_set(*names: str) -> list[str]:
-        return [name for name in names if getattr(config, name) != getattr(default, name)]
+        return [name for name in names if values[name] != DEFAULTS[name]]
 
     idle: list[tuple[list[str], str]] = []
     if prediction == "flow":
         idle.append((is_set("min_snr_gamma", "debiased_estimation"), "on a flow model"))
-    shifted = config.timestep_sampling == "shift" or (config.timestep_sampling == "auto" and prediction == "flow")
+    shifted = objective.timestep_sampling == "shift" or (objective.timestep_sampling == "auto" and prediction == "flow")
     if not shifted:
         idle.append((is_set("timestep_shift"), "without the timestep_sampling shift"))
-    if config.timestep_sampling == "uniform" or (config.timestep_sampling == "auto" and prediction != "flow"):
+    if objective.timestep_sampling == "uniform" or (objective.timestep_sampling == "auto" and prediction != "flow"):
         idle.append((is_set("logit_mean", "logit_std"), "on uniform timesteps"))
     if not has_convolutions:
         idle.append((is_set("conv_rank", "conv_alpha"), "without convolutions among the targets"))
-    if config.adapter != "lokr":
-        idle.append((is_set("lokr_factor"), f"on {config.adapter}"))
-    if config.loss == "l2":
+    if config.adapter.kind != "lokr":
+        idle.append((is_set("lokr_factor"), f"on {config.adapter.kind}"))
+    if objective.loss == "l2":
         idle.append((is_set("huber_c", "huber_schedule"), "on the loss l2"))
-    if not config.multires_noise_iterations:
+    if not objective.multires_noise_iterations:
         idle.append((is_set("multires_noise_discount"), "without multires_noise_iterations"))
     notes = [f"{name} has no effect {where}." for names, where in idle for name in names]
-    if config.zero_terminal_snr:
+    if objective.zero_terminal_snr:
         notes.append(
             "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
             "between the model and the sampler."
         )
-    if config.optimizer == "schedule_free" and config.scheduler != "constant":
-        notes.append(f"schedule_free is meant to go with the scheduler constant, and goes with {config.scheduler}.")
-    if config.adapter == "oft":
+    if config.optimization.optimizer == "schedule_free" and config.optimization.scheduler != "constant":
+        notes.append(
+            f"schedule_free is meant to go with the scheduler constant, and goes with {config.optimization.scheduler}."
+        )
+    if config.adapter.kind == "oft":
         notes.append(
             "alpha has no effect on OFT. ComfyUI applies the strength of an OFT file twice: 0.7 acts as 0.5, 1 as 1."
         )
@@ -130,9 +133,12 @@ def _tags(dataset: Dataset, indices: Sequence[int]) -> dict[str, int]:
 
 
 def _size(config: LoRAConfig) -> str:
-    size = f"rank {config.rank}, alpha {config.alpha:g}"
-    if config.conv_rank or config.conv_alpha:
-        size += f", convolutions rank {config.conv_rank or config.rank}, alpha {config.conv_alpha or config.alpha:g}"
+    adapter = config.adapter
+    size = f"rank {adapter.rank}, alpha {adapter.alpha:g}"
+    if adapter.conv_rank or adapter.conv_alpha:
+        size += (
+            f", convolutions rank {adapter.conv_rank or adapter.rank}, alpha {adapter.conv_alpha or adapter.alpha:g}"
+        )
     return size
 
 

@@ -42,11 +42,11 @@ class Sampler:
         """
         config = self.config
         shape = (1, *host.latent_shape(self.model, self.vae, self.side, self.side))
-        noise = torch.randn(shape, generator=tensor_generator(config.seed, number, "sample")).to(self.device)
-        sigmas = host.sampler_sigmas(twin, config.sample_steps)
+        noise = torch.randn(shape, generator=tensor_generator(config.run.seed, number, "sample")).to(self.device)
+        sigmas = host.sampler_sigmas(twin, config.run.sample_steps)
         # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
         distilled = host.takes_guidance(self.model)
-        guidance, cfg = (config.sample_guidance, 1.0) if distilled else (None, config.sample_guidance)
+        guidance, cfg = (config.run.sample_guidance, 1.0) if distilled else (None, config.run.sample_guidance)
         cond, uncond = (host.batch_conds(twin, [each], noise, guidance) for each in (told, untold))
         start = host.start_noise(twin, sigmas[0], noise)
         latent = euler(predict, start, sigmas, cond, uncond, cfg)

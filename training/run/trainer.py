@@ -84,7 +84,7 @@ def train_lora(
     """
     if not any(not picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
-    with host.training_mode(), deterministic_kernels(config.deterministic), open_cache() or nullcontext() as cache:
+    with host.training_mode(), deterministic_kernels(config.run.deterministic), open_cache() or nullcontext() as cache:
         run = _Run(model, clip, vae, dataset, config, name, start)
         with run.kept_from(previous, workflow, cache):
             host.check_compatible(run.model, run.clip, vae)
@@ -114,10 +114,10 @@ class _Run:
         self.names = host.layer_names(self.model, self.clip)
         if self.start is not None:
             self._continue(self.start)
-        self.trains_text = self.config.text_encoder_learning_rate > 0
+        self.trains_text = self.config.optimization.text_encoder_learning_rate > 0
         self.family = host.family(self.model)
         self.device = host.training_device(self.model)
-        if self.config.zero_terminal_snr and self.family.prediction == "v":
+        if self.config.objective.zero_terminal_snr and self.family.prediction == "v":
             self.family = replace(self.family, sigmas=zero_terminal_sigmas(self.family.sigmas))
         self.dataset, self.held_out = hold_out(self.dataset, self.config)
         self.builder = Builder(
@@ -127,12 +127,10 @@ class _Run:
         self.dtype = self.builder.dtype
         self._check_recipe()
         self.plan = Plan(self.dataset, self.config)
-        if self.config.warmup_steps(self.plan.steps) >= self.plan.steps:
-            raise_if_any(
-                "LoRA Config",
-                [f"warmup is {self.config.warmup:g} of {self.plan.steps} steps: it must end before the run does."],
-            )
-        self.controls = Controls(self.config.sample_prompts)
+        if self.config.optimization.warmup_steps(self.plan.steps) >= self.plan.steps:
+            warmup = f"warmup is {self.config.optimization.warmup:g} of {self.plan.steps} steps"
+            raise_if_any("LoRA Config", [f"{warmup}: it must end before the run does."])
+        self.controls = Controls(self.config.run.sample_prompts)
         self.progress = host.progress_bar(self.plan.steps)
         self.is_sized = host.wants_size_conditioning(self.model)
         self.sampler = Sampler(self.model, self.vae, self.config, self.dataset.settings.resolution, self.device)
@@ -157,9 +155,9 @@ class _Run:
 
     def _check_recipe(self) -> None:
         """Refuses, before anything is encoded, what could not be trained; notes what has no effect."""
-        config, rules = self.config, parse_layer_rules(self.config.layer_rules)
+        config, rules = self.config, parse_layer_rules(self.config.adapter.layer_rules)
         problems = []
-        if config.zero_terminal_snr and self.family.prediction != "v":
+        if config.objective.zero_terminal_snr and self.family.prediction != "v":
             problems.append(
                 f"zero_terminal_snr is on, but the model predicts {self.family.prediction}: "
                 "only v-prediction models can start from pure noise. Turn it off."
@@ -174,9 +172,11 @@ class _Run:
         targets: list[Target] = self.builder.targets_of(self.model.model, text_encoder)
         if self.start is None:
             check_layer_rules(rules, [target.name for target in targets])
-        check_dropout(self.adapters.values() or [KINDS[config.adapter]], config)
-        rates = {config.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
-        check_optimizer(config, sorted(rates | ({config.text_encoder_learning_rate} if self.trains_text else set())))
+        check_dropout(self.adapters.values() or [KINDS[config.adapter.kind]], config.adapter)
+        rates = {config.optimization.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
+        check_optimizer(
+            config, sorted(rates | ({config.optimization.text_encoder_learning_rate} if self.trains_text else set()))
+        )
         self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
         self.notes += advice(config, host.base_version(self.model)[0], self.dataset)
 
@@ -207,8 +207,8 @@ class _Run:
             host.raise_if_interrupted()
             self.kept.events.preparing("encoding", done + 1, total, what)
 
-        prompts = ["", *self.controls.sample_prompts] if self.config.sample_every else []
-        may_differ = self.device.type == "cuda" and not self.config.deterministic
+        prompts = ["", *self.controls.sample_prompts] if self.config.run.sample_every else []
+        may_differ = self.device.type == "cuda" and not self.config.run.deterministic
         given = self.model, self.clip, self.vae, on_progress, cache, not self.trains_text, may_differ
         encoded = encode_samples(self.dataset, self.plan.all_samples(), prompts, *given)
         self.feed = Feed(Told(self.clip, self.dataset, encoded, self.is_sized), self.plan, self.family, self.config)
@@ -255,7 +255,7 @@ class _Run:
 
     def _train(self, learner: Learner) -> None:
         """Trains to the end, going back to the last good checkpoint where it diverges and the recipe says so."""
-        if self.config.on_divergence == "step back" and self.kept.steps == 0:
+        if self.config.run.on_divergence == "step back" and self.kept.steps == 0:
             self.kept.checkpoint()
         while not self.kept.is_over:
             try:
@@ -269,9 +269,11 @@ class _Run:
 
     def _train_on(self, learner: Learner, start: int) -> None:
         config, steps, nets, kept = self.config, self.plan.steps, learner.nets, self.kept
-        order = ((step, micro) for step in range(start, steps) for micro in range(config.gradient_accumulation))
+        order = (
+            (step, micro) for step in range(start, steps) for micro in range(config.optimization.gradient_accumulation)
+        )
         with prefetched(partial(self.feed.batch, nets), order, self.device) as made_at:
-            if config.sample_every and start == 0:
+            if config.run.sample_every and start == 0:
                 self._sample(learner, 0)
             kept.events.started()
             if kept.looked_at < start and self._is_due_at(start) and self._on_pause(learner, start):
@@ -280,14 +282,14 @@ class _Run:
             def batch_at(step: int, micro: int) -> Batch:
                 host.raise_if_interrupted()
                 self.progress(kept.steps)
-                draw_dropout(nets.adapters, config, step, micro)
+                draw_dropout(nets.adapters, config.adapter, config.run.seed, step, micro)
                 return self.feed.with_live_text(nets, made_at(step, micro), step, micro)
 
             def on_step(step: int, loss: float, rate: float) -> None:
                 if step > FEWEST_LOSSES and loss > EXPLODED * kept.events.largest > 0:
                     kept.learner = None  # it has made that step, and is nothing to keep
                     what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
-                    raise Diverged(what, step, config.learning_rate)
+                    raise Diverged(what, step, config.optimization.learning_rate)
                 kept.step(step, loss, rate)
 
             train(
@@ -303,15 +305,15 @@ class _Run:
         return self._samples_at(step) or self._saves_at(step) or self._validates_at(step)
 
     def _samples_at(self, step: int) -> bool:
-        every = self.config.sample_every
+        every = self.config.run.sample_every
         return every > 0 and (step % every == 0 or step == self.plan.steps)
 
     def _saves_at(self, step: int) -> bool:
-        every = self.config.save_every
+        every = self.config.run.save_every
         return every > 0 and step % every == 0 and step < self.plan.steps
 
     def _validates_at(self, step: int) -> bool:
-        every = self.config.validation_every
+        every = self.config.run.validation_every
         return self.held_out is not None and (step % every == 0 or step == self.plan.steps)
 
     def _on_pause(self, learner: Learner, step: int) -> bool:
@@ -372,7 +374,7 @@ class _Run:
         with learner.in_use(), torch.no_grad():
             for number, sample in enumerate(samples_of(told.dataset)):
                 host.raise_if_interrupted()
-                batch = noised(told.encoded.latent(sample), self.family, self.config.seed, number)
+                batch = noised(told.encoded.latent(sample), self.family, self.config.run.seed, number)
                 conds = [told.by(nets, sample)] * len(batch.x_0)
                 cond = host.batch_conds(nets.model, conds, batch.x_0, host.training_guidance(nets.model))
                 batches.append(on_device(replace(batch, cond=cond), self.device))
@@ -399,8 +401,8 @@ class _Run:
             f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
         )
-        if self.config.base_precision != "as loaded":
-            base += f", linear weights in {self.config.base_precision}"
+        if self.config.run.base_precision != "as loaded":
+            base += f", linear weights in {self.config.run.base_precision}"
         return run_report(
             self.name, self.config, self.dataset, self.adapters, self.kept.events.losses, self.kept.events.elapsed,
             base, self.device, self.notes,

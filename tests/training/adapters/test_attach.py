@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import comfy.ops
@@ -34,7 +33,7 @@ from torch import nn
 from models import hooks, randomise, sd15, sdxl
 
 ATTENTION, FEED_FORWARD, BLOCKS, ALL, STYLE, CONTENT = TARGETS
-CONFIG = LoRAConfig(rank=2, alpha=1.0, targets=ALL, seed=3)
+CONFIG = LoRAConfig.of(rank=2, alpha=1.0, targets=ALL, seed=3)
 META = {"device": "meta", "dtype": torch.bfloat16, "operations": comfy.ops.disable_weight_init}
 
 
@@ -46,8 +45,12 @@ class Base(nn.Module):
         self.diffusion_model = diffusion_model
 
 
+def adapters_of(found, config: LoRAConfig) -> dict:
+    return make_adapters(found, config.adapter, config.run.seed)
+
+
 def with_(**changes) -> LoRAConfig:
-    return dataclasses.replace(CONFIG, **changes)
+    return CONFIG.changed(**changes)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def small() -> Base:
 
 def learned(found, config: LoRAConfig = CONFIG):
     """Adapters all of whose parameters have moved."""
-    adapters, generator = make_adapters(found, config), torch.Generator().manual_seed(0)
+    adapters, generator = adapters_of(found, config), torch.Generator().manual_seed(0)
     for adapter in adapters.values():
         for parameter in adapter.parameters():
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -261,19 +264,19 @@ def test_other_text_encoders_are_refused() -> None:
 
 def test_each_layer_has_its_rank_and_alpha(small: Base) -> None:
     found = find_targets(small, ALL)
-    convolution, linear = make_adapters(found, with_(conv_rank=3, conv_alpha=6.0)).values()
+    convolution, linear = adapters_of(found, with_(conv_rank=3, conv_alpha=6.0)).values()
     assert (convolution.rank, convolution.alpha, linear.rank, linear.alpha) == (3, 6.0, 2, 1.0)
-    convolution, linear = make_adapters(found, CONFIG).values()
+    convolution, linear = adapters_of(found, CONFIG).values()
     assert (convolution.rank, convolution.alpha, linear.rank, linear.alpha) == (2, 1.0, 2, 1.0)
 
 
 def test_a_convolution_of_size_one_counts_as_linear() -> None:
     found = find_targets(Base(nn.Sequential(nn.Conv2d(4, 4, 1))), ALL)
-    assert [adapter.rank for adapter in make_adapters(found, with_(conv_rank=7)).values()] == [2]
+    assert [adapter.rank for adapter in adapters_of(found, with_(conv_rank=7)).values()] == [2]
 
 
 def test_rslora_scales_by_the_root_of_the_rank(small: Base) -> None:
-    for adapter in make_adapters(find_targets(small, ALL), with_(rslora=True, rank=9, alpha=6.0)).values():
+    for adapter in adapters_of(find_targets(small, ALL), with_(rslora=True, rank=9, alpha=6.0)).values():
         assert adapter.scale == pytest.approx(6.0 / math.sqrt(9))
         assert adapter.tensors()["alpha"] / adapter.rank == pytest.approx(6.0 / math.sqrt(9))
 
@@ -281,7 +284,7 @@ def test_rslora_scales_by_the_root_of_the_rank(small: Base) -> None:
 def test_layer_rules_set_rank_alpha_and_learning_rate(small: Base) -> None:
     found = find_targets(small, ALL)
     rules = "* lr=0.5\n2 rank=5 alpha=10 lr=0.1"
-    adapters = make_adapters(found, with_(layer_rules=rules))
+    adapters = adapters_of(found, with_(layer_rules=rules))
     convolution, linear = adapters.values()
     assert (convolution.rank, convolution.scale, linear.rank, linear.scale) == (2, 0.5, 5, 2.0)
     groups = adapters_by_rate(adapters, 1e-3, parse_layer_rules(rules))
@@ -289,47 +292,47 @@ def test_layer_rules_set_rank_alpha_and_learning_rate(small: Base) -> None:
 
 
 def test_layers_of_one_learning_rate_are_one_group(small: Base) -> None:
-    ((rate, members),) = adapters_by_rate(make_adapters(find_targets(small, ALL), CONFIG), 1e-3, ()).items()
+    ((rate, members),) = adapters_by_rate(adapters_of(find_targets(small, ALL), CONFIG), 1e-3, ()).items()
     assert len(members) == 2 and rate == 1e-3
 
 
 def test_a_rank_of_zero_leaves_the_layer_out(small: Base) -> None:
     found = find_targets(small, ALL)
-    adapters = make_adapters(found, with_(layer_rules="diffusion_model.0 rank=0"))
+    adapters = adapters_of(found, with_(layer_rules="diffusion_model.0 rank=0"))
     assert list(adapters) == ["diffusion_model.2.weight"]
     with attached(found, adapters):
         assert "forward" not in vars(found[0].module) and "forward" in vars(found[1].module)
     with pytest.raises(InputError, match="every layer rank=0"):
-        make_adapters(found, with_(layer_rules="* rank=0"))
+        adapters_of(found, with_(layer_rules="* rank=0"))
 
 
 def test_rules_are_judged_over_all_targets_together(small: Base, xl) -> None:
     found, text = find_targets(small, ALL), find_text_targets(xl.clip.cond_stage_model)
     config = with_(layer_rules="clip_g.* rank=4")
     with pytest.raises(InputError, match=r"clip_g\.\*"):
-        make_adapters(found, config)
-    ranks = {key.split(".")[0]: adapter.rank for key, adapter in make_adapters([*found, *text], config).items()}
+        adapters_of(found, config)
+    ranks = {key.split(".")[0]: adapter.rank for key, adapter in adapters_of([*found, *text], config).items()}
     assert ranks == {"diffusion_model": 2, "clip_l": 2, "clip_g": 4}
 
 
 @pytest.mark.parametrize(("kind", "field"), [("lokr", "rank_dropout"), ("oft", "rank_dropout"), ("oft", "dropout")])
 def test_a_dropout_that_has_no_place_is_refused(small: Base, kind: str, field: str) -> None:
     with pytest.raises(InputError, match=rf"\b{field} is 0.1, but {kind}"):
-        make_adapters(find_targets(small, ALL), with_(adapter=kind, **{field: 0.1}))
+        adapters_of(find_targets(small, ALL), with_(adapter=kind, **{field: 0.1}))
 
 
 def test_dropouts_that_have_a_place_are_taken(small: Base) -> None:
     found = find_targets(small, ALL)
     for kind in ADAPTERS:
-        adapters = make_adapters(found, with_(adapter=kind, module_dropout=0.1))
+        adapters = adapters_of(found, with_(adapter=kind, module_dropout=0.1))
         assert {adapter.kind for adapter in adapters.values()} == {kind}
-    check_dropout(make_adapters(found, CONFIG).values(), with_(dropout=0.1, rank_dropout=0.1))
+    check_dropout(adapters_of(found, CONFIG).values(), with_(dropout=0.1, rank_dropout=0.1).adapter)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
 def test_adapters_follow_from_the_seed(small: Base, kind: str) -> None:
     found = find_targets(small, ALL)
-    one, same, other = (make_adapters(found, with_(adapter=kind, seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (adapters_of(found, with_(adapter=kind, seed=seed)) for seed in (1, 1, 2))
     for key in one:
         a, b, c = (adapters[key].tensors() for adapters in (one, same, other))
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -339,17 +342,17 @@ def test_adapters_follow_from_the_seed(small: Base, kind: str) -> None:
 def test_an_adapter_does_not_know_the_others(small: Base) -> None:
     found = find_targets(small, ALL)
     key = found[1].key
-    alone, together = make_adapters(found[1:], CONFIG)[key], make_adapters(found, CONFIG)[key]
+    alone, together = adapters_of(found[1:], CONFIG)[key], adapters_of(found, CONFIG)[key]
     assert isinstance(alone, LoRA) and isinstance(together, LoRA) and torch.equal(alone.down, together.down)
 
 
 def test_a_description_counts_layers_and_parameters(small: Base, xl) -> None:
     found, text = find_targets(small, ALL), find_text_targets(xl.clip.cond_stage_model)
-    adapters = make_adapters(found, CONFIG)
+    adapters = adapters_of(found, CONFIG)
     assert describe(adapters) == "lora on 2 layers, 202 parameters"
-    both = adapters | make_adapters(text[:1], with_(adapter="dora"))
+    both = adapters | adapters_of(text[:1], with_(adapter="dora"))
     assert describe(both) == "lora on 2 layers, 202 parameters; dora on 1 layer, 160 parameters in the text encoders"
-    assert describe(make_adapters(text[:1], CONFIG)) == "lora on 1 layer, 128 parameters in the text encoders"
+    assert describe(adapters_of(text[:1], CONFIG)) == "lora on 1 layer, 128 parameters in the text encoders"
 
 
 # ---------------------------------------------------------------- on and off
@@ -359,7 +362,7 @@ def test_a_description_counts_layers_and_parameters(small: Base, xl) -> None:
 def test_fresh_adapters_change_nothing(small: Base, kind: str) -> None:
     found, x = find_targets(small, ALL), torch.randn(2, 3, 4, 4)
     expected = small.diffusion_model(x)
-    with attached(found, make_adapters(found, with_(adapter=kind))):
+    with attached(found, adapters_of(found, with_(adapter=kind))):
         assert torch.equal(small.diffusion_model(x), expected)
 
 
@@ -402,7 +405,7 @@ def test_a_forward_that_others_have_put_on_stays(small: Base) -> None:
     theirs = small.diffusion_model[0].forward
     small.diffusion_model[0].forward = lambda x: theirs(x) + 1
     patched, expected = small.diffusion_model[0].forward, small.diffusion_model(x)
-    with attached(found, make_adapters(found, CONFIG)):
+    with attached(found, adapters_of(found, CONFIG)):
         assert torch.equal(small.diffusion_model(x), expected)
     assert small.diffusion_model[0].forward is patched and "forward" not in vars(small.diffusion_model[2])
 
@@ -432,9 +435,9 @@ def test_gradients_agree_with_and_without_checkpointing(kind: str) -> None:
             twin = host.trainable_view(model, torch.float32)
             if checkpointed:
                 assert host.checkpoint_blocks(twin)
-            found = find_targets(twin, config.targets)
+            found = find_targets(twin, config.adapter.targets)
             adapters = learned(found, config)
-            draw_dropout(adapters, config, 0, 0)
+            draw_dropout(adapters, config.adapter, config.run.seed, 0, 0)
             generator = torch.Generator().manual_seed(5)
             x, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
             options = host.transformer_options(model)
@@ -469,7 +472,7 @@ def outputs(small: Base, found: list[Target], adapters, config: LoRAConfig, *tim
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), attached(found, adapters):
         for step, micro in times:
-            draw_dropout(adapters, config, step, micro)
+            draw_dropout(adapters, config.adapter, config.run.seed, step, micro)
             yield small.diffusion_model(x)
 
 
@@ -490,7 +493,7 @@ def test_samples_are_drawn_without_dropout(small: Base) -> None:
     adapters, x = learned(found, config), torch.randn(2, 3, 4, 4)
     with torch.no_grad(), attached(found, adapters):
         expected = small.diffusion_model(x)
-        draw_dropout(adapters, config, 0, 0)
+        draw_dropout(adapters, config.adapter, config.run.seed, 0, 0)
         assert not torch.allclose(small.diffusion_model(x), expected)
         clear_dropout(adapters)
         assert torch.equal(small.diffusion_model(x), expected)
@@ -499,9 +502,9 @@ def test_samples_are_drawn_without_dropout(small: Base) -> None:
 def test_module_dropout_leaves_its_share_out_and_never_all(small: Base) -> None:
     found = find_targets(small, ALL)
     config = with_(module_dropout=0.5)
-    adapters, left_out = make_adapters(found, config), []
+    adapters, left_out = adapters_of(found, config), []
     for step in range(400):
-        draw_dropout(adapters, config, step, 0)
+        draw_dropout(adapters, config.adapter, config.run.seed, step, 0)
         left_out.append(sum(adapter.dropped.is_whole for adapter in adapters.values()))
     assert max(left_out) == 1  # of two
     assert sum(left_out) / 400 == pytest.approx(0.75, abs=0.07)  # one of two coins, or both and one comes back
@@ -509,5 +512,5 @@ def test_module_dropout_leaves_its_share_out_and_never_all(small: Base) -> None:
 
 def test_dora_is_dora_on_every_layer_but_those_of_one_row(small: Base) -> None:
     small.diffusion_model.append(nn.Linear(6, 1))
-    kinds = [type(adapter) for adapter in make_adapters(find_targets(small, ALL), with_(adapter="dora")).values()]
+    kinds = [type(adapter) for adapter in adapters_of(find_targets(small, ALL), with_(adapter="dora")).values()]
     assert kinds == [DoRA, DoRA, LoRA]

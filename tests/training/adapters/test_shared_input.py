@@ -194,13 +194,13 @@ class TestWhatIsTaken:
 def gradients(family: str, shared: bool, checkpointing: bool) -> tuple[torch.Tensor, list[list[str]]]:
     """Of all LoRAs on the attention of a small model of a family, and what was computed together."""
     small = FAMILIES[family]()
-    config, said = LoRAConfig(rank=4, alpha=4.0, seed=1), []
+    config, said = LoRAConfig.of(rank=4, alpha=4.0, seed=1), []
     with host.training_mode():
         twin = host.trainable_view(small.model, torch.float32)
         if checkpointing:
             host.checkpoint_blocks(twin)
-        found = find_targets(twin, config.targets)
-        adapters = make_adapters(found, config)
+        found = find_targets(twin, config.adapter.targets)
+        adapters = make_adapters(found, config.adapter, config.run.seed)
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         flat = FlatParameters(adapters.values(), CPU, torch.float32)
@@ -215,7 +215,7 @@ def gradients(family: str, shared: bool, checkpointing: bool) -> tuple[torch.Ten
             if shared:
                 with watched(forwards.values()) as readers:
                     forward().backward()
-                blocks = host.repeated_blocks(twin.diffusion_model) if checkpointing else ()
+                blocks = host.repeated_blocks(twin) if checkpointing else ()
                 block_of = block_names([DIFFUSION_MODEL + name for name, _ in blocks], forwards)
                 keys = {each: key for key, each in forwards.items()}
                 for group in readers.groups(block_of.__getitem__):

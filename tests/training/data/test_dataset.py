@@ -129,10 +129,10 @@ def test_a_plan_shows_every_picture_once_an_epoch_though_regularisation_fills_ot
         *(picture(f"own {n}") for n in range(6)),
         *(picture(f"prior {n}", SQUARE if n % 2 else WIDE, prior=True) for n in range(7)),
     )
-    config = LoRAConfig(epochs=12, batch_size=4, seed=SEED)
+    config = LoRAConfig.of(epochs=12, batch_size=4, seed=SEED)
     plan = Plan(data, config)
     shown = Counter(s.picture for step in range(plan.steps) for s in plan.samples_at(step, 0) if s.picture < 6)
-    assert shown == dict.fromkeys(range(6), config.epochs)
+    assert shown == dict.fromkeys(range(6), config.optimization.epochs)
 
 
 # ---------------------------------------------------------------- what a sample becomes

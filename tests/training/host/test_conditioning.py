@@ -20,7 +20,7 @@ from lora_kiln.training.learning.step import batch_loss
 import models
 
 BATCH = 4
-CONFIG = LoRAConfig(rank=4, alpha=16.0, min_snr_gamma=5.0, precision="fp32", seed=1)
+CONFIG = LoRAConfig.of(rank=4, alpha=16.0, min_snr_gamma=5.0, precision="fp32", seed=1)
 TEXTS = ["a red cat", "", "two dogs on a hill", "a house"]
 SIZES = [(64, 64, 0, 0), (100, 64, 18, 0), (64, 200, 0, 68), (70, 70, 3, 3)]  # width, height, crop_w, crop_h
 
@@ -44,7 +44,7 @@ def loss_and_gradients(small: models.Small, rows: list[int], family_of=None):
     with host.training_mode():
         twin = host.trainable_view(small.model, torch.float32)
         targets = find_targets(twin, "all linear and convolution")
-        adapters: dict[str, Any] = make_adapters(targets, CONFIG)
+        adapters: dict[str, Any] = make_adapters(targets, CONFIG.adapter, CONFIG.run.seed)
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         options = host.transformer_options(small.model)

@@ -14,7 +14,7 @@ from lora_kiln.training.config import LoRAConfig
 import models
 
 SHAPE = (1, 4, 8, 8)
-LORA = LoRAConfig(rank=2, alpha=2.0, seed=1)
+LORA = LoRAConfig.of(rank=2, alpha=2.0, seed=1)
 
 
 def denoise_by_host(small: models.Small, x: torch.Tensor, sigma: float, text: str) -> tuple[torch.Tensor, ...]:
@@ -209,7 +209,7 @@ class Probe:
         self.twin = host.trainable_view(model, torch.float64)
         self.blocks = host.checkpoint_blocks(self.twin) if checkpointed else []
         self.found = find_targets(self.twin, "all linear and convolution")
-        self.adapters = make_adapters(self.found, LORA)
+        self.adapters = make_adapters(self.found, LORA.adapter, LORA.run.seed)
         for number, adapter in enumerate(self.adapters.values()):
             adapter.up.data = 0.3 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
             adapter.double()

@@ -20,11 +20,11 @@ FAMILY = Family("eps", torch.linspace(0.1, 10.0, 1000))
 def plan(**changes) -> Plan:
     pictures = tuple(Picture(f"{n}", 64, 64, f"caption {n}") for n in range(PICTURES))
     settings = DatasetSettings(resolution=64, bucket_step=16, shortest_side=32, longest_side=128)
-    return Plan(Dataset(pictures, settings), LoRAConfig(**{"epochs": EPOCHS, "batch_size": 2, **changes}))
+    return Plan(Dataset(pictures, settings), LoRAConfig.of(**{"epochs": EPOCHS, "batch_size": 2, **changes}))
 
 
 def all_samples(a_plan: Plan) -> list:
-    accumulation = a_plan.config.gradient_accumulation
+    accumulation = a_plan.config.optimization.gradient_accumulation
     return [s for step in range(a_plan.steps) for micro in range(accumulation) for s in a_plan.samples_at(step, micro)]
 
 
@@ -58,14 +58,14 @@ def test_epochs_are_counted_with_accumulation() -> None:
 
 
 def test_noise_follows_from_the_seed() -> None:
-    one, same = batch(LoRAConfig(seed=1)), batch(LoRAConfig(seed=1))
+    one, same = batch(LoRAConfig.of(seed=1)), batch(LoRAConfig.of(seed=1))
     assert torch.equal(one.noise, same.noise) and torch.equal(one.sigma, same.sigma)
 
 
 @pytest.mark.parametrize("other", [dict(seed=2), dict(step=1), dict(micro=1)])
 def test_another_seed_step_or_pass_has_other_noise(other: dict) -> None:
-    config = LoRAConfig(seed=other.pop("seed", 1))
-    one, another = batch(LoRAConfig(seed=1)), batch(config, **other)
+    config = LoRAConfig.of(seed=other.pop("seed", 1))
+    one, another = batch(LoRAConfig.of(seed=1)), batch(config, **other)
     assert not torch.equal(one.noise, another.noise) and not torch.equal(one.sigma, another.sigma)
 
 
@@ -81,7 +81,7 @@ def test_a_slots_noise_does_not_depend_on_the_batch_size() -> None:
 
 def test_noise_does_not_touch_the_global_state() -> None:
     before = torch.get_rng_state()
-    batch(LoRAConfig(noise_offset=0.1))
+    batch(LoRAConfig.of(noise_offset=0.1))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -94,7 +94,7 @@ def test_a_batch_has_its_parts_in_order() -> None:
 
 
 def test_plain_noise_is_gaussian_and_its_level_even() -> None:
-    made = batch(LoRAConfig(seed=5), step=2, micro=1)
+    made = batch(LoRAConfig.of(seed=5), step=2, micro=1)
     key = (5, 2, 1, 2)
     index = torch.randint(0, 1000, (), generator=tensor_generator(*key, "sigma"))
     assert torch.equal(made.noise[2], torch.randn(LATENT, generator=tensor_generator(*key, "noise")))
@@ -109,7 +109,7 @@ def test_samples_without_a_mask_count_whole() -> None:
 
 
 def test_input_perturbation_has_the_asked_strength_and_leaves_the_noise_alone() -> None:
-    plain, perturbed = batch(LoRAConfig()), batch(LoRAConfig(ip_noise_gamma=0.1))
+    plain, perturbed = batch(LoRAConfig()), batch(LoRAConfig.of(ip_noise_gamma=0.1))
     assert torch.equal(plain.noise, perturbed.noise) and torch.equal(plain.sigma, perturbed.sigma)
     assert perturbed.perturbation is not None and perturbed.perturbation.shape == perturbed.noise.shape
     assert perturbed.perturbation.std() == pytest.approx(0.1, rel=0.1)
@@ -118,8 +118,8 @@ def test_input_perturbation_has_the_asked_strength_and_leaves_the_noise_alone() 
 
 
 def test_multires_noise_lies_under_the_noise_it_would_have_had() -> None:
-    plain = batch(LoRAConfig(noise_offset=0.1))
-    made = batch(LoRAConfig(noise_offset=0.1, multires_noise_iterations=6, multires_noise_discount=0.4))
+    plain = batch(LoRAConfig.of(noise_offset=0.1))
+    made = batch(LoRAConfig.of(noise_offset=0.1, multires_noise_iterations=6, multires_noise_discount=0.4))
     for slot in range(3):
         expected = multires_noise(plain.noise[slot], 6, 0.4, tensor_generator(0, 0, 0, slot, "multires"))
         assert torch.equal(made.noise[slot], expected)
@@ -127,13 +127,13 @@ def test_multires_noise_lies_under_the_noise_it_would_have_had() -> None:
 
 
 def test_timesteps_are_drawn_as_the_config_says() -> None:
-    made = batch(LoRAConfig(min_timestep=100, max_timestep=101))
+    made = batch(LoRAConfig.of(min_timestep=100, max_timestep=101))
     assert torch.equal(made.sigma, FAMILY.sigmas[100].expand(3))
 
 
 def sigmas_of_flow(**changes) -> torch.Tensor:
     flow = Family("flow", torch.linspace(0.001, 1.0, 1000), shift=3.0)
-    config = LoRAConfig(**changes)
+    config = LoRAConfig.of(**changes)
     latents = [torch.zeros(LATENT)] * 200
     return make_batch(latents, [1.0] * 200, [None] * 200, lambda x: x, flow, config, 0, 0).sigma
 

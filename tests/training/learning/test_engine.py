@@ -17,7 +17,7 @@ from torch import nn
 
 pytestmark = pytest.mark.gpu
 FAMILY = Family("eps", torch.linspace(0.5, 2.0, 10))
-CONFIG = LoRAConfig(learning_rate=0.01)
+CONFIG = LoRAConfig.of(learning_rate=0.01)
 
 
 class Net(nn.Module):

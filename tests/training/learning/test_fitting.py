@@ -1,7 +1,5 @@
 """What is tried when memory is short, and that it is the same step."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from lora_kiln.training import host
@@ -17,8 +15,8 @@ from lora_kiln.training.learning.step import Step
 import models
 
 ASKED = Placement(checkpointing=False, pictures=4)
-CONFIG = LoRAConfig(rank=4, learning_rate=1e-3, batch_size=4, targets="attention and feed-forward")
-DROPPING = replace(CONFIG, rank_dropout=0.5, module_dropout=0.3)
+CONFIG = LoRAConfig.of(rank=4, learning_rate=1e-3, batch_size=4, targets="attention and feed-forward")
+DROPPING = CONFIG.changed(rank_dropout=0.5, module_dropout=0.3)
 
 
 class Small(EagerEngine):
@@ -49,8 +47,8 @@ def run(
     small, said = models.sdxl(), []
     with host.training_mode():
         twin = host.trainable_view(small.model, torch.float32)
-        targets = find_targets(twin, config.targets)
-        adapters = make_adapters(targets, config)
+        targets = find_targets(twin, config.adapter.targets)
+        adapters = make_adapters(targets, config.adapter, config.run.seed)
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         flat = FlatParameters(adapters.values(), torch.device("cpu"), torch.float32)
@@ -64,7 +62,7 @@ def run(
         engine = FittingEngine(inner, most, may_split, said.append, adapters.values())
         with attached(targets, adapters):
             for number in range(batches):
-                draw_dropout(adapters, config, 0, number)
+                draw_dropout(adapters, config.adapter, config.run.seed, 0, number)
                 engine.accumulate(batch(small, twin, number))
             return flat.values.grad.clone(), engine.step.loss.item(), inner, said
 

@@ -45,8 +45,10 @@ def batch_at(step: int, micro: int, size: int = BATCH) -> Batch:
 
 def run(net: Net, steps: int = STEPS, batches=batch_at, on_step=None, **changes) -> list[tuple[int, float, float]]:
     """Trains the net; gives what on_step heard."""
-    config = LoRAConfig(**{**RECIPE, **changes})
-    optimizer = make_optimizer(config, [{"params": list(net.parameters()), "learning_rate": config.learning_rate}])
+    config = LoRAConfig.of(**{**RECIPE, **changes})
+    optimizer = make_optimizer(
+        config, [{"params": list(net.parameters()), "learning_rate": config.optimization.learning_rate}]
+    )
     heard: list[tuple[int, float, float]] = []
 
     def on_step_done(*step) -> None:
@@ -107,7 +109,7 @@ def test_accumulated_batches_are_one_large_batch() -> None:
 def test_gradients_are_clipped_to_their_norm() -> None:
     clipped, free = Net(), Net()
     for net, norm in ((clipped, 1e-3), (free, 0.0)):
-        config = LoRAConfig(**{**RECIPE, "learning_rate": 1.0}, max_grad_norm=norm)
+        config = LoRAConfig.of(**{**RECIPE, "learning_rate": 1.0}, max_grad_norm=norm)
         groups = [{"params": list(layer.parameters()), "learning_rate": 1.0} for layer in net.layers]
         train(engine_of(net, config, torch.optim.SGD(groups)), batch_at, config, 1, lambda *_: None)
     assert (weights(clipped) - weights(Net())).norm() == pytest.approx(1e-3, rel=1e-3)
@@ -120,7 +122,7 @@ def test_each_group_has_its_own_rate() -> None:
         {"params": list(layer.parameters()), "learning_rate": rate}
         for layer, rate in zip(net.layers, (0.01, 0.002), strict=True)
     ]
-    config = LoRAConfig(**{**RECIPE, "scheduler": "linear", "warmup": 10})
+    config = LoRAConfig.of(**{**RECIPE, "scheduler": "linear", "warmup": 10})
     optimizer = make_optimizer(config, groups)
     heard = []
 
@@ -141,7 +143,7 @@ def test_a_condition_may_carry_a_graph() -> None:
         batch = batch_at(step, micro)
         return replace(batch, cond=batch.cond + 3.0 * text)
 
-    config = LoRAConfig(**RECIPE, gradient_accumulation=2)
+    config = LoRAConfig.of(**RECIPE, gradient_accumulation=2)
     groups = [{"params": [*net.parameters()], "learning_rate": 0.01}, {"params": [text], "learning_rate": 0.05}]
     losses: list[float] = []
     engine = engine_of(net, config, make_optimizer(config, groups))
@@ -171,7 +173,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_the_loss_is_the_configs(changes: dict) -> None:
-    config, batch = LoRAConfig(**changes), batch_at(0, 0)
+    config, batch = LoRAConfig.of(**changes), batch_at(0, 0)
     expected = sample_losses(Net(), FAMILY, batch.x_0, batch.noise, batch.sigma, batch.cond, **{
         "huber_schedule": "snr", **changes
     })  # fmt: skip

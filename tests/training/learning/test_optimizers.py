@@ -27,7 +27,7 @@ RATES = {"prodigy": 1.0, "lion": 0.01}
 
 
 def optimizer_of(name: str, parameters, rate: float = RATE, decay: float = 0.0, args: str = "") -> Any:
-    config = LoRAConfig(optimizer=name, learning_rate=rate, weight_decay=decay, optimizer_args=args)
+    config = LoRAConfig.of(optimizer=name, learning_rate=rate, weight_decay=decay, optimizer_args=args)
     return make_optimizer(config, [{"params": list(parameters), "learning_rate": rate}])
 
 
@@ -210,7 +210,7 @@ def test_it_goes_on_from_its_state(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "schedule_free"])
 def test_groups_move_at_their_own_rates(name: str) -> None:
     fast, slow = nn.Parameter(torch.zeros(3, 3)), nn.Parameter(torch.zeros(3, 3))
-    config = LoRAConfig(optimizer=name, learning_rate=1e-3)
+    config = LoRAConfig.of(optimizer=name, learning_rate=1e-3)
     groups = [{"params": [fast], "learning_rate": 1e-3}, {"params": [slow], "learning_rate": 1e-4}]
     optimizer = make_optimizer(config, groups)
     fast.grad, slow.grad = torch.ones(3, 3), torch.ones(3, 3)
@@ -222,7 +222,7 @@ def test_groups_move_at_their_own_rates(name: str) -> None:
 
 def test_prodigy_has_one_rate_for_all() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(2))], "learning_rate": rate} for rate in (1.0, 0.5)]
-    config = LoRAConfig(optimizer="prodigy", learning_rate=1.0)
+    config = LoRAConfig.of(optimizer="prodigy", learning_rate=1.0)
     with pytest.raises(InputError, match="text_encoder_learning_rate"):
         make_optimizer(config, groups)
     for group in groups:

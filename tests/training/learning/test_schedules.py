@@ -15,7 +15,7 @@ STEPS, WARMUP = 60, 12
 
 
 def factors(scheduler: str, warmup: float = 0, steps: int = STEPS, **changes) -> list[float]:
-    config = LoRAConfig(scheduler=scheduler, warmup=warmup, **changes)
+    config = LoRAConfig.of(scheduler=scheduler, warmup=warmup, **changes)
     return [learning_rate_factor(config, step, steps) for step in range(steps)]
 
 

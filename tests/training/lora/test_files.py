@@ -290,7 +290,7 @@ def test_other_kinds_of_another_size_are_not_taken(entries: dict, changes: dict,
 def test_every_layer_of_our_own_files_of_other_kinds_fits(kind: str, small) -> None:
     names = host.layer_names(small.model)
     targets = [each for each in find_targets(small.model.model, "all linear and convolution") if each.key in names]
-    adapters = make_adapters(targets, LoRAConfig(adapter=kind, rank=4, alpha=2.0))
+    adapters = make_adapters(targets, LoRAConfig.of(adapter=kind, rank=4, alpha=2.0).adapter, 0)
     found = read_adapters(lora_tensors(adapters, names), names)
     assert found.unknown == [] and found.kept == {} and found.adapters.keys() == adapters.keys()
 

@@ -166,7 +166,7 @@ def test_metadata_is_text_alone() -> None:
     ],
 )
 def test_metadata_says_what_was_trained(key: str, value: str) -> None:
-    config = LoRAConfig(
+    config = LoRAConfig.of(
         rank=8, alpha=4.0, dropout=0.2, text_encoder_learning_rate=1e-5, optimizer="adamw8bit", warmup=0.1,
         optimizer_args="betas=0.9,0.99", scheduler="constant", loss="huber", multires_noise_iterations=6,
         ip_noise_gamma=0.1, debiased_estimation=True, min_timestep=200, max_timestep=800,
@@ -186,7 +186,7 @@ def test_metadata_says_what_was_trained(key: str, value: str) -> None:
     ],
 )
 def test_the_density_of_timesteps_is_the_one_in_use(sampling: str, prediction: str, written: str | None) -> None:
-    values = metadata(LoRAConfig(timestep_sampling=sampling), prediction=prediction)
+    values = metadata(LoRAConfig.of(timestep_sampling=sampling), prediction=prediction)
     assert values.get("ss_timestep_sampling") == written and values["kiln_timestep_sampling"] == sampling
 
 
@@ -234,7 +234,7 @@ CONVOLUTIONS = {"targets": "all linear and convolution"}
     ],
 )  # fmt: skip
 def test_the_network_is_named_as_the_trainers_name_it(changes: dict, module: str, args: dict) -> None:
-    values = metadata(LoRAConfig(**changes))
+    values = metadata(LoRAConfig.of(**changes))
     assert values["ss_network_module"] == module
     assert json.loads(values["ss_network_args"]) == {"targets": changes.get("targets", "attention"), **args}
 
@@ -246,4 +246,4 @@ def test_transformers_have_networks_of_their_own(version: str, module: str) -> N
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_adapter_has_metadata(adapter: str) -> None:
-    assert metadata(LoRAConfig(adapter=adapter))["ss_network_dim"] == "16"
+    assert metadata(LoRAConfig.of(adapter=adapter))["ss_network_dim"] == "16"

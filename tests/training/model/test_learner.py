@@ -35,7 +35,7 @@ class Workshop:
 
     def __init__(self, **values: Any):
         self.small = models.sdxl()
-        config = LoRAConfig(rank=4, alpha=4.0, batch_size=2, learning_rate=1e-2, seed=1, **values)
+        config = LoRAConfig.of(rank=4, alpha=4.0, batch_size=2, learning_rate=1e-2, seed=1, **values)
         self.said: list[str] = []
         self.builder = Builder(
             self.small.model, self.small.clip, config, host.family(self.small.model),

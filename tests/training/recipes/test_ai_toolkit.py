@@ -16,16 +16,32 @@ def test_a_job_becomes_a_config() -> None:
     recipe = recipes.read(yaml.safe_dump(JOB))
     assert recipe.source == "ai-toolkit job"
     config = recipe.config
-    assert (config.adapter, config.rank, config.alpha) == ("lora", 32, 16.0)
-    assert (config.targets, config.conv_rank, config.conv_alpha) == ("all linear and convolution", 8, 4.0)
-    assert (config.batch_size, config.steps, config.gradient_accumulation) == (2, 900, 4)
-    assert (config.learning_rate, config.text_encoder_learning_rate) == (2e-4, 0.0)
-    assert (config.optimizer, config.weight_decay, config.optimizer_args) == ("adamw8bit", 1e-4, "eps=1e-6")
-    assert (config.timestep_sampling, config.scheduler, config.loss) == ("logit_normal", "constant", "l2")
-    assert (config.ema_decay, config.precision, config.save_precision) == (0.98, "bf16", "bf16")
-    assert config.base_precision == "fp8"
-    assert (config.save_every, config.sample_every, config.sample_guidance) == (200, 100, 4.0)
-    assert config.sample_prompts == ("ohwx in a wood",) and config.gradient_checkpointing
+    assert (config.adapter.kind, config.adapter.rank, config.adapter.alpha) == ("lora", 32, 16.0)
+    assert (config.adapter.targets, config.adapter.conv_rank, config.adapter.conv_alpha) == (
+        "all linear and convolution",
+        8,
+        4.0,
+    )
+    assert (config.optimization.batch_size, config.optimization.steps, config.optimization.gradient_accumulation) == (
+        2,
+        900,
+        4,
+    )
+    assert (config.optimization.learning_rate, config.optimization.text_encoder_learning_rate) == (2e-4, 0.0)
+    assert (config.optimization.optimizer, config.optimization.weight_decay, config.optimization.optimizer_args) == (
+        "adamw8bit",
+        1e-4,
+        "eps=1e-6",
+    )
+    assert (config.objective.timestep_sampling, config.optimization.scheduler, config.objective.loss) == (
+        "logit_normal",
+        "constant",
+        "l2",
+    )
+    assert (config.optimization.ema_decay, config.run.precision, config.run.save_precision) == (0.98, "bf16", "bf16")
+    assert config.run.base_precision == "fp8"
+    assert (config.run.save_every, config.run.sample_every, config.run.sample_guidance) == (200, 100, 4.0)
+    assert config.run.sample_prompts == ("ohwx in a wood",) and config.run.gradient_checkpointing
 
 
 def test_a_jobs_data_becomes_load_datasets() -> None:
@@ -74,17 +90,17 @@ def test_a_jobs_data_becomes_load_datasets() -> None:
     ],
 )  # fmt: skip
 def test_a_jobs_setting_becomes_a_field(tables: dict[str, Any], field: str, value: Any) -> None:
-    assert getattr(job(**tables).config, field) == value
+    assert job(**tables).config.flat()[field] == value
 
 
 def test_a_whole_lokr_factor_is_a_rank_above_every_layer() -> None:
     config = job(network={"type": "lokr"}).config
-    assert config.adapter == "lokr" and config.rank == config.alpha >= 4096
+    assert config.adapter.kind == "lokr" and config.adapter.rank == config.adapter.alpha >= 4096
 
 
 def test_a_rate_without_a_dot_is_a_number_in_yaml_too() -> None:
     text = "config:\n  process:\n  - train: {lr: 1e-4}\n    network: {linear: 8}\n"
-    assert recipes.read(text).config.learning_rate == 1e-4
+    assert recipes.read(text).config.optimization.learning_rate == 1e-4
 
 
 def test_a_job_without_network_would_have_trained_the_model() -> None:

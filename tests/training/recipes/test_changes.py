@@ -31,7 +31,7 @@ from lora_kiln.training.recipes import parse_changes
 def test_settings_are_read_by_the_kind_of_their_field(text: str, values: dict[str, Any]) -> None:
     found = parse_changes(text)
     assert found == values
-    assert all(type(found[name]) is type(getattr(LoRAConfig(), name)) for name in found)
+    assert all(type(found[name]) is type(LoRAConfig().flat()[name]) for name in found)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lora_kiln.nodes.merge_loras import MergeLoRAs
 from lora_kiln.nodes.optimizer_options import OptimizerOptions
 from lora_kiln.nodes.save_lora import SaveLoRA
 from lora_kiln.nodes.train_lora import TrainLoRA
-from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.config import FIELDS
 from lora_kiln.training.data.dataset import DatasetSettings
 from lora_kiln.training.data.folder_settings import SETTINGS_FILE, FolderSettings
 from lora_kiln.training.recipes import ai_toolkit_keys, kohya_gui
@@ -40,10 +40,10 @@ SCHEMAS = [
 ]
 CONTROLS = {schema.display_name: {each.id for each in schema.inputs} for schema in SCHEMAS}
 CONTROLS[SETTINGS_FILE] = names(FolderSettings)
-CONTROLS["Import Recipe"] |= names(LoRAConfig)  # its changes take them all
-SETTINGS = {name for name in names(LoRAConfig) | names(DatasetSettings) if "_" in name}
+CONTROLS["Import Recipe"] |= set(FIELDS)  # its changes take them all
+SETTINGS = {name for name in set(FIELDS) | names(DatasetSettings) if "_" in name}
 """Those that can be told from plain words."""
-PLAIN = {"set", "those"}
+PLAIN = {"set", "settings", "those"}
 """Words before "in <place>" that name no control."""
 SOURCES = [*sorted((PACK / "training" / "recipes").rglob("*.py")), PACK / "nodes" / "import_recipe.py"]
 

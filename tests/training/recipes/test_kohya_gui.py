@@ -17,17 +17,22 @@ def test_a_gui_file_becomes_a_config() -> None:
     recipe = recipes.read(json.dumps({**GUI, "min_snr_gamma": 0}))
     assert recipe.source == "kohya_ss GUI JSON"
     config = recipe.config
-    assert (config.adapter, config.rank, config.alpha) == ("loha", 16, 8.0)
-    assert config.targets == "attention and feed-forward" and config.conv_rank == 0
-    assert (config.optimizer, config.weight_decay) == ("prodigy", 0.02)
-    assert set(config.optimizer_args.split()) == {"d_coef=2", "decouple=True"}
-    assert (config.learning_rate, config.text_encoder_learning_rate) == (1.0, 0.0)
-    assert (config.scheduler, config.warmup, config.epochs, config.batch_size) == ("cosine", 0.1, 8, 2)
-    assert (config.noise_offset, config.multires_noise_iterations) == (0.0, 6)
-    assert config.multires_noise_discount == 0.25
-    assert config.sample_prompts == ("a fox", "a hare") and config.sample_every == 50
-    assert (config.sample_guidance, config.sample_steps) == (5.0, 24)
-    assert config.max_grad_norm == 0.5 and config.debiased_estimation
+    assert (config.adapter.kind, config.adapter.rank, config.adapter.alpha) == ("loha", 16, 8.0)
+    assert config.adapter.targets == "attention and feed-forward" and config.adapter.conv_rank == 0
+    assert (config.optimization.optimizer, config.optimization.weight_decay) == ("prodigy", 0.02)
+    assert set(config.optimization.optimizer_args.split()) == {"d_coef=2", "decouple=True"}
+    assert (config.optimization.learning_rate, config.optimization.text_encoder_learning_rate) == (1.0, 0.0)
+    assert (
+        config.optimization.scheduler,
+        config.optimization.warmup,
+        config.optimization.epochs,
+        config.optimization.batch_size,
+    ) == ("cosine", 0.1, 8, 2)
+    assert (config.objective.noise_offset, config.objective.multires_noise_iterations) == (0.0, 6)
+    assert config.objective.multires_noise_discount == 0.25
+    assert config.run.sample_prompts == ("a fox", "a hare") and config.run.sample_every == 50
+    assert (config.run.sample_guidance, config.run.sample_steps) == (5.0, 24)
+    assert config.optimization.max_grad_norm == 0.5 and config.objective.debiased_estimation
 
 
 def test_gui_settings_without_effect_are_told_apart_from_lost_ones() -> None:
@@ -77,7 +82,7 @@ def test_gui_settings_without_effect_are_told_apart_from_lost_ones() -> None:
     ],
 )
 def test_a_gui_setting_becomes_a_field(changes: dict[str, Any], field: str, value: Any) -> None:
-    assert getattr(gui(**changes).config, field) == value
+    assert gui(**changes).config.flat()[field] == value
 
 
 @pytest.mark.parametrize("kind", [*kohya_gui.TYPES, "of tomorrow"])
@@ -96,4 +101,4 @@ def test_training_the_text_encoder_alone_is_said_to_be_lost() -> None:
 
 def test_other_lycoris_networks_are_said_to_be_lost() -> None:
     recipe = gui(LoRA_type="LyCORIS/GLoRA")
-    assert recipe.config.adapter == "lora" and list_of(recipe, "LoRA_type") == ["missing"]
+    assert recipe.config.adapter.kind == "lora" and list_of(recipe, "LoRA_type") == ["missing"]

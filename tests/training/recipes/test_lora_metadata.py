@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from typing import Any
 
 import pytest
 from lora_kiln.training import recipes
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.config import TARGETS, LoRAConfig
+from lora_kiln.training.config import FIELDS, TARGETS, LoRAConfig
 from lora_kiln.training.lora.metadata import DataFacts, RunFacts, lora_metadata
 from lora_kiln.training.recipes.recipe import Recipe
 
@@ -19,30 +18,43 @@ from foreign_recipes import METADATA
 def test_metadata_becomes_a_config() -> None:
     recipe = recipes.read_metadata(METADATA, ["lora_unet_a.lokr_w1"])
     config = recipe.config
-    assert (config.adapter, config.rank, config.alpha, config.lokr_factor) == ("lokr", 16, 1.0, 8)
-    assert (config.targets, config.conv_rank) == ("all linear and convolution", 16)
-    assert (config.optimizer, config.weight_decay, config.optimizer_args) == ("adamw8bit", 0.05, "betas=0.9,0.95")
-    assert (config.learning_rate, config.text_encoder_learning_rate) == (3e-4, 0.0)
-    assert (config.scheduler, config.warmup, config.steps) == ("constant", 100.0, 2000)
-    assert (config.batch_size, config.seed, config.precision) == (4, 11, "bf16")
-    assert config.debiased_estimation and config.min_snr_gamma == 0.0
+    assert (config.adapter.kind, config.adapter.rank, config.adapter.alpha, config.adapter.lokr_factor) == (
+        "lokr",
+        16,
+        1.0,
+        8,
+    )
+    assert (config.adapter.targets, config.adapter.conv_rank) == ("all linear and convolution", 16)
+    assert (config.optimization.optimizer, config.optimization.weight_decay, config.optimization.optimizer_args) == (
+        "adamw8bit",
+        0.05,
+        "betas=0.9,0.95",
+    )
+    assert (config.optimization.learning_rate, config.optimization.text_encoder_learning_rate) == (3e-4, 0.0)
+    assert (config.optimization.scheduler, config.optimization.warmup, config.optimization.steps) == (
+        "constant",
+        100.0,
+        2000,
+    )
+    assert (config.optimization.batch_size, config.run.seed, config.run.precision) == (4, 11, "bf16")
+    assert config.objective.debiased_estimation and config.objective.min_snr_gamma == 0.0
     assert recipe.dataset["resolution"] == 768 and recipe.dataset["trigger_word"] == "ohwx"
     assert recipe.defaults == ()
 
 
 def test_layers_of_a_text_encoder_say_that_it_was_trained() -> None:
     layers = ["lora_unet_a.lora_down.weight", "lora_te1_b.lora_down.weight"]
-    assert recipes.read_metadata(METADATA, layers).config.text_encoder_learning_rate == 3e-4
+    assert recipes.read_metadata(METADATA, layers).config.optimization.text_encoder_learning_rate == 3e-4
 
 
 def test_a_pasted_header_is_read_with_its_layers() -> None:
     header = {"__metadata__": METADATA, "lora_unet_a.lora_down.weight": {"dtype": "F16"}}
-    assert recipes.read(json.dumps(header)).config.text_encoder_learning_rate == 0.0
+    assert recipes.read(json.dumps(header)).config.optimization.text_encoder_learning_rate == 0.0
 
 
 def test_the_range_of_timesteps_comes_from_modelspec() -> None:
     config = recipes.read_metadata({"ss_network_dim": "4", "modelspec.timestep_range": "100,899"}).config
-    assert (config.min_timestep, config.max_timestep) == (100, 900)
+    assert (config.objective.min_timestep, config.objective.max_timestep) == (100, 900)
 
 
 def test_metadata_without_a_training_is_refused() -> None:
@@ -52,7 +64,10 @@ def test_metadata_without_a_training_is_refused() -> None:
 
 def test_ranks_that_differ_from_layer_to_layer_are_said_to_be_lost() -> None:
     recipe = recipes.read_metadata({**METADATA, "ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"})
-    assert recipe.config.rank == LoRAConfig().rank and recipe.config.alpha == LoRAConfig().alpha
+    assert (
+        recipe.config.adapter.rank == LoRAConfig().adapter.rank
+        and recipe.config.adapter.alpha == LoRAConfig().adapter.alpha
+    )
     assert sum("Dynamic" in line for line in recipe.missing) == 2
 
 
@@ -120,13 +135,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "checkpoint_minutes": {"checkpoint_minutes": 1.0},
     "keep_checkpoints": {"keep_checkpoints": 4},
 }
-KEPT = [each.name for each in fields(LoRAConfig) if each.name not in OUTPUT]
+KEPT = [name for name in FIELDS if name not in OUTPUT]
 MODELS = {"sdxl": ("sdxl_base_v1-0", "eps"), "flux": ("flux1", "flow"), "sd3": ("sd3_m", "flow")}
 
 
 def read_back(config: LoRAConfig, model: str) -> Recipe:
     version, prediction = MODELS[model]
-    run = RunFacts("fox", version, model, prediction, 9, config.steps, 1, 2, 0.0, 1.0, precision="bf16")
+    run = RunFacts("fox", version, model, prediction, 9, config.optimization.steps, 1, 2, 0.0, 1.0, precision="bf16")
     data = DataFacts((), 768, {(768, 768): 4}, "ohwx", flip=True, keep_tokens=2, shuffle_tags=True)
     return recipes.read_metadata(lora_metadata(config, run, data))
 
@@ -134,17 +149,17 @@ def read_back(config: LoRAConfig, model: str) -> Recipe:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", KEPT)
 def test_our_own_files_give_every_field_back(name: str, model: str) -> None:
-    config = LoRAConfig(**CHANGES[name])
-    assert getattr(config, name) != getattr(LoRAConfig(), name)
+    config = LoRAConfig.of(**CHANGES[name])
+    assert config.flat()[name] != LoRAConfig().flat()[name]
     recipe = read_back(config, model)
-    assert {each: getattr(recipe.config, each) for each in KEPT} == {each: getattr(config, each) for each in KEPT}
+    assert {each: recipe.config.flat()[each] for each in KEPT} == {each: config.flat()[each] for each in KEPT}
     assert recipe.missing == ()
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "loha", "lokr", "oft"])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_our_own_files_of_every_kind_give_their_recipe_back(adapter: str, targets: str) -> None:
-    config = LoRAConfig(adapter=adapter, targets=targets, rank=8, alpha=2.0)
+    config = LoRAConfig.of(adapter=adapter, targets=targets, rank=8, alpha=2.0)
     recipe = read_back(config, "sdxl")
     assert recipe.config == config and recipe.missing == ()
     assert (recipe.dataset["resolution"], recipe.dataset["trigger_word"]) == (768, "ohwx")

@@ -38,7 +38,7 @@ def test_a_report_names_every_line() -> None:
 def test_changes_by_hand_count_and_are_listed() -> None:
     recipe = toml("network_dim = 8", "learning_rate = 3e-4", "max_train_steps = 900")
     changed = recipe.with_changes({"steps": 50, "learning_rate": 1e-4, "ema_decay": 0.9})
-    assert changed.config == LoRAConfig(**{**recipe.values, "steps": 50, "learning_rate": 1e-4, "ema_decay": 0.9})
+    assert changed.config == LoRAConfig.of(**{**recipe.values, "steps": 50, "learning_rate": 1e-4, "ema_decay": 0.9})
     report = changed.report()
     section = report.split("Changed by hand\n")[1].split("\n\n")[0].splitlines()
     assert section == ["- steps = 50 (was 900)", "- learning_rate = 0.0001 (was 0.0003)", "- ema_decay = 0.9 (was 0)"]
@@ -47,9 +47,9 @@ def test_changes_by_hand_count_and_are_listed() -> None:
 
 def test_steps_by_hand_count_before_the_files_epochs() -> None:
     recipe = toml("max_train_epochs = 12").with_changes({"steps": 50})
-    assert (recipe.config.steps, recipe.config.epochs) == (50, 0)
+    assert (recipe.config.optimization.steps, recipe.config.optimization.epochs) == (50, 0)
     assert "epochs = 0 (was 12)" in recipe.report()
-    assert toml("max_train_epochs = 12").with_changes({"steps": 50, "epochs": 3}).config.epochs == 3
+    assert toml("max_train_epochs = 12").with_changes({"steps": 50, "epochs": 3}).config.optimization.epochs == 3
 
 
 def test_a_contradiction_with_a_change_does_not_blame_the_file_for_it() -> None:

@@ -18,14 +18,31 @@ def test_toml_becomes_a_config() -> None:
     recipe = recipes.read(TOML)
     assert recipe.source == "sd-scripts TOML"
     config = recipe.config
-    assert (config.adapter, config.rank, config.alpha, config.dropout) == ("lora", 24, 12.0, 0.05)
-    assert (config.targets, config.conv_rank, config.conv_alpha) == (BLOCKS, 8, 2.0)
-    assert (config.rank_dropout, config.learning_rate, config.text_encoder_learning_rate) == (0.1, 2e-4, 1e-5)
-    assert (config.optimizer, config.weight_decay, config.optimizer_args) == ("adamw8bit", 0.1, "betas=0.9,0.99")
-    assert (config.scheduler, config.scheduler_cycles, config.warmup) == ("cosine_with_restarts", 4, 0.05)
-    assert (config.epochs, config.batch_size, config.seed) == (12, 3, 7)
-    assert (config.precision, config.save_precision) == ("bf16", "fp16")
-    assert (config.min_snr_gamma, config.noise_offset) == (5.0, 0.03)
+    assert (config.adapter.kind, config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (
+        "lora",
+        24,
+        12.0,
+        0.05,
+    )
+    assert (config.adapter.targets, config.adapter.conv_rank, config.adapter.conv_alpha) == (BLOCKS, 8, 2.0)
+    assert (
+        config.adapter.rank_dropout,
+        config.optimization.learning_rate,
+        config.optimization.text_encoder_learning_rate,
+    ) == (0.1, 2e-4, 1e-5)
+    assert (config.optimization.optimizer, config.optimization.weight_decay, config.optimization.optimizer_args) == (
+        "adamw8bit",
+        0.1,
+        "betas=0.9,0.99",
+    )
+    assert (config.optimization.scheduler, config.optimization.scheduler_cycles, config.optimization.warmup) == (
+        "cosine_with_restarts",
+        4,
+        0.05,
+    )
+    assert (config.optimization.epochs, config.optimization.batch_size, config.run.seed) == (12, 3, 7)
+    assert (config.run.precision, config.run.save_precision) == ("bf16", "fp16")
+    assert (config.objective.min_snr_gamma, config.objective.noise_offset) == (5.0, 0.03)
 
 
 def test_toml_becomes_dataset_settings() -> None:
@@ -44,11 +61,18 @@ def test_what_cannot_be_carried_over_says_what_it_would_have_done() -> None:
 def test_an_empty_toml_is_kohyas_defaults_not_ours() -> None:
     recipe = recipes.read("# nothing\n", "empty.toml")
     config, ours = recipe.config, LoRAConfig()
-    assert (config.rank, config.alpha) == (4, 1.0) and (ours.rank, ours.alpha) == (16, 16.0)
-    assert (config.learning_rate, config.text_encoder_learning_rate) == (2e-6, 2e-6)
-    assert (config.scheduler, config.steps, config.optimizer) == ("constant", 1600, "adamw")
-    assert (config.precision, config.save_precision) == ("fp32", "fp32")
-    assert config.targets == "attention and feed-forward"
+    assert (config.adapter.rank, config.adapter.alpha) == (4, 1.0) and (ours.adapter.rank, ours.adapter.alpha) == (
+        16,
+        16.0,
+    )
+    assert (config.optimization.learning_rate, config.optimization.text_encoder_learning_rate) == (2e-6, 2e-6)
+    assert (config.optimization.scheduler, config.optimization.steps, config.optimization.optimizer) == (
+        "constant",
+        1600,
+        "adamw",
+    )
+    assert (config.run.precision, config.run.save_precision) == ("fp32", "fp32")
+    assert config.adapter.targets == "attention and feed-forward"
     listed = {line.split(" -> ")[0] for line in recipe.defaults}
     assert {"network_dim", "network_alpha", "learning_rate", "lr_scheduler", "max_train_steps"} <= listed
     assert recipe.carried == () and recipe.ignored == ()
@@ -107,7 +131,7 @@ def test_an_empty_toml_is_kohyas_defaults_not_ours() -> None:
     ],
 )  # fmt: skip
 def test_an_argument_becomes_a_field(lines: list[str], field: str, value: Any) -> None:
-    made = getattr(toml(*lines).config, field)
+    made = toml(*lines).config.flat()[field]
     assert made == (pytest.approx(value) if isinstance(value, float) else value)
 
 
@@ -150,18 +174,22 @@ def test_an_argument_becomes_a_setting_of_load_dataset(lines: list[str], setting
 def test_an_optimizer_keeps_its_own_defaults(name: str, ours: str, decay: float, arguments: str, place: str) -> None:
     recipe = toml(f'optimizer_type = "{name}"', "learning_rate = 1.0")
     config = recipe.config
-    assert (config.optimizer, config.weight_decay, config.optimizer_args) == (ours, decay, arguments)
+    assert (config.optimization.optimizer, config.optimization.weight_decay, config.optimization.optimizer_args) == (
+        ours,
+        decay,
+        arguments,
+    )
     assert list_of(recipe, "optimizer_type") == [place]
 
 
 def test_older_switches_choose_the_optimizer() -> None:
-    assert toml("use_8bit_adam = true").config.optimizer == "adamw8bit"
-    assert toml("use_lion_optimizer = true").config.optimizer == "lion"
+    assert toml("use_8bit_adam = true").config.optimization.optimizer == "adamw8bit"
+    assert toml("use_lion_optimizer = true").config.optimization.optimizer == "lion"
 
 
 def test_adafactor_without_its_own_rate_scales_by_the_weights_as_its_package_does() -> None:
     recipe = toml('optimizer_type = "Adafactor"', 'optimizer_args = ["relative_step=False", "warmup_init=False"]')
-    assert recipe.config.optimizer_args == "scale_parameter=True"
+    assert recipe.config.optimization.optimizer_args == "scale_parameter=True"
     assert list_of(recipe, "optimizer_args.relative_step") == ["ignored"]
 
 
@@ -173,19 +201,19 @@ def test_adafactors_own_rate_is_said_to_be_lost() -> None:
 def test_schedule_free_takes_no_scheduler_and_keeps_its_warmup() -> None:
     lines = ['optimizer_type = "AdamWScheduleFree"', 'optimizer_args = ["warmup_steps=40"]', 'lr_scheduler = "cosine"']
     recipe = toml(*lines)
-    assert (recipe.config.scheduler, recipe.config.warmup) == ("constant", 40.0)
+    assert (recipe.config.optimization.scheduler, recipe.config.optimization.warmup) == ("constant", 40.0)
     assert list_of(recipe, "lr_scheduler") == ["ignored"]
 
 
 def test_prodigy_gets_one_rate_for_all() -> None:
     recipe = toml('optimizer_type = "Prodigy"', "unet_lr = 1.0", "text_encoder_lr = 0.5")
-    assert recipe.config.text_encoder_learning_rate == recipe.config.learning_rate == 1.0
+    assert recipe.config.optimization.text_encoder_learning_rate == recipe.config.optimization.learning_rate == 1.0
 
 
 @pytest.mark.parametrize("module", ["networks.dylora", "networks.lora_fa", "my.network"])
 def test_another_network_is_said_to_be_lost(module: str) -> None:
     recipe = toml(f'network_module = "{module}"')
-    assert recipe.config.adapter == "lora" and list_of(recipe, "network_module") == ["missing"]
+    assert recipe.config.adapter.kind == "lora" and list_of(recipe, "network_module") == ["missing"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +228,7 @@ def test_another_network_is_said_to_be_lost(module: str) -> None:
 def test_what_takes_the_place_of_something_not_offered_is_named(line: str, field: str, value: str) -> None:
     recipe = toml(line)
     key = line.split(" ")[0]
-    assert getattr(recipe.config, field) == value
+    assert recipe.config.flat()[field] == value
     assert list_of(recipe, key) == ["missing"] and f'{field} = "{value}" in its place' in line_of(recipe, key)
 
 
@@ -213,7 +241,7 @@ def test_what_is_off_loses_nothing(line: str) -> None:
 
 def test_sample_prompts_in_another_file_are_lost_with_their_interval() -> None:
     recipe = toml('sample_prompts = "prompts.txt"', "sample_every_n_steps = 100")
-    assert recipe.config.sample_every == 0
+    assert recipe.config.run.sample_every == 0
     assert list_of(recipe, "sample_prompts") == list_of(recipe, "sample_every_n_steps") == ["missing"]
 
 
@@ -246,7 +274,7 @@ resolution = [768, 768]
 def test_a_dataset_file_sets_load_dataset_and_leaves_the_training_alone() -> None:
     recipe = recipes.read(DATASETS)
     assert recipe.source == "sd-scripts dataset file"
-    assert recipe.values == {"batch_size": 4} and recipe.config.rank == LoRAConfig().rank
+    assert recipe.values == {"batch_size": 4} and recipe.config.adapter.rank == LoRAConfig().adapter.rank
     data = recipe.dataset
     assert (data["resolution"], data["extra_resolutions"], data["repeats"]) == (512, "768", 3)
     assert data["shuffle_tags"] and data["flip"] and data["keep_tokens"] == 1

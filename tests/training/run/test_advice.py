@@ -18,14 +18,14 @@ def data(count: int = 20, side: int = 1024, caption: str = "a cat", prior: int =
 
 
 def notes(base: str = SD15, dataset: Dataset | None = None, **config: Any) -> list[str]:
-    return advice(LoRAConfig(**config), base, dataset or data())
+    return advice(LoRAConfig.of(**config), base, dataset or data())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("prior", [0, 20])
 def test_the_presets_need_no_advice(preset: str, prior: int) -> None:
     base, resolution = (SDXL, 1024) if "SDXL" in preset else (SD15, 512)
-    assert advice(LoRAConfig(**preset_values(preset)), base, data(prior=prior, resolution=resolution)) == []
+    assert advice(LoRAConfig.of(**preset_values(preset)), base, data(prior=prior, resolution=resolution)) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,7 @@ def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, 
     assert_untouched(ground.small, ground.before)
     state, damage = newest_state(run_folder(folders) / "checkpoints")
     assert state is not None and state.step == step and not damage
-    trained = ground.again(replace(wild, learning_rate=1e-4), previous=CONTINUE_CHANGED)
+    trained = ground.again(wild.changed(learning_rate=1e-4), previous=CONTINUE_CHANGED)
     assert "Takes over what the run" in trained.report and max(trained.losses) < 10.0
 
 
@@ -246,13 +246,13 @@ def spoil_loss(step: Step, number: int) -> None:
 
 
 def test_gradients_that_are_no_numbers_leave_the_checkpoint_before_them(ground, folders, monkeypatch):
-    config = replace(CONFIG, keep_checkpoints=1)
+    config = CONFIG.changed(keep_checkpoints=1)
     with monkeypatch.context() as patched, pytest.raises(Diverged, match="The gradients are no numbers at step 3"):
         when_moving(patched, spoil_gradients)
         ground.again(config)
     assert "a better recipe goes on from step 2." in message()
     assert_untouched(ground.small, ground.before)
-    trained = ground.again(replace(config, learning_rate=1e-4), previous=CONTINUE_CHANGED)
+    trained = ground.again(config.changed(learning_rate=1e-4), previous=CONTINUE_CHANGED)
     assert "had learned in 2 steps" in trained.report
 
 
@@ -260,14 +260,14 @@ def test_gradients_that_are_no_numbers_are_gone_back_behind(ground, folders, mon
     """From the step before, any rate leads to the same gradients."""
     with monkeypatch.context() as patched:
         when_moving(patched, lambda step, number: times_back() or spoil_gradients(step, number))
-        trained = ground.again(replace(CONFIG, on_divergence="step back"))
+        trained = ground.again(CONFIG.changed(on_divergence="step back"))
     assert "Went back to step 1 " in trained.report and len(trained.losses) == 3
 
 
 def test_a_loss_that_spoils_the_only_checkpoint_says_that_none_is_left(ground, folders, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Diverged, match="The loss is nan at step 3"):
         when_moving(patched, spoil_loss)
-        ground.again(replace(CONFIG, keep_checkpoints=1))
+        ground.again(CONFIG.changed(keep_checkpoints=1))
     assert newest_state(run_folder(folders) / "checkpoints") == (None, [])
     assert "No checkpoint is left to go on from" in message() and "is kept in" in message()
     ground.assert_nothing_is_lost()
@@ -276,7 +276,7 @@ def test_a_loss_that_spoils_the_only_checkpoint_says_that_none_is_left(ground, f
 def test_a_loss_after_losses_of_zero_is_no_explosion(ground, monkeypatch):
     with monkeypatch.context() as patched:
         when_moving(patched, lambda step, number: number > 21 or step.loss.zero_())
-        trained = ground.again(replace(CONFIG, steps=22))
+        trained = ground.again(CONFIG.changed(steps=22))
     assert trained.losses[:21] == [0.0] * 21 and trained.losses[21] > 0.0
 
 
@@ -364,7 +364,7 @@ def when_the_cache_goes(monkeypatch: pytest.MonkeyPatch, folders: Path, act: Cal
 
 def test_what_has_gone_from_the_cache_is_encoded_by_the_runs_own_thread(files, folders, monkeypatch):
     """The host's management of models knows one thread, and what it is told by another changes the step under way."""
-    config = replace(CONFIG, steps=8)
+    config = CONFIG.changed(steps=8)
     ground = ground_of(config, files)
     with monkeypatch.context() as patched:
         encoded_by = when_the_cache_goes(patched, folders, lambda: None)
@@ -375,7 +375,7 @@ def test_what_has_gone_from_the_cache_is_encoded_by_the_runs_own_thread(files, f
 
 @pytest.mark.parametrize(("act", "words"), [(Path.unlink, "cannot be read any more"), (other_picture, "was replaced")])
 def test_a_picture_that_goes_with_the_cache_is_named_and_loses_nothing(act, words, files, folders, monkeypatch):
-    config = replace(CONFIG, steps=8)
+    config = CONFIG.changed(steps=8)
     ground = ground_of(config, files)
     kept = [(picture.path, picture.path.read_bytes()) for picture in files.pictures if picture.path]
     with monkeypatch.context() as patched, pytest.raises(InputError, match=words):
@@ -432,7 +432,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def test_files_cut_at_any_length_lose_nothing(folders, monkeypatch):
     """Each file of a stopped run in turn, then some at once: the run goes on from what is whole, or begins again."""
-    config = replace(CONFIG, sample_every=1, sample_prompts=("a",), sample_steps=1)
+    config = CONFIG.changed(sample_every=1, sample_prompts=("a",), sample_steps=1)
     ground = ground_of(config)
     stopped_at(monkeypatch, 2, config)
     kept, draw = folders / "kept", random.Random(1)

@@ -25,7 +25,7 @@ def report(config: LoRAConfig | None = None, pictures=PICTURES, losses=(0.5, 0.2
         f"{name}.weight": new_adapter("lora", nn.Linear(6, 4), 2, 1.0, generator, -1)
         for name in ("diffusion_model.a", "diffusion_model.b", "clip_l.c")
     }
-    config = config or LoRAConfig(rank=2, alpha=1.0, seed=9, batch_size=2)
+    config = config or LoRAConfig.of(rank=2, alpha=1.0, seed=9, batch_size=2)
     data = Dataset(tuple(pictures), SETTINGS)
     return run_report("mine", config, data, adapters, losses, 4.0, "sdxl, eps prediction", CPU, notes).split("\n")
 
@@ -46,14 +46,14 @@ def test_the_loss_is_the_mean_of_a_tenth_of_the_steps_at_each_end() -> None:
 
 
 def test_regularisation_and_accumulation_are_said_where_there_are_any() -> None:
-    lines = report(LoRAConfig(gradient_accumulation=4), PICTURES[:1])
+    lines = report(LoRAConfig.of(gradient_accumulation=4), PICTURES[:1])
     assert lines[2] == "Data: 1 pictures; buckets 64 x 64: 1"
     assert "of batch 1 x 4 in" in lines[3]
 
 
 def test_convolutions_of_another_rank_are_said() -> None:
-    assert "convolutions rank 4, alpha 8" in report(LoRAConfig(rank=16, alpha=8.0, conv_rank=4))[0]
-    assert "convolutions" not in report(LoRAConfig(rank=16))[0]
+    assert "convolutions rank 4, alpha 8" in report(LoRAConfig.of(rank=16, alpha=8.0, conv_rank=4))[0]
+    assert "convolutions" not in report(LoRAConfig.of(rank=16))[0]
 
 
 def test_notes_and_enlarged_pictures_come_last() -> None:
@@ -93,7 +93,7 @@ IDLE = [
 
 
 def notes(prediction: str = "eps", has_convolutions: bool = True, **values) -> list[str]:
-    return notes_about(LoRAConfig(**values), prediction, has_convolutions)
+    return notes_about(LoRAConfig.of(**values), prediction, has_convolutions)
 
 
 @pytest.mark.parametrize(("setting", "without", "with_effect"), IDLE)

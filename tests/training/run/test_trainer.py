@@ -66,13 +66,13 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice():
     small = models.sd15()
     before = models.state(small)
     with pytest.raises(Diverged, match="Lower learning_rate"):
-        run(small, LoRAConfig(rank=4, layer_rules="* lr=1e30", steps=20, max_grad_norm=0, precision="fp32"))
+        run(small, LoRAConfig.of(rank=4, layer_rules="* lr=1e30", steps=20, max_grad_norm=0, precision="fp32"))
     assert_untouched(small, before)
 
 
 def test_same_seed_same_lora_other_seed_another():
     first, again = run(models.sd15()), run(models.sd15())
-    other = run(models.sd15(), LoRAConfig(**{**vars(CONFIG), "seed": 4}))
+    other = run(models.sd15(), CONFIG.changed(seed=4))
     assert first.losses == again.losses
     assert all(torch.equal(first.lora[name], again.lora[name]) for name in first.lora)
     downs = [name for name in first.lora if "lora_down" in name]
@@ -97,7 +97,7 @@ def test_samples_on_the_way_do_not_change_the_lora():
     plain = run(models.sd15())
     sampled = run(
         models.sd15(),
-        LoRAConfig(**{**vars(CONFIG), "sample_every": 2, "sample_prompts": ("a", "b"), "sample_steps": 2}),
+        CONFIG.changed(sample_every=2, sample_prompts=("a", "b"), sample_steps=2),
     )
     assert plain.losses == sampled.losses
     assert [(sample.step, sample.prompt) for sample in sampled.samples] == [
@@ -108,14 +108,14 @@ def test_samples_on_the_way_do_not_change_the_lora():
 
 def test_the_loss_falls_on_few_pictures():
     trained = run(
-        models.sd15(), LoRAConfig(rank=8, alpha=8, learning_rate=2e-2, steps=60, batch_size=4, precision="fp32")
+        models.sd15(), LoRAConfig.of(rank=8, alpha=8, learning_rate=2e-2, steps=60, batch_size=4, precision="fp32")
     )
     assert sum(trained.losses[-10:]) < 0.9 * sum(trained.losses[:10])
 
 
 def test_checkpointing_changes_memory_not_numbers():
     plain = run(models.sdxl())
-    saving = run(models.sdxl(), LoRAConfig(**{**vars(CONFIG), "gradient_checkpointing": True}))
+    saving = run(models.sdxl(), CONFIG.changed(gradient_checkpointing=True))
     assert saving.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
@@ -132,7 +132,7 @@ def test_an_fp8_base_runs_near_fp32_and_the_report_says_so():
 
 def test_bf16_runs_near_fp32():
     exact = run(models.sd15())
-    rough = run(models.sd15(), LoRAConfig(**{**vars(CONFIG), "precision": "bf16"}))
+    rough = run(models.sd15(), CONFIG.changed(precision="bf16"))
     assert rough.losses != exact.losses
     assert rough.losses == pytest.approx(exact.losses, rel=0.05)
 

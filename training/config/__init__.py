@@ -1,0 +1,37 @@
+"""The recipe: nested frozen dataclasses whose values are checked on construction, and presets of it."""
+
+from ..adapters import KINDS
+from ..adapters.settings import TARGETS, AdapterConfig
+from .objective import HUBER_SCHEDULES, LOSSES, TIMESTEPS, ObjectiveConfig
+from .optimization import OPTIMIZERS, SCHEDULERS, OptimizationConfig
+from .presets import CUSTOM, PRESETS, preset_values
+from .recipe import DEFAULTS, FIELDS, GROUPS, LIMITS, LoRAConfig
+from .run import BASE_PRECISIONS, ON_DIVERGENCE, PRECISIONS, SAVE_PRECISIONS, RunConfig
+
+ADAPTERS = tuple(KINDS)
+
+__all__ = [
+    "ADAPTERS",
+    "BASE_PRECISIONS",
+    "CUSTOM",
+    "DEFAULTS",
+    "FIELDS",
+    "GROUPS",
+    "HUBER_SCHEDULES",
+    "LIMITS",
+    "LOSSES",
+    "ON_DIVERGENCE",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "PRESETS",
+    "SAVE_PRECISIONS",
+    "SCHEDULERS",
+    "TARGETS",
+    "TIMESTEPS",
+    "AdapterConfig",
+    "LoRAConfig",
+    "ObjectiveConfig",
+    "OptimizationConfig",
+    "RunConfig",
+    "preset_values",
+]

@@ -376,7 +376,7 @@ class _Run:
                 host.raise_if_interrupted()
                 batch = noised(told.encoded.latent(sample), self.family, self.config.run.seed, number)
                 conds = [told.by(nets, sample)] * len(batch.x_0)
-                cond = host.batch_conds(nets.model, conds, batch.x_0, host.TRAINING_GUIDANCE)
+                cond = host.batch_conds(nets.model, conds, batch.x_0, host.training_guidance(nets.model))
                 batches.append(on_device(replace(batch, cond=cond), self.device))
             loss = mean_loss(learner.predict, self.family, batches)
         self.kept.validated(step, loss)

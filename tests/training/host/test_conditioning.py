@@ -177,7 +177,7 @@ def test_a_model_with_distilled_guidance_is_told_it_in_training():
     )
     with host.training_mode():
         twin = host.trainable_view(model, torch.float32)
-        ((_, trained),) = host.batch_conds(twin, text, latents, guidance=host.TRAINING_GUIDANCE)
+        ((_, trained),) = host.batch_conds(twin, text, latents, guidance=host.training_guidance(twin))
         ((_, sampled),) = host.batch_conds(twin, text, latents)
         options, sigma = host.transformer_options(model), torch.tensor([0.5, 0.5])
         low, high = (host.predict(twin, options, latents, sigma, [([0, 1], cond)]) for cond in (trained, sampled))

@@ -236,7 +236,7 @@ class Cache:
 
     def _say(self, note: str) -> None:
         self.notes.append(note)
-        host.say("%s", note)
+        host.log("%s", note)
 
 
 def pack(value: Any) -> bytes:

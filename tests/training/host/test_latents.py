@@ -7,7 +7,7 @@ import comfy.sd
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture, Sample
-from lora_kiln.training.data.encode import encode_samples
+from lora_kiln.training.data.encode import Encoders, encode_samples
 
 import models
 
@@ -32,7 +32,7 @@ def test_latents_of_every_bucket_are_in_model_space():
     data = Dataset(pictures, DatasetSettings(resolution=64, bucket_step=16, shortest_side=32))
     samples = [Sample(index, fit, False, "x") for index, fit in enumerate(data.fits())]
     with host.training_mode():
-        encoded = encode_samples(data, samples, [], small.model, small.clip, small.vae, lambda *_: None)
+        encoded = encode_samples(data, samples, [], Encoders(small.model, small.clip, small.vae), lambda *_: None)
         factor = small.model.model.latent_format.scale_factor
         shapes = set()
         for sample in samples:
@@ -48,7 +48,7 @@ def test_a_flipped_sample_is_the_latent_of_the_flipped_picture():
     data = Dataset((Picture("0", 64, 64, "x", pixels=pixels),), DatasetSettings(resolution=64))
     sample = Sample(0, data.fits()[0], True, "x")
     with host.training_mode():
-        encoded = encode_samples(data, [sample], [], small.model, small.clip, small.vae, lambda *_: None)
+        encoded = encode_samples(data, [sample], [], Encoders(small.model, small.clip, small.vae), lambda *_: None)
         pixels = data.pictures[0].load(sample.fit).flip(1)
         expected = small.model.model.process_latent_in(host.encode_pixels(small.vae, pixels[None]))[0]
         assert torch.allclose(encoded.latent(sample), expected, atol=1e-6)

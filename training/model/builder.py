@@ -208,7 +208,7 @@ class Builder:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
         config = self.config
         streams = placement.resident < 1.0
-        model = host.trainable_view(self.model, self.dtype, config.run.base_precision, in_ram=streams)
+        model = host.trainable_twin(self.model, self.dtype, config.run.base_precision, in_ram=streams)
         if config.objective.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
         if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):

@@ -223,7 +223,9 @@ def test_fifty_steps_end_where_theirs_do(name):
 
         our_losses: list[float] = []
         flat = FlatParameters(ours.adapters.values(), torch.device("cpu"), torch.float32)
-        own = make_optimizer(CONFIG, [{"params": [flat.values], "learning_rate": CONFIG.optimization.learning_rate}])
+        own = make_optimizer(
+            CONFIG.optimization, [{"params": [flat.values], "learning_rate": CONFIG.optimization.learning_rate}]
+        )
         engine = EagerEngine(Step(ours.predict, ours.family, CONFIG, own, (flat,)))
         with attached(ours.found, ours.adapters):
             train(

@@ -254,12 +254,8 @@ def _network_args(config: LoRAConfig) -> dict[str, str]:
 
 def _optimizer(config: LoRAConfig) -> str:
     optimization = config.optimization
-    usual = {
-        "adamw": "AdamW", "adamw8bit": "AdamW8bit", "adafactor": "AdaFactor", "lion": "Lion", "prodigy": "Prodigy",
-        "schedule_free": "AdamWScheduleFree",
-    }  # fmt: skip
     settings = [f"weight_decay={optimization.weight_decay}", *optimization.optimizer_args.split()]
-    return f"{usual.get(optimization.optimizer, optimization.optimizer)}({','.join(settings)})"
+    return f"{optimization.optimizer_kind.name_in_files}({','.join(settings)})"
 
 
 def _folder_counts(folders: list[Folder]) -> dict[str, dict[str, int]]:

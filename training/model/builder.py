@@ -236,7 +236,7 @@ class Builder:
         """The step that is trained, and how it is executed."""
         config = self.config
         flats, groups = self._parameter_groups(nets)
-        optimizer = make_optimizer(config, groups)
+        optimizer = make_optimizer(config.optimization, groups)
         can_record = self.device.type == "cuda" and make_capturable(optimizer)
         ema = None
         if config.optimization.ema_decay:
@@ -281,6 +281,7 @@ class Builder:
     def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
         config, rules = self.config, parse_layer_rules(self.config.adapter.layer_rules)
+        takes_flat = config.optimization.optimizer_kind.takes_flat_parameters
         own = {key: each for key, each in nets.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in nets.adapters.items() if key not in own}
         flats, groups = [], []
@@ -293,6 +294,6 @@ class Builder:
             for rate, members in adapters_by_rate(part, learning_rate, rules).items():
                 flat = FlatParameters(members, device, dtype)
                 flats.append(flat)
-                parameters = [flat.values] if config.optimization.optimizer == "adamw" else flat.parameters
+                parameters = [flat.values] if takes_flat else flat.parameters
                 groups.append({"params": parameters, "learning_rate": rate})
         return flats, groups

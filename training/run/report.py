@@ -91,9 +91,10 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
             "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
             "between the model and the sampler."
         )
-    if config.optimization.optimizer == "schedule_free" and config.optimization.scheduler != "constant":
+    optimization, kind = config.optimization, config.optimization.optimizer_kind
+    if kind.scheduler and optimization.scheduler != kind.scheduler:
         notes.append(
-            f"schedule_free is meant to go with the scheduler constant, and goes with {config.optimization.scheduler}."
+            f"{kind.name} is meant to go with the scheduler {kind.scheduler}, and goes with {optimization.scheduler}."
         )
     if config.adapter.kind == "oft":
         notes.append(

@@ -52,7 +52,7 @@ def run(
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         flat = FlatParameters(adapters.values(), torch.device("cpu"), torch.float32)
-        optimizer = make_optimizer(config, [{"params": [flat.values], "learning_rate": 1e-3}])
+        optimizer = make_optimizer(config.optimization, [{"params": [flat.values], "learning_rate": 1e-3}])
         options = host.transformer_options(small.model)
 
         def predict(x, sigma, cond):

@@ -35,7 +35,7 @@ def dataset(settings: DatasetSettings = SETTINGS) -> Dataset:
 
 def changed(**values: Any) -> LoRAConfig:
     """The usual recipe with other values."""
-    return LoRAConfig.of(**{**vars(CONFIG), **values})
+    return CONFIG.changed(**values)
 
 
 def run(

@@ -38,7 +38,7 @@ def test_choosing_a_preset_fills_in_its_recipe_and_nothing_else() -> None:
     assert filled.keys() == PRESETS.keys()
     for preset, values in PRESETS.items():
         assert filled[preset].keys() & own.keys() == set()
-        assert LoRAConfig.of(**{**vars(LoRAConfig.of(**own)), **filled[preset]}) == LoRAConfig.of(**own, **values)
+        assert LoRAConfig.of(**{**LoRAConfig.of(**own).flat(), **filled[preset]}) == LoRAConfig.of(**own, **values)
 
 
 def test_one_preset_leaves_nothing_of_another() -> None:

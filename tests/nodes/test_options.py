@@ -70,7 +70,7 @@ def test_a_value_is_changed_and_the_rest_stays() -> None:
         7,
         3e-4,
     )
-    assert START.conv_rank == 0
+    assert START.adapter.conv_rank == 0
 
 
 @pytest.mark.parametrize(

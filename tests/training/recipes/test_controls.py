@@ -43,7 +43,7 @@ CONTROLS[SETTINGS_FILE] = names(FolderSettings)
 CONTROLS["Import Recipe"] |= set(FIELDS)  # its changes take them all
 SETTINGS = {name for name in set(FIELDS) | names(DatasetSettings) if "_" in name}
 """Those that can be told from plain words."""
-PLAIN = {"set", "those"}
+PLAIN = {"set", "settings", "those"}
 """Words before "in <place>" that name no control."""
 SOURCES = [*sorted((PACK / "training" / "recipes").rglob("*.py")), PACK / "nodes" / "import_recipe.py"]
 

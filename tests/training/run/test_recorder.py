@@ -308,7 +308,7 @@ def times_back() -> int:
 
 def test_files_on_the_way_hold_their_own_step_and_the_last_the_best(monkeypatch, lora_folder):
     measured(monkeypatch, lambda step: abs(step - 2))
-    last = run(changed(**{**vars(BEST), "keep_best": False}), "last")
+    last = run(changed(**{**BEST.flat(), "keep_best": False}), "last")
     best = run(BEST)
     for step in (1, 2, 3):
         assert_is(
@@ -329,7 +329,7 @@ def test_what_is_kept_of_a_stopped_run_is_the_best_under_its_own_step(monkeypatc
 
 def test_nothing_of_the_way_that_was_given_up_stays(monkeypatch, lora_folder):
     """Step 3 is the best and is drawn by hand, step 4 diverges; killed after the step back or not, it is the same."""
-    config = changed(**{**vars(BEST), "on_divergence": "step back", "sample_every": STEPS, "sample_prompts": ("a",)})
+    config = changed(**{**BEST.flat(), "on_divergence": "step back", "sample_every": STEPS, "sample_prompts": ("a",)})
     done, given_up = events.RunEvents.step, []
 
     def diverging(self, *args):

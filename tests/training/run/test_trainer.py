@@ -72,7 +72,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice():
 
 def test_same_seed_same_lora_other_seed_another():
     first, again = run(models.sd15()), run(models.sd15())
-    other = run(models.sd15(), LoRAConfig.of(**{**vars(CONFIG), "seed": 4}))
+    other = run(models.sd15(), CONFIG.changed(seed=4))
     assert first.losses == again.losses
     assert all(torch.equal(first.lora[name], again.lora[name]) for name in first.lora)
     downs = [name for name in first.lora if "lora_down" in name]
@@ -97,7 +97,7 @@ def test_samples_on_the_way_do_not_change_the_lora():
     plain = run(models.sd15())
     sampled = run(
         models.sd15(),
-        LoRAConfig.of(**{**vars(CONFIG), "sample_every": 2, "sample_prompts": ("a", "b"), "sample_steps": 2}),
+        CONFIG.changed(sample_every=2, sample_prompts=("a", "b"), sample_steps=2),
     )
     assert plain.losses == sampled.losses
     assert [(sample.step, sample.prompt) for sample in sampled.samples] == [
@@ -115,7 +115,7 @@ def test_the_loss_falls_on_few_pictures():
 
 def test_checkpointing_changes_memory_not_numbers():
     plain = run(models.sdxl())
-    saving = run(models.sdxl(), LoRAConfig.of(**{**vars(CONFIG), "gradient_checkpointing": True}))
+    saving = run(models.sdxl(), CONFIG.changed(gradient_checkpointing=True))
     assert saving.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
@@ -132,7 +132,7 @@ def test_an_fp8_base_runs_near_fp32_and_the_report_says_so():
 
 def test_bf16_runs_near_fp32():
     exact = run(models.sd15())
-    rough = run(models.sd15(), LoRAConfig.of(**{**vars(CONFIG), "precision": "bf16"}))
+    rough = run(models.sd15(), CONFIG.changed(precision="bf16"))
     assert rough.losses != exact.losses
     assert rough.losses == pytest.approx(exact.losses, rel=0.05)
 

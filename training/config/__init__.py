@@ -9,7 +9,7 @@ from .presets import CUSTOM, PRESETS, preset_values
 from .recipe import DEFAULTS, FIELDS, GROUPS, LIMITS, LoRAConfig
 from .run import BASE_PRECISIONS, ON_DIVERGENCE, PRECISIONS, SAVE_PRECISIONS, RunConfig
 
-ADAPTERS = tuple(KINDS)
+ADAPTERS = KINDS
 
 __all__ = [
     "ADAPTERS",

@@ -71,8 +71,8 @@ from .page import (
     show_text,
     where,
 )
-from .products import fp8_matmul_obstacle, is_plain, linear, linear_backward
-from .quantise import FP8_MATMUL, is_quantised
+from .products import PRODUCTS, fp8_matmul_obstacle
+from .quantise import FP8_MATMUL
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
 from .twin import patches_on_device, set_sigmas, trainable_view, transformer_options, twin_of, warnings_about
@@ -82,6 +82,7 @@ __all__ = [
     "FP8_MATMUL",
     "Interrupted",
     "LayerNames",
+    "PRODUCTS",
     "Streamed",
     "TRAINING_GUIDANCE",
     "Upload",
@@ -112,15 +113,11 @@ __all__ = [
     "inference_device",
     "input_folder",
     "is_picture_there",
-    "is_plain",
     "is_plain_unet",
-    "is_quantised",
     "largest_upload",
     "latent_shape",
     "layer_names",
     "leaves_roots",
-    "linear",
-    "linear_backward",
     "loaded_for_inference",
     "lora_files",
     "lora_folder",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ..adapters import KINDS
 from ..config import LoRAConfig
 
 LARGEST_HEADER = 4 * 2**20
@@ -22,6 +23,9 @@ OWN_FIELDS = (
     *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
 )
 """Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
+LYCORIS = "lycoris.kohya"
+NETWORKS = {("networks.lora", "flux1"): "networks.lora_flux", ("networks.lora", "sd3"): "networks.lora_sd3"}
+"""kohya's networks for one family: (network of all others, first part of the base version) -> its own."""
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
 """Our densities of the timesteps, and kohya's names (ss_timestep_sampling)."""
 
@@ -227,21 +231,20 @@ def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | N
 
 
 def _network_module(config: LoRAConfig, base_version: str) -> str:
-    if config.adapter.kind != "lora" or config.adapter.rslora:
-        return "lycoris.kohya"
-    return {"flux1": "networks.lora_flux", "sd3": "networks.lora_sd3"}.get(base_version.split("_")[0], "networks.lora")
+    module = LYCORIS if config.adapter.rslora else KINDS[config.adapter.kind].names.network_module
+    return NETWORKS.get((module, base_version.split("_")[0]), module)
 
 
 def _network_args(config: LoRAConfig) -> dict[str, str]:
     """What kohya's and LyCORIS' networks take beyond rank and alpha; all values are strings, as on a command line."""
     adapter = config.adapter
-    algorithms = {"lora": "locon", "dora": "locon", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
+    kind = KINDS[adapter.kind]
     has_convolutions = "convolution" in adapter.targets
     values = {
-        "algo": algorithms[adapter.kind] if _network_module(config, "") == "lycoris.kohya" else None,
-        "dora_wd": True if adapter.kind == "dora" else None,
+        "algo": next(iter(kind.names.lycoris), adapter.kind) if _network_module(config, "") == LYCORIS else None,
+        **kind.names.lycoris_arguments,
         "rs_lora": True if adapter.rslora else None,
-        "factor": adapter.lokr_factor if adapter.kind == "lokr" else None,
+        "factor": adapter.lokr_factor if kind.takes_factor else None,
         "conv_dim": (adapter.conv_rank or adapter.rank) if has_convolutions else None,
         "conv_alpha": (adapter.conv_alpha or adapter.alpha) if has_convolutions else None,
         "rank_dropout": adapter.rank_dropout or None,

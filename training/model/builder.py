@@ -198,7 +198,7 @@ class Builder:
         nets = self._networks(placement)
         self.adapters = nets.adapters
         learner = self._learner(nets, placement)
-        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters))
+        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters, host.PRODUCTS))
         stack.enter_context(host.patches_on_device(self.model))
         return learner
 
@@ -273,7 +273,7 @@ class Builder:
                 f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
             )
         is_eager = obstacles or not config.run.cuda_graphs
-        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
+        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note, (host.Interrupted,))
         return FittingEngine(
             engine, placement.pictures, not self.trains_text, self.note, nets.adapters.values(), nets.shared
         )

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from math import sqrt
 
+from ..adapters import KINDS
 from ..config import LoRAConfig
 from ..data.dataset import Dataset, is_enlarged
 
@@ -69,7 +70,7 @@ def _about_rates(config: LoRAConfig) -> list[str]:
 
 def _about_scale(config: LoRAConfig) -> list[str]:
     adapter = config.adapter
-    if adapter.kind == "oft":  # has no scale
+    if not KINDS[adapter.kind].has_scale:
         return []
     scale = adapter.alpha / (sqrt(adapter.rank) if adapter.rslora else adapter.rank)
     sizes = f"alpha is {adapter.alpha:g} at rank {adapter.rank}{' with rslora' if adapter.rslora else ''}"

@@ -60,7 +60,7 @@ def run(
 
         inner = Small(Step(predict, host.family(small.model), config, optimizer, (flat,)), room, room_later)
         engine = FittingEngine(inner, most, may_split, said.append, adapters.values())
-        with attached(targets, adapters):
+        with attached(targets, adapters, host.PRODUCTS):
             for number in range(batches):
                 draw_dropout(adapters, config.adapter, config.run.seed, 0, number)
                 engine.accumulate(batch(small, twin, number))

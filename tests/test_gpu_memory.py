@@ -81,7 +81,7 @@ def test_transfers_do_not_race_with_computing(share, wide_flux):
     """Large weights, many passes, nothing awaited in between: a place taken too early would show in the numbers."""
     sizes = [
         sum(module._parameters[name].nbytes for module, name in streamable(block))
-        for _, block in repeated_blocks(wide_flux.model.model.diffusion_model)
+        for _, block in repeated_blocks(wide_flux.model.model)
     ]
     probe = streamed(wide_flux, 0.6, torch.float32, int(share * sum(sizes)))
     expected = resident(wide_flux, 0.6, torch.float32).gradients()
@@ -109,7 +109,7 @@ def test_streaming_takes_the_memory_of_two_blocks(wide_flux):
     probe = streamed(wide_flux, 0.6, torch.float32)
     sizes = [
         sum(module._parameters[name].nbytes for module, name in streamable(block))
-        for _, block in repeated_blocks(probe.twin.diffusion_model)
+        for _, block in repeated_blocks(probe.twin)
     ]
     assert peak(probe) < whole - sum(sizes) + 3 * max(sizes)
     del probe
@@ -148,7 +148,7 @@ def test_a_run_that_stops_in_the_middle_gives_its_memory_back(wide_flux):
 def test_a_captured_graph_refuses_streamed_weights():
     small = models.flux()
     probe = streamed(small, 0.6, torch.float32)
-    _, block = next(iter(repeated_blocks(probe.twin.diffusion_model)))
+    _, block = next(iter(repeated_blocks(probe.twin)))
     refused = pytest.raises(RuntimeError, match="run the steps eagerly")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()), block.forward.around():
         pass

@@ -25,7 +25,7 @@ SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks":
 FEED_FORWARD = re.compile(r"(.*_)?(ff|ffn|mlp|feed_forward)(_.*|[CX])?")
 ATTENTION = re.compile(r".*(attn|attention).*|proj_in|proj_out|[qkv]")
 NEITHER = re.compile(r".*(modulation|adaln|embed|norm).*", re.IGNORECASE)
-FUSED = re.compile(r"(.*\.)?single_blocks\.\d+\.linear[12]")
+FUSED = r"(.*\.)?single_blocks\.\d+\.linear[12]"
 """Flux's layers that hold attention and feed-forward as one."""
 UNET_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.")
 CLIP_LAYER = re.compile(r".*text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+")
@@ -45,7 +45,9 @@ class Target:
         return f"{self.name}.weight"
 
 
-def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
+def find_targets(
+    base_model: nn.Module, targets: str, fused_layers: str = FUSED, target_blocks: Mapping[str, str] = SDXL_BLOCKS
+) -> list[Target]:
     """The layers of the diffusion model that the recipe's `targets` means, in module order.
 
     Args:
@@ -56,6 +58,8 @@ def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
             feed-forward and convolutions" takes all of a UNet's blocks, as kohya's conv_dim does; "all linear and
             convolution" takes modulation, embedders and the final layers too; the SDXL choices take the linear
             layers and 1x1 convolutions of one block.
+        fused_layers: regular expression for paths of layers that hold attention and feed-forward in one matrix.
+        target_blocks: choice of targets that names one block -> start of the block's path.
 
     Raises:
         InputError: the model has no such layer.
@@ -63,7 +67,8 @@ def find_targets(base_model: nn.Module, targets: str) -> list[Target]:
     found = [
         Target(name, module)
         for name, module in base_model.named_modules()
-        if name.startswith(DIFFUSION_MODEL) and _is_wanted(name.removeprefix(DIFFUSION_MODEL), module, targets)
+        if name.startswith(DIFFUSION_MODEL)
+        and _is_wanted(name.removeprefix(DIFFUSION_MODEL), module, targets, fused_layers, target_blocks)
     ]
     if not found:
         raise_if_any("LoRA Config", [f"targets is {targets!r}, but this model has no such layer: choose another."])
@@ -253,7 +258,7 @@ def _count(adapters: Sequence[Adapter]) -> str:
     return f"{layers}, {sum(p.numel() for adapter in adapters for p in adapter.parameters()):,} parameters"
 
 
-def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:
+def _is_wanted(name: str, module: nn.Module, targets: str, fused_layers: str, target_blocks: Mapping[str, str]) -> bool:
     is_convolution = isinstance(module, CONVOLUTIONS) and module.groups == 1
     if not (is_linear(module) or is_convolution):
         return False
@@ -264,8 +269,8 @@ def _is_wanted(name: str, module: nn.Module, targets: str) -> bool:
     if math.prod(layer_shape(module)[2:]) > 1:
         return False
     if targets in SDXL_BLOCKS:
-        return name.startswith(SDXL_BLOCKS[targets])
-    if FUSED.fullmatch(name):
+        return targets in target_blocks and name.startswith(target_blocks[targets])
+    if fused_layers and re.fullmatch(fused_layers, name):
         return True
     parts = _inside_block(name)
     if any(NEITHER.fullmatch(part) for part in parts):

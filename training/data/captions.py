@@ -1,10 +1,10 @@
 """Captions: where they come from, and what a caption becomes when a sample is drawn."""
 
 import json
-import os
 import re
 from pathlib import Path
 
+from ..basics.files import atomic_write
 from ..basics.randomness import python_random
 
 SIDECARS = (".txt", ".caption")
@@ -109,11 +109,8 @@ def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
     if not overwrite and any(path.read_bytes().strip() for path in existing):
         return False
     target = existing[0] if existing else picture.with_suffix(SIDECARS[0])
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    with partial.open("x", encoding="utf-8", newline="\n") as file:  # "x" follows no link
+    with atomic_write(target) as unfinished, unfinished.open("x", encoding="utf-8", newline="\n") as file:
         file.write(caption + "\n")
-    os.replace(partial, target)
     return True
 
 

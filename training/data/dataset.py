@@ -1,123 +1,22 @@
 """The data of a run: which pictures, with which captions, in which buckets, in which order."""
 
-import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..basics.errors import raise_if_any
-from ..basics.numbers import is_whole, keep_as_whole
 from ..basics.randomness import python_random
-from .buckets import Fit, bucket_sizes, crops, fit_picture
+from .buckets import Fit, crops, fit_picture
 from .captions import drop_tags, one_line, shuffle_tags
 from .captions import with_trigger as caption_with_trigger
+from .dataset_settings import DatasetSettings
 from .folder_settings import FolderSettings
 from .pictures import fit_mask, fit_pixels, load_alpha, load_mask, load_picture, to_image, to_mask_image
 
 SHUFFLE_VARIANTS = 8
 """Forms a picture's tags are seen in; bounded, so that each text is encoded once."""
-
-
-@dataclass(frozen=True)
-class DatasetSettings:
-    """How pictures and captions become samples."""
-
-    resolution: int = 512
-    """pixels; buckets have at most this squared as area"""
-    extra_resolutions: str = ""
-    """more of them, as in "768, 1024": every picture is shown once at each in an epoch"""
-    bucket_step: int = 64
-    """pixels; bucket sides are multiples of it"""
-    shortest_side: int = 256
-    """pixels; no bucket side is below it"""
-    longest_side: int = 2048
-    """pixels; no bucket side is above it"""
-    flip: bool = False
-    """show each picture mirrored half of the time"""
-    random_crop: bool = False
-    """cut each picture at changing places into its bucket, in place of its middle"""
-    trigger_word: str = ""
-    """put in front of captions that lack it"""
-    caption_prefix: str = ""
-    """put before each caption"""
-    caption_suffix: str = ""
-    """put after each caption"""
-    shuffle_tags: bool = False
-    """comma-separated tags in another order each time"""
-    keep_tokens: int = 0
-    """tags at the front that stay in place"""
-    tag_dropout: float = 0.0
-    """chance of each tag behind keep_tokens to be left out"""
-    caption_dropout: float = 0.0
-    """share of samples trained with an empty caption"""
-    masked_loss: bool = False
-    """learn only where a picture's mask is white, or where it is opaque"""
-    unmasked_weight: float = 0.0
-    """weight of what the mask leaves out"""
-    loss_weight: float = 1.0
-    """weight of a picture's loss"""
-    prior_loss_weight: float = 1.0
-    """further weight of a regularisation picture's loss"""
-
-    def __post_init__(self) -> None:
-        not_whole = [
-            f"{name} is {value!r}; it must be a whole number, such as {usual}."
-            for name, usual in _WHOLE.items()
-            if not is_whole(value := getattr(self, name))
-        ]
-        raise_if_any("Load Dataset", not_whole)
-        keep_as_whole(self, _WHOLE)
-        problems = []
-        if not 64 <= self.resolution <= 4096:
-            problems.append(
-                f"resolution is {self.resolution}; it must be from 64 to 4096 pixels: "
-                "512 suits SD1.5, 1024 SDXL and later models."
-            )
-        for entry in filter(None, map(str.strip, self.extra_resolutions.split(","))):
-            if not entry.isdecimal() or not 64 <= int(entry) <= 4096:
-                problems.append(
-                    f"extra_resolutions has {entry!r}; it must be whole numbers from 64 to 4096 with commas between."
-                )
-        if self.bucket_step < 8 or self.bucket_step % 8:
-            problems.append(f"bucket_step is {self.bucket_step}; it must be a multiple of 8 pixels; 64 is usual.")
-        if self.shortest_side > self.longest_side:
-            problems.append(
-                f"shortest_side is {self.shortest_side}, above longest_side, {self.longest_side}: swap them."
-            )
-        for name in ("caption_dropout", "tag_dropout", "unmasked_weight"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                problems.append(f"{name} is {getattr(self, name)}; it must be from 0 to 1; 0 turns it off.")
-        for name in ("prior_loss_weight", "loss_weight"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name} is {getattr(self, name)}; it must be a number of at least 0; 1 is usual.")
-        if self.keep_tokens < 0:
-            problems.append(
-                f"keep_tokens is {self.keep_tokens}; it must be at least 0; 1 keeps the trigger word in front."
-            )
-        raise_if_any("Load Dataset", problems)
-
-    def resolutions(self) -> tuple[int, ...]:
-        """All resolutions, the main one first, each once."""
-        extra = (int(entry.strip()) for entry in self.extra_resolutions.split(",") if entry.strip())
-        return tuple(dict.fromkeys((self.resolution, *extra)))
-
-    def bucket_sizes(self, resolution: int | None = None) -> list[tuple[int, int]]:
-        """All (width, height) a picture can be trained at, at one resolution; None = the main one."""
-        resolution = resolution or self.resolution
-        shortest = min(self.shortest_side, resolution)
-        return bucket_sizes(resolution, self.bucket_step, shortest, self.longest_side)
-
-    def of_folder(self, folder: FolderSettings) -> "DatasetSettings":
-        """These settings, with what the folder's own say in their place."""
-        return replace(self, **{key: value for key, value in folder.said().items() if key in _NAMES})
-
-
-_NAMES = {each.name for each in fields(DatasetSettings)}
-_WHOLE = {each.name: each.default for each in fields(DatasetSettings) if type(each.default) is int}
-"""Whole number -> its default"""
 
 
 @dataclass(frozen=True)
@@ -331,6 +230,11 @@ def upscaled(dataset: Dataset) -> list[str]:
         for picture, fit in zip(dataset.pictures, dataset.fits(max(dataset.settings.resolutions())), strict=True)
         if is_enlarged(picture, fit)
     ]
+
+
+def unreadable(picture: Picture, error: Exception) -> str:
+    """The message about a picture whose file can no longer be read."""
+    return f"{picture.name} cannot be read any more ({error}): put it back, or queue again without it."
 
 
 def is_enlarged(picture: Picture, fit: Fit) -> bool:

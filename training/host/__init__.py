@@ -11,24 +11,25 @@ from . import version  # noqa: F401  (first: it refuses a host that is too old)
 from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
 from .conditioning import (
-    TRAINING_GUIDANCE,
     batch_conds,
+    captures_with_cuda_malloc,
     check_compatible,
     decode_latents,
     encode_pixels,
     encode_text,
     family,
     from_model_space,
-    is_plain_unet,
     latent_shape,
     predict,
     sampler_sigmas,
     start_noise,
     takes_guidance,
     to_model_space,
+    training_guidance,
     wants_size_conditioning,
 )
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
+from .families import ModelFamily, base_version, family_of, family_of_architecture, family_of_version
 from .fingerprints import model_fingerprint
 from .folders import (
     WRITE_VARIABLE,
@@ -51,7 +52,7 @@ from .folders import (
 from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
 from .lora_folder import lora_files, lora_folder, lora_path, lora_places
-from .loras import LayerNames, base_version, layer_names, with_lora
+from .loras import LayerNames, layer_names, with_lora
 from .modes import sampling_mode, training_mode
 from .page import (
     Content,
@@ -82,9 +83,9 @@ __all__ = [
     "FP8_MATMUL",
     "Interrupted",
     "LayerNames",
+    "ModelFamily",
     "PRODUCTS",
     "Streamed",
-    "TRAINING_GUIDANCE",
     "Upload",
     "UploadRules",
     "WRITE_VARIABLE",
@@ -93,6 +94,7 @@ __all__ = [
     "blocked",
     "cache_folder",
     "cache_limit",
+    "captures_with_cuda_malloc",
     "check_compatible",
     "checkpoint_blocks",
     "clip_skip",
@@ -104,6 +106,9 @@ __all__ = [
     "encode_text",
     "encode_text_with",
     "family",
+    "family_of",
+    "family_of_architecture",
+    "family_of_version",
     "fp8_matmul_obstacle",
     "free_bytes",
     "from_model_space",
@@ -113,7 +118,6 @@ __all__ = [
     "inference_device",
     "input_folder",
     "is_picture_there",
-    "is_plain_unet",
     "largest_upload",
     "latent_shape",
     "layer_names",
@@ -159,6 +163,7 @@ __all__ = [
     "trainable_view",
     "training_device",
     "training_dtype",
+    "training_guidance",
     "training_mode",
     "transformer_options",
     "twin_of",

@@ -4,19 +4,15 @@ import contextlib
 import traceback
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from comfy.clip_model import CLIPLayer
-from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
-IN_PLACE_BLOCKS = (DoubleStreamBlock, SingleStreamBlock, CLIPLayer)
-"""Blocks of Flux and its kin and of CLIP: they add in place to what their norms keep for the backward pass."""
-
+from .families import facts_about
 
 Around = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -31,9 +27,10 @@ def checkpoint_blocks(twin: Any, around: Mapping[str, Around] | None = None) -> 
     Returns:
         The names of the blocks.
     """
-    names = []
-    for name, block in repeated_blocks(twin.diffusion_model):
-        block.forward = _Checkpointed(block, (around or {}).get(name, contextlib.nullcontext))
+    names, in_place = [], facts_about(twin).in_place_blocks
+    for name, block in repeated_blocks(twin):
+        context = (around or {}).get(name, contextlib.nullcontext)
+        block.forward = _Checkpointed(block, context, _is_one_of(block, in_place))
         names.append(name)
     return names
 
@@ -41,11 +38,11 @@ def checkpoint_blocks(twin: Any, around: Mapping[str, Around] | None = None) -> 
 class _Checkpointed:
     """Stands in for a block's forward. It holds the block weakly: a twin is to go when the run ends, not later."""
 
-    def __init__(self, block: nn.Module, around: Around):
+    def __init__(self, block: nn.Module, around: Around, writes_inputs: bool):
         self.around = around
         self.method = weakref.WeakMethod(block.forward) if isinstance(block.forward, types.MethodType) else None
         self.patched = None if self.method else block.forward
-        self.writes_inputs = isinstance(block, IN_PLACE_BLOCKS)
+        self.writes_inputs = writes_inputs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward = self.method() if self.method else self.patched
@@ -70,16 +67,23 @@ class _Checkpointed:
             raise
 
 
-def guard_residuals(twin: nn.Module) -> None:
-    """Lets the norms of blocks that add in place work on copies, so that what autograd keeps is not written over.
+def guard_residuals(twin: nn.Module, in_place_blocks: Collection[str]) -> None:
+    """Makes the norms of blocks that add in place work on copies, so that tensors saved by autograd stay as they are.
 
-    Without checkpointing autograd would refuse the backward pass; with it, it would give wrong gradients in silence.
+    Without checkpointing autograd would refuse the backward pass; with it, gradients would be wrong without an error.
+
+    Args:
+        in_place_blocks: class names.
     """
     for block in twin.modules():
-        if isinstance(block, IN_PLACE_BLOCKS):
+        if _is_one_of(block, in_place_blocks):
             for layer in block.children():
                 if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
                     layer.register_forward_pre_hook(_copy_input)
+
+
+def _is_one_of(block: nn.Module, class_names: Collection[str]) -> bool:
+    return any(kind.__name__ in class_names for kind in type(block).__mro__)
 
 
 def _copy_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -110,17 +114,27 @@ def _can_be_sent(parameter: torch.Tensor) -> bool:
     return type(parameter) in (torch.Tensor, nn.Parameter) or is_traceable_wrapper_subclass(parameter)
 
 
-def repeated_blocks(diffusion_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The repeated blocks: entries of the outermost module lists; of a sequence its parts, as UNets call those."""
-    for list_name, blocks in diffusion_model.named_children():
-        if isinstance(blocks, nn.ModuleList):
-            for index, block in enumerate(blocks):
-                if isinstance(block, nn.Sequential):
-                    for part_name, part in block.named_children():
-                        if any(True for _ in part.parameters()):
-                            yield f"{list_name}.{index}.{part_name}", part
-                else:
-                    yield f"{list_name}.{index}", block
-        elif isinstance(blocks, nn.Sequential) and list_name == "middle_block":
-            for part_name, part in blocks.named_children():
-                yield f"{list_name}.{part_name}", part
+def repeated_blocks(base_model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of each repeated block of a `BaseModel` (or its twin), in the order of the forward pass.
+
+    They are the entries of the module lists that the family's row names. An entry that is a sequence, as in UNets,
+    gives its parts that have weights. Models without a row: the entries of the outermost module lists.
+    """
+    network = base_model.diffusion_model
+    outermost = (name for name, child in network.named_children() if isinstance(child, nn.ModuleList))
+    for list_name in facts_about(base_model).blocks or outermost:
+        blocks = network.get_submodule(list_name)
+        if isinstance(blocks, nn.Sequential):  # a UNet's middle: one block
+            yield from _parts(list_name, blocks)
+            continue
+        for index, block in enumerate(blocks.children()):
+            if isinstance(block, nn.Sequential):
+                yield from _parts(f"{list_name}.{index}", block)
+            else:
+                yield f"{list_name}.{index}", block
+
+
+def _parts(name: str, sequence: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
+    for part_name, part in sequence.named_children():
+        if any(True for _ in part.parameters()):
+            yield f"{name}.{part_name}", part

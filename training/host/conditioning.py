@@ -4,35 +4,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_base
-import comfy.model_management
 import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..basics.errors import raise_if_any
 from ..learning.objective import Family
+from .families import facts_about, find_family, unknown_family
 from .modes import sampling_mode
 
 Conditioning = list[Any]
 """ComfyUI's CONDITIONING: [[embedding, options], ...]"""
-
-TRANSFORMERS = {
-    comfy.model_base.SD3: ("SD3", "context_embedder"),
-    comfy.model_base.Flux: ("Flux", "txt_in"),
-    comfy.model_base.Flux2: ("Flux 2", "txt_in"),
-    comfy.model_base.Chroma: ("Chroma", "txt_in"),
-    comfy.model_base.Lumina2: ("Lumina 2 and Z-Image", "cap_embedder.1"),
-    comfy.model_base.QwenImage: ("Qwen-Image", "txt_in"),
-    comfy.model_base.AuraFlow: ("AuraFlow", "cond_seq_linear"),
-    comfy.model_base.PixArt: ("PixArt", "y_embedder.y_proj.fc1"),
-}
-"""Families of transformers whose gradients are known to be right: (name, the layer that takes the text)"""
-
-TRAINING_GUIDANCE = 1.0
-"""What a model with distilled guidance (Flux dev) is told in training: pictures and captions are not guided."""
 
 
 def family(model: Any) -> Family:
@@ -54,8 +37,10 @@ def family(model: Any) -> Family:
         )
     sigmas = sampling.sigmas.detach().float().cpu().clone()
     patch = model.model.model_config.unet_config.get("patch_size", 2)
+    is_patched = "model_sampling" in model.object_patches
+    shift = 0.0 if is_patched else facts_about(model.model).timestep_shift
     return Family(
-        prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)), _shift(sampling),
+        prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)), shift or _shift(sampling),
         patch if isinstance(patch, int) else int(patch[-1]),
     )  # fmt: skip
 
@@ -113,15 +98,15 @@ def batch_conds(
     Args:
         conditionings: one a sample.
         latents: (B, C, ...) on the model's device, for shapes and devices.
-        guidance: told to a model that `takes_guidance`; None = the host's default, for sampling.
+        guidance: for a model that `takes_guidance`; None = the host's default.
 
     Returns:
         Groups (sample indices, arguments); one group unless conditionings have lengths that cannot be joined.
     """
-    told = {} if guidance is None or not _takes_guidance(base_model) else {"guidance": guidance}
+    extra = {} if guidance is None or not _takes_guidance(base_model) else {"guidance": guidance}
     groups: list[tuple[list[int], list[dict[str, Any]]]] = []
     for index, conditioning in enumerate(conditionings):
-        conds = _model_conds(base_model, conditioning, latents[index : index + 1], told)
+        conds = _model_conds(base_model, conditioning, latents[index : index + 1], extra)
         for indices, members in groups:
             first = members[0]
             if first.keys() == conds.keys() and all(first[key].can_concat(conds[key]) for key in conds):
@@ -173,21 +158,29 @@ def check_compatible(model: Any, clip: Any, vae: Any) -> None:
     raise_if_any("MODEL, CLIP and VAE together", problems)
 
 
+def training_guidance(base_model: Any) -> float | None:
+    """The guidance value that a model with distilled guidance gets in training; None for others."""
+    return facts_about(base_model).guidance if _takes_guidance(base_model) else None
+
+
 def takes_guidance(model: Any) -> bool:
     """Whether the MODEL is told how strongly to be guided (Flux dev) and samples without a negative prompt."""
     return _takes_guidance(model.model)
 
 
 def wants_size_conditioning(model: Any) -> bool:
-    """Whether the model is told each picture's size and crop (SDXL and its kin)."""
-    return bool(model.model.adm_channels) and hasattr(model.model, "embedder")
+    """Whether the MODEL takes each picture's size and crop."""
+    return facts_about(model.model).has_size_conditioning
 
 
-def is_plain_unet(model: Any) -> bool:
-    """Whether the MODEL is a UNet without patches of other nodes in its forward pass; LoRAs do not count."""
+def captures_with_cuda_malloc(model: Any) -> bool:
+    """Whether the MODEL's steps can be captured as CUDA graphs under cudaMallocAsync.
+
+    Its family must allow it, and no other node may have patched its forward pass; LoRAs do not count.
+    """
     patches = {name for name in model.object_patches if name != "model_sampling"}
-    is_unet = isinstance(model.model.diffusion_model, UNetModel)
-    return is_unet and not patches and not model.model_options.get("transformer_options")
+    can_capture = facts_about(model.model).captures_with_cuda_malloc
+    return can_capture and not patches and not model.model_options.get("transformer_options")
 
 
 def latent_scale(vae: Any) -> int:
@@ -214,24 +207,14 @@ def _shift(sampling: Any) -> float:
 
 
 def _takes_guidance(base_model: Any) -> bool:
-    return bool(base_model.model_config.unet_config.get("guidance_embed"))
+    is_distilled = bool(base_model.model_config.unet_config.get("guidance_embed"))
+    return is_distilled and facts_about(base_model).guidance is not None
 
 
 def _model_problems(model: Any) -> list[str]:
-    base = model.model
-    if isinstance(base.diffusion_model, UNetModel):
-        return []
-    kind = type(base)  # not its parents: what a subclass changes is not known to train rightly
-    if kind not in TRANSFORMERS:
-        names = ", ".join(name for name, _ in TRANSFORMERS.values())
-        return [f"model is a {kind.__name__}, which cannot be trained so far: SD1.5, SD2, SDXL, {names} can."]
-    config = base.model_config.unet_config
-    if issubclass(kind, comfy.model_base.Flux) and config["in_channels"] > config["out_channels"]:
-        return [
-            f"model takes {config['in_channels']} channels and gives {config['out_channels']}: it is an inpainting or "
-            "control model, which cannot be trained so far. Connect the plain model of its family."
-        ]
-    return []
+    family = find_family(model.model)
+    problem = unknown_family(model.model) if family is None else family.refusal_of(model.model)
+    return [problem] if problem else []
 
 
 def _vae_problems(model: Any, vae: Any) -> list[str]:
@@ -264,14 +247,14 @@ def _clip_problems(model: Any, clip: Any) -> list[str]:
 
 
 def _text_widths(base_model: Any) -> tuple[int | None, int | None]:
-    """Features of the text and of the pooled text that the model takes; None = unknown, or it takes none; 0 = any."""
-    config = base_model.model_config.unet_config
-    if isinstance(base_model.diffusion_model, UNetModel):
-        width = config.get("context_dim")
-        return width if isinstance(width, int) else None, 0 if base_model.adm_channels else None
-    layer = base_model.diffusion_model.get_submodule(TRANSFORMERS[type(base_model)][1])
-    pooled = config.get("vec_in_dim") if isinstance(base_model, comfy.model_base.Flux) else base_model.adm_channels
-    return layer.in_features, pooled or None
+    """Widths of the text and pooled text embeddings that the model takes; None = unknown or not used, 0 = any."""
+    family, config = facts_about(base_model), base_model.model_config.unet_config
+    if family.text_layer:
+        width = base_model.diffusion_model.get_submodule(family.text_layer).in_features
+    else:
+        width = config.get(family.text_width)
+    pooled = getattr(base_model, family.pooled_width, None) or config.get(family.pooled_width) or None
+    return width if isinstance(width, int) else None, 0 if pooled and family.shares_pooled_vector else pooled
 
 
 def _literal_tokens(clip: Any, text: str) -> Any:
@@ -283,11 +266,11 @@ def _literal_tokens(clip: Any, text: str) -> Any:
 
 
 def _model_conds(
-    base_model: Any, conditioning: Conditioning, latent: torch.Tensor, told: dict[str, Any]
+    base_model: Any, conditioning: Conditioning, latent: torch.Tensor, extra: dict[str, Any]
 ) -> dict[str, Any]:
     device = latent.device
     embedding, options = conditioning[0]
-    conds = comfy.sampler_helpers.convert_cond([[embedding, {**options, **told}]])
+    conds = comfy.sampler_helpers.convert_cond([[embedding, {**options, **extra}]])
     conds = comfy.samplers.encode_model_conds(base_model.extra_conds, conds, latent, device, "positive")
     return {key: value.process_cond(batch_size=1, area=None) for key, value in conds[0]["model_conds"].items()}
 

@@ -56,7 +56,7 @@ def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
             blocks included. Below these two places every block is streamed. Norms and biases do not count.
     """
     device = torch.device(twin.device)
-    blocks = {name: _Block(block) for name, block in repeated_blocks(twin.diffusion_model)}
+    blocks = {name: _Block(block) for name, block in repeated_blocks(twin)}
     sizes = [block.size for block in blocks.values()]
     is_streamed = dict(zip(blocks, spread(sizes, resident_bytes), strict=True))
     for name, block in blocks.items():
@@ -71,7 +71,7 @@ def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
 
 def weight_bytes(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED) -> int:
     """What all weights of a twin of MODEL take, to know beforehand whether they fit; see `trainable_view`."""
-    blocks = repeated_blocks(model.model.diffusion_model)
+    blocks = repeated_blocks(model.model)
     smaller = {id(part) for _, block in blocks for part in block.modules()} if in_fp8(base_precision) else set()
     total = 0
     for module in model.model.modules():

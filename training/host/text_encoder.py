@@ -8,6 +8,9 @@ from .blocks import guard_residuals
 from .conditioning import Conditioning, tokens_of
 from .twin import twin_of
 
+IN_PLACE_BLOCKS = ("CLIPLayer",)
+"""Class names of blocks of text encoders that add in place to tensors which autograd has saved."""
+
 
 def trainable_text_encoder(clip: Any) -> nn.Module:
     """A twin of the CLIP's text encoders with resident, frozen normal tensors; the CLIP itself is only read.
@@ -15,7 +18,7 @@ def trainable_text_encoder(clip: Any) -> nn.Module:
     The weights keep their number format and the arithmetic is float32, as in the host.
     """
     twin = twin_of(clip.patcher, None)
-    guard_residuals(twin)
+    guard_residuals(twin, IN_PLACE_BLOCKS)
     return twin
 
 

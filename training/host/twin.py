@@ -23,6 +23,7 @@ from ..basics.errors import raise_if_any
 from .attention import attention
 from .blocks import guard_residuals, repeated_blocks, streamable
 from .device import training_device
+from .families import facts_about
 from .products import compute_quantised
 from .quantise import AS_LOADED, FP8_MATMUL, in_fp8, is_linear, to_fp8
 
@@ -39,7 +40,7 @@ def trainable_view(model: Any, dtype: torch.dtype, base_precision: str = AS_LOAD
     twin.manual_cast_dtype = dtype
     twin.device = training_device(model)
     twin.current_patcher = None
-    guard_residuals(twin)
+    guard_residuals(twin, facts_about(twin).in_place_blocks)
     return twin
 
 
@@ -86,7 +87,8 @@ def twin_of(
         for module in twin.modules():
             for name, value in module.__dict__.items():
                 module.__dict__[name] = _rebound(value, modules)
-        blocks = [block for _, block in repeated_blocks(getattr(twin, "diffusion_model", nn.Module()))]
+        is_text_encoder = not hasattr(twin, "diffusion_model")
+        blocks = [] if is_text_encoder else [block for _, block in repeated_blocks(twin)]
         weights = _Weights(
             patcher, device, dtype, patcher.model_dtype(),
             {(id(module), name) for block in blocks if in_ram for module, name in streamable(block)},

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from .. import host
 from ..adapters import KINDS
 from ..config import LoRAConfig
 
@@ -23,9 +24,9 @@ OWN_FIELDS = (
     *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
 )
 """Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
-LYCORIS = "lycoris.kohya"
-NETWORKS = {("networks.lora", "flux1"): "networks.lora_flux", ("networks.lora", "sd3"): "networks.lora_sd3"}
-"""kohya's networks for one family: (network of all others, first part of the base version) -> its own."""
+KOHYA, LYCORIS = "networks.lora", "lycoris.kohya"
+"""ss_network_module of our files: the first has names of its own for some families."""
+COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
 """Our densities of the timesteps, and kohya's names (ss_timestep_sampling)."""
 
@@ -180,19 +181,10 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
 
 def implementation(architecture: str, form: str) -> str:
     """Whose names the keys follow (modelspec.implementation): diffusers', or those of the model's first code."""
-    first_code = {
-        "stable-diffusion-xl": "https://github.com/Stability-AI/generative-models",
-        "stable-diffusion-3": "https://github.com/Stability-AI/sd3.5",
-        "flux-1": "https://github.com/black-forest-labs/flux",
-        "flux-2": "https://github.com/black-forest-labs/flux2",
-        "stable-diffusion-v": "diffusers",
-    }
     if form == "diffusers":
         return "diffusers"
-    comfy = "https://github.com/comfyanonymous/ComfyUI"
-    if form == "comfyui":
-        return comfy
-    return next((code for start, code in first_code.items() if architecture.startswith(start)), comfy)
+    family = host.family_of_architecture(architecture) if form == "kohya" else None
+    return (family.implementation if family else "") or COMFYUI
 
 
 def workflow_metadata(prompt: Mapping[str, Any] | None, extra: Mapping[str, Any] | None) -> dict[str, str]:
@@ -232,7 +224,8 @@ def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | N
 
 def _network_module(config: LoRAConfig, base_version: str) -> str:
     module = LYCORIS if config.adapter.rslora else KINDS[config.adapter.kind].names.network_module
-    return NETWORKS.get((module, base_version.split("_")[0]), module)
+    family = host.family_of_version(base_version)
+    return family.network_module if family and module == KOHYA else module
 
 
 def _network_args(config: LoRAConfig) -> dict[str, str]:

@@ -182,7 +182,7 @@ class Builder:
 
         What is checkpointed is computed again block by block, and so goes together only within one.
         """
-        blocks = host.repeated_blocks(nets.model.diffusion_model) if placement.checkpointing else ()
+        blocks = host.repeated_blocks(nets.model) if placement.checkpointing else ()
         block_of = block_names([f"{DIFFUSION_MODEL}{name}" for name, _ in blocks], nets.forwards)
         return readers.groups(block_of.__getitem__)
 
@@ -192,7 +192,9 @@ class Builder:
             roots = [model] if text_encoder is None else [model, text_encoder]
             return [target for root in roots for target in targets_named(root, self.adapters)]
         text_targets = [] if text_encoder is None else find_text_targets(text_encoder)
-        return [*find_targets(model, self.config.adapter.targets), *text_targets]
+        family = host.family_of(self.model)
+        found = find_targets(model, self.config.adapter.targets, family.fused_layers, family.target_blocks)
+        return [*found, *text_targets]
 
     def _placed(self, placement: Placement, stack: ExitStack) -> Learner:
         nets = self._networks(placement)
@@ -265,7 +267,7 @@ class Builder:
             *(["text encoders are trained"] if self.trains_text else []),
             *(["dropout is drawn anew each step"] if config.adapter.has_dropout else []),
             *(["weights come from RAM"] if placement.resident < 1.0 else []),
-            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.is_plain_unet(self.model) else []),
+            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.captures_with_cuda_malloc(self.model) else []),
             *([] if can_record else [f"the optimizer {config.optimization.optimizer} moves from Python"]),
         ]
         if obstacles and config.run.cuda_graphs:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from math import sqrt
 
+from .. import host
 from ..adapters import KINDS
 from ..config import LoRAConfig
 from ..data.dataset import Dataset, is_enlarged
@@ -14,8 +15,6 @@ LARGEST_SCALE, SMALLEST_SCALE = 4.0, 0.01
 """of an adapter's output, by alpha and rank"""
 LEAST_IN_FP16 = 6.1e-5
 """Below it fp16 loses digits."""
-SD1_SIDE, SDXL_SIDE = 1024, 640
-"""pixels: too large for SD1.5 from here on, too small for SDXL up to here"""
 COMMON_WORDS = frozenset("a an the of on in at to and or with by from for is are it its his her this that".split())
 """Words that name no subject."""
 
@@ -116,15 +115,19 @@ def _about_views(config: LoRAConfig, dataset: Dataset) -> list[str]:
 def _about_sizes(base: str, dataset: Dataset) -> list[str]:
     side = max(dataset.settings.resolutions())
     notes = []
-    if base.startswith("sdxl_base") and side <= SDXL_SIDE:
+    family = host.family_of_version(base)
+    made_for = family.resolution if family else None
+    if family and made_for and side <= made_for.too_small:
         notes.append(
-            f"resolution is {side} on SDXL, which was made for 1024 and draws badly at that size: the LoRA learns the "
-            "bad drawing too. Set resolution to 1024, or to 768 at least where memory is short."
+            f"resolution is {side} on {family.name}, which was made for {made_for.native} and draws badly at that "
+            f"size: the LoRA learns the bad drawing too. Set resolution to {made_for.native}, or to "
+            f"{made_for.smallest} at least where memory is short."
         )
-    if base == "sd_v1" and side >= SD1_SIDE:
+    if family and made_for and 0 < made_for.too_large <= side:
         notes.append(
-            f"resolution is {side} on SD1.5, which was made for 512 and doubles subjects at that size: the LoRA learns "
-            "slowly and takes much memory. Set resolution to 512, or to 768 at most."
+            f"resolution is {side} on {family.name}, which was made for {made_for.native} and doubles subjects at that "
+            f"size: the LoRA learns slowly and takes much memory. Set resolution to {made_for.native}, or to "
+            f"{made_for.largest} at most."
         )
     sizes = [
         (picture.width * picture.height, picture, fit)

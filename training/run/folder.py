@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..basics.errors import raise_if_any
-from ..basics.files import whole
+from ..basics.files import atomic_write
 from . import checkpoints
 from .checkpoints import State
 from .origin import Origin, differences
@@ -107,7 +107,7 @@ class RunFolder:
 
         def write() -> None:
             self.samples.mkdir(exist_ok=True)
-            with whole(path) as unfinished:
+            with atomic_write(path) as unfinished:
                 image.save(unfinished, "PNG")
             written.append(path)
 
@@ -159,7 +159,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         def write() -> None:
-            with whole(self.path / name) as unfinished:
+            with atomic_write(self.path / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
 
         self._try(name, write)

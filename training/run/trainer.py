@@ -18,7 +18,7 @@ from ..basics.errors import raise_if_any
 from ..config import LoRAConfig
 from ..data.cache import Cache, open_cache
 from ..data.dataset import Dataset
-from ..data.encode import encode_samples, latent_spread
+from ..data.encode import Encoders, encode_samples, latent_spread
 from ..data.hold_out import hold_out
 from ..data.plan import Plan
 from ..learning.batches import Batch, parts
@@ -209,12 +209,18 @@ class _Run:
             self.kept.events.preparing("encoding", done + 1, total, what)
 
         prompts = ["", *self.controls.sample_prompts] if self.config.run.sample_every else []
-        may_differ = self.device.type == "cuda" and not self.config.run.deterministic
-        given = self.model, self.clip, self.vae, on_progress, cache, not self.trains_text, may_differ
-        encoded = encode_samples(self.dataset, self.plan.all_samples(), prompts, *given)
+        encode = partial(
+            encode_samples,
+            encoders=Encoders(self.model, self.clip, self.vae),
+            on_progress=on_progress,
+            cache=cache,
+            captions=not self.trains_text,
+            together=self.device.type == "cuda" and not self.config.run.deterministic,
+        )
+        encoded = encode(self.dataset, self.plan.all_samples(), prompts)
         self.feed = Feed(Told(self.clip, self.dataset, encoded, self.is_sized), self.plan, self.family, self.config)
         if self.held_out is not None:
-            held_out = encode_samples(self.held_out, samples_of(self.held_out), [], *given)
+            held_out = encode(self.held_out, samples_of(self.held_out), [])
             self.told_held_out = Told(self.clip, self.held_out, held_out, self.is_sized)
         self.notes += cache.notes if cache is not None else []
         if dataset_facts(self.given[0], cache) != self.origin.dataset:
@@ -377,7 +383,7 @@ class _Run:
                 host.raise_if_interrupted()
                 batch = noised(told.encoded.latent(sample), self.family, self.config.run.seed, number)
                 conds = [told.by(nets, sample)] * len(batch.x_0)
-                cond = host.batch_conds(nets.model, conds, batch.x_0, host.TRAINING_GUIDANCE)
+                cond = host.batch_conds(nets.model, conds, batch.x_0, host.training_guidance(nets.model))
                 batches.append(on_device(replace(batch, cond=cond), self.device))
             loss = mean_loss(learner.predict, self.family, batches)
         self.kept.validated(step, loss)

@@ -215,7 +215,7 @@ def gradients(family: str, shared: bool, checkpointing: bool) -> tuple[torch.Ten
             if shared:
                 with watched(forwards.values()) as readers:
                     forward().backward()
-                blocks = host.repeated_blocks(twin.diffusion_model) if checkpointing else ()
+                blocks = host.repeated_blocks(twin) if checkpointing else ()
                 block_of = block_names([DIFFUSION_MODEL + name for name, _ in blocks], forwards)
                 keys = {each: key for key, each in forwards.items()}
                 for group in readers.groups(block_of.__getitem__):

@@ -13,7 +13,7 @@ from lora_kiln.training.adapters.attach import attached, find_targets, make_adap
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture, Sample
-from lora_kiln.training.data.encode import encode_samples
+from lora_kiln.training.data.encode import Encoders, encode_samples
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.step import batch_loss
 
@@ -107,7 +107,7 @@ def test_latents_of_every_bucket_are_in_model_space():
     data = Dataset(pictures, DatasetSettings(resolution=64, bucket_step=16, shortest_side=32))
     samples = [Sample(index, fit, False, "x") for index, fit in enumerate(data.fits())]
     with host.training_mode():
-        encoded = encode_samples(data, samples, [], small.model, small.clip, small.vae, lambda *_: None)
+        encoded = encode_samples(data, samples, [], Encoders(small.model, small.clip, small.vae), lambda *_: None)
         factor = small.model.model.latent_format.scale_factor
         shapes = set()
         for sample in samples:
@@ -123,7 +123,7 @@ def test_a_flipped_sample_is_the_latent_of_the_flipped_picture():
     data = Dataset((Picture("0", 64, 64, "x", pixels=pixels),), DatasetSettings(resolution=64))
     sample = Sample(0, data.fits()[0], True, "x")
     with host.training_mode():
-        encoded = encode_samples(data, [sample], [], small.model, small.clip, small.vae, lambda *_: None)
+        encoded = encode_samples(data, [sample], [], Encoders(small.model, small.clip, small.vae), lambda *_: None)
         pixels = data.pictures[0].load(sample.fit).flip(1)
         expected = small.model.model.process_latent_in(host.encode_pixels(small.vae, pixels[None]))[0]
         assert torch.allclose(encoded.latent(sample), expected, atol=1e-6)
@@ -177,7 +177,7 @@ def test_a_model_with_distilled_guidance_is_told_it_in_training():
     )
     with host.training_mode():
         twin = host.trainable_view(model, torch.float32)
-        ((_, trained),) = host.batch_conds(twin, text, latents, guidance=host.TRAINING_GUIDANCE)
+        ((_, trained),) = host.batch_conds(twin, text, latents, guidance=host.training_guidance(twin))
         ((_, sampled),) = host.batch_conds(twin, text, latents)
         options, sigma = host.transformer_options(model), torch.tensor([0.5, 0.5])
         low, high = (host.predict(twin, options, latents, sigma, [([0, 1], cond)]) for cond in (trained, sampled))

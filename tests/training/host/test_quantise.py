@@ -89,9 +89,7 @@ def test_rows_keep_what_one_scale_for_all_would_lose():
 
 def linears(twin: Any) -> list[Any]:
     """The linear layers of the repeated blocks."""
-    return [
-        layer for _, block in repeated_blocks(twin.diffusion_model) for layer in block.modules() if is_linear(layer)
-    ]
+    return [layer for _, block in repeated_blocks(twin) for layer in block.modules() if is_linear(layer)]
 
 
 def dense_twin(small: models.Small, twin: Any) -> Any:

@@ -65,7 +65,7 @@ def block_sizes(small: models.Small) -> list[int]:
     """Bytes of each block's weights, each tensor rounded up to where the next may begin."""
     return [
         sum(-(-module._parameters[name].nbytes // 256) * 256 for module, name in streamable(block))
-        for _, block in repeated_blocks(small.model.model.diffusion_model)
+        for _, block in repeated_blocks(small.model.model)
     ]
 
 
@@ -181,12 +181,12 @@ def test_blocks_are_sent_ahead_in_the_order_of_use():
 
 def waiting(twin: Any) -> set[int]:
     """Where the blocks' weights lie."""
-    blocks = [block for _, block in repeated_blocks(twin.diffusion_model)]
+    blocks = [block for _, block in repeated_blocks(twin)]
     return {module._parameters[name].data_ptr() for block in blocks for module, name in streamable(block)}
 
 
 def stream_of(twin: Any) -> list[Any]:
-    around = (block.forward.around for _, block in repeated_blocks(twin.diffusion_model))
+    around = (block.forward.around for _, block in repeated_blocks(twin))
     return list({id(each.func.__self__): each.func.__self__ for each in around if hasattr(each, "func")}.values())
 
 

@@ -143,7 +143,7 @@ def _folder_of(source: str) -> str:
             host.show_text(text)
         shown = text
 
-    host.say("downloading the captioner %s", source)
+    host.log("downloading the captioner %s", source)
     try:
         return str(download_model(source, on_wait))
     except HubError as error:

@@ -143,7 +143,7 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.notes += [*self.dataset.problems, *host.warnings_about(self.model)]
         for note in self.notes:
-            host.say("%s", note)
+            host.log("%s", note)
 
     def _continue(self, start: Mapping[str, torch.Tensor]) -> None:
         """Takes over the adapters of a LoRA; what of it is not trained goes into MODEL and CLIP for the run."""
@@ -175,7 +175,8 @@ class _Run:
         check_dropout(self.adapters.values() or [KINDS[config.adapter.kind]], config.adapter)
         rates = {config.optimization.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
         check_optimizer(
-            config, sorted(rates | ({config.optimization.text_encoder_learning_rate} if self.trains_text else set()))
+            config.optimization,
+            sorted(rates | ({config.optimization.text_encoder_learning_rate} if self.trains_text else set())),
         )
         self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
         self.notes += advice(config, host.base_version(self.model)[0], self.dataset)
@@ -382,7 +383,7 @@ class _Run:
                 host.raise_if_interrupted()
                 batch = noised(told.encoded.latent(sample), self.family, self.config.run.seed, number)
                 conds = [told.by(nets, sample)] * len(batch.x_0)
-                cond = host.batch_conds(nets.model, conds, batch.x_0, host.TRAINING_GUIDANCE)
+                cond = host.batch_conds(nets.model, conds, batch.x_0, host.training_guidance(nets.model))
                 batches.append(on_device(replace(batch, cond=cond), self.device))
             loss = mean_loss(learner.predict, self.family, batches)
         self.kept.validated(step, loss)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import last_dense, launch
+from .launch import last_dense, launch, named_by_axis
 
 MOST_PROGRAMS = 264
 """enough to fill the largest GPU; more would only add partial sums"""
@@ -122,11 +122,7 @@ def _tile(width: int) -> tuple[int, int]:
 
 def _strides(**tensors: Tensor) -> dict[str, int]:
     """The strides of batch, head and length: {"q_b": ..., "q_h": ..., "q_l": ...} of q."""
-    return {
-        f"{name}_{axis}": stride
-        for name, tensor in tensors.items()
-        for axis, stride in zip("bhl", tensor.stride()[:3], strict=True)
-    }
+    return named_by_axis("bhl", **{name: tensor.stride()[:3] for name, tensor in tensors.items()})
 
 
 def _blocks(keys: int, width: int) -> tuple[int, int]:

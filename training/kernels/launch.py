@@ -1,6 +1,7 @@
 """Launching Triton kernels."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,11 +32,10 @@ def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     Args:
         arguments: the kernel's, and options of Triton's such as num_warps.
     """
-    kernel[grid](**{name: _address(value) for name, value in arguments.items()})
-
-
-def _address(value: Any) -> Any:
-    return _Pointer(value) if isinstance(value, Tensor) and value.is_cuda else value
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.is_cuda:
+            arguments[name] = _Pointer(value)
+    kernel[grid](**arguments)
 
 
 def last_dense(x: Tensor) -> Tensor:
@@ -48,6 +48,14 @@ def padded(numbers: Sequence[int], value: int) -> list[int]:
     return [*[value] * (3 - len(numbers)), *numbers]
 
 
-def numbered(**sequences: Sequence[int]) -> dict[str, int]:
-    """x=(2, 1) -> {"x_0": 2, "x_1": 1}, as kernels name their strides."""
-    return {f"{name}_{axis}": value for name, values in sequences.items() for axis, value in enumerate(values)}
+def named_by_axis(axes: str, **sequences: Sequence[int]) -> dict[str, int]:
+    """("bc", x=(2, 1)) -> {"x_b": 2, "x_c": 1}, as kernels name their strides."""
+    arguments: dict[str, int] = {}
+    for name, values in sequences.items():
+        arguments.update(zip(_argument_names(name, axes), values, strict=True))
+    return arguments
+
+
+@cache
+def _argument_names(name: str, axes: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{axis}" for axis in axes)

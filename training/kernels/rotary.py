@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import last_dense, launch, numbered
+from .launch import last_dense, launch, named_by_axis
 
 ELEMENTS = 4096
 """per program, at least one row"""
@@ -57,7 +57,7 @@ def _launch_rotate(x: Tensor, rotations: Tensor, backward: bool) -> Tensor:
         _rotate_pairs,
         (triton.cdiv(number, rows),),
         **dict(x=x, rotations=rotations, output=output, number=number, second=second, third=third),
-        **numbered(x=x.stride()[:3], output=output.stride()[:3], rotation=rotation_strides),
+        **named_by_axis("012", x=x.stride()[:3], output=output.stride()[:3], rotation=rotation_strides),
         **dict(width=width, BACKWARD=backward, ROWS=rows, BLOCK=block),
     )
     return output

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import last_dense, launch, numbered, padded
+from .launch import last_dense, launch, named_by_axis, padded
 
 ELEMENTS = 4096
 """per program, at least one row"""
@@ -90,7 +90,7 @@ def _launch_norm(
         **tensors,
         **dict(weight=x if weight is None else weight, bias=x if bias is None else bias, moments=moments),
         **dict(eps=eps, number=number, second=second, third=third, width=width),
-        **numbered(**{name: padded(tensor.stride()[:-1], 0) for name, tensor in tensors.items()}),
+        **named_by_axis("012", **{name: padded(tensor.stride()[:-1], 0) for name, tensor in tensors.items()}),
         **dict(WEIGHT=weight is not None, BIAS=bias is not None, CENTRED=len(moments) == 2),
         **dict(BACKWARD=grad_output is not None, ROWS=rows, BLOCK=block),
     )

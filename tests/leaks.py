@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from host import Client, Server
+from client import Client
+from host import Server
 from kit.demo import node, write_data
 from soak import CONCEPT, prompt_for
 

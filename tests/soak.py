@@ -23,7 +23,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from host import Client, HostError, Server
+from client import Client, HostError
+from host import Server
 from kit.concepts import Concept
 from kit.demo import FOLDER, demo_prompt, node, node_id, only
 

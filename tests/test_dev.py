@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import environment
 from host import PACK
 
 spec = importlib.util.spec_from_file_location("dev", PACK / "dev.py")
@@ -53,7 +54,7 @@ def test_only_the_hosts_folder_is_unpacked(tmp_path: Path):
         },
         links={"pkg-1.0/vendor/ComfyUI/link": "/etc/passwd"},
     )
-    dev.extract(sdist, "vendor/ComfyUI", tmp_path / "out")
+    environment.extract(sdist, "vendor/ComfyUI", tmp_path / "out")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {"main.py", "comfy/sd.py"}
     assert not list(tmp_path.rglob("escaped.py")) and not list(tmp_path.rglob("absolute.py"))
@@ -65,10 +66,10 @@ def test_a_broken_build_does_not_count(tmp_path: Path):
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        dev.build_once(tmp_path / "thing", "thing", fails)
-    dev.build_once(tmp_path / "thing", "thing", lambda folder: (folder / "whole").touch())
+        environment.build_once(tmp_path / "thing", "thing", fails)
+    environment.build_once(tmp_path / "thing", "thing", lambda folder: (folder / "whole").touch())
     assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == ["READY", "whole"]
-    dev.build_once(tmp_path / "thing", "thing", fails)  # ready: not built again
+    environment.build_once(tmp_path / "thing", "thing", fails)  # ready: not built again
 
 
 def test_two_set_ups_build_once(tmp_path: Path):
@@ -79,7 +80,9 @@ def test_two_set_ups_build_once(tmp_path: Path):
         built.append(1)
         slow.wait(0.3)
 
-    threads = [threading.Thread(target=dev.build_once, args=(tmp_path / "thing", "thing", build)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=environment.build_once, args=(tmp_path / "thing", "thing", build)) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -92,10 +95,10 @@ def test_the_kit_is_built_anew_when_what_it_is_made_of_changes(tmp_path: Path, m
     (source / "weights").mkdir(parents=True)
     (source / "build.py").write_text("import sys\nfrom pathlib import Path\nPath(sys.argv[2], 'built').touch()\n")
     (source / "weights" / "unet.part0").write_bytes(b"1")
-    monkeypatch.setattr(dev, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(environment, "TESTS", tmp_path / "tests")
 
     def built() -> Path:
-        kit = dev.demo_kit(Path(sys.executable), tmp_path)
+        kit = environment.demo_kit(Path(sys.executable), tmp_path)
         assert (kit / "built").exists() and (kit / "READY").exists()
         return kit
 
@@ -107,17 +110,19 @@ def test_the_kit_is_built_anew_when_what_it_is_made_of_changes(tmp_path: Path, m
 
 
 def test_a_clone_without_a_kit_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dev, "TESTS", tmp_path)
-    assert dev.demo_kit(Path(sys.executable), tmp_path) is None
+    monkeypatch.setattr(environment, "TESTS", tmp_path)
+    assert environment.demo_kit(Path(sys.executable), tmp_path) is None
 
 
 def test_an_unknown_host_is_named_with_the_known_ones():
-    with pytest.raises(dev.Problem, match=r"ComfyUI 9\.9\.9 is not one of the hosts known here\. Known: 0\.30\.0"):
-        dev.host_source("9.9.9")
+    with pytest.raises(
+        environment.Problem, match=r"ComfyUI 9\.9\.9 is not one of the hosts known here\. Known: 0\.30\.0"
+    ):
+        environment.host_source("9.9.9")
 
 
 def test_the_cache_is_where_it_is_said_to_be(cache: Path):
-    assert dev.cache_dir() == cache
+    assert environment.cache_dir() == cache
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,13 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_module_is_told_where_everything_is(tmp_path: Path):
-    setup = dev.Setup(Path("/env/bin/python"), Path("/host"), Path("/kit"))
+    setup = environment.Setup(Path("/env/bin/python"), Path("/host"), Path("/kit"))
     command = setup.module("kit.demo", "--seed", 3)
     assert command[1:] == ["-m", "kit.demo", "--host-dir", "/host", "--kit", "/kit", "--seed", "3"]
     assert setup.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(PACK / "tests")
+
+
+def test_pre_commit_checks_with_the_ruff_of_the_tests():
+    (pin,) = [tool for tool in environment.TOOLS if tool.startswith("ruff==")]
+    hooks = (PACK / ".pre-commit-config.yaml").read_text("utf-8")
+    assert hooks.count(f'["{pin}"]') == hooks.count("additional_dependencies") == 2

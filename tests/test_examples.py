@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from host import PACK, Client, PromptRejected, Server, with_ids_of_its_own, workflow_to_prompt
+from client import Client, PromptRejected
+from host import PACK, Server
 from kit.concepts import Concept
 from kit.demo import CHECKPOINT, FOLDER, WORKFLOW, node_id, write_data
+from saved_workflows import with_ids_of_its_own, workflow_to_prompt
 
 EXAMPLES = sorted(path for path in (PACK / "example_workflows").glob("*.json") if path != WORKFLOW)
 """The demo's own workflow has tests of its own."""

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import leaks
+from client import Client, PromptFailed, PromptInterrupted
 from disk import SmallDisk
-from host import Client, PromptFailed, PromptInterrupted, Server
+from host import Server
 from kit.demo import draw, node_id, write_data
 from soak import CONCEPT, lora_of, saved_lora
 

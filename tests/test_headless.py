@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from host import PACK, Server, with_ids_of_its_own
+from host import PACK, Server
 from kit.concepts import Concept
 from kit.demo import demo_prompt, node, node_id, write_data
+from saved_workflows import with_ids_of_its_own
 
 SCRIPT = re.search(r"```python\n(.*?)```", (PACK / "docs" / "headless.md").read_text("utf-8"), re.DOTALL)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from host import HostError, PromptFailed, PromptRejected, Server, workflow_to_prompt
+from client import HostError, PromptFailed, PromptRejected
+from host import Server
+from saved_workflows import workflow_to_prompt
 
 RED = 0xFF0000
 

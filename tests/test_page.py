@@ -14,9 +14,10 @@ import torch
 from lora_kiln.training.lora.metadata import workflow_metadata
 from lora_kiln.training.lora.save import save_lora
 
-from host import Server, workflow_to_prompt
+from host import Server
 from kit.concepts import Concept
 from kit.demo import TRIGGER_IN_WORKFLOW, WORKFLOW, write_data
+from saved_workflows import workflow_to_prompt
 
 STEPS = 6
 CONCEPT = Concept(1)
@@ -56,6 +57,15 @@ def open_workflow(page, **changes) -> None:
         }""",
         changes,
     )
+
+
+def test_the_stylesheet_is_applied_once_before_any_view_is_made(page, server: Server):
+    open_page(page, server)
+    ours = "[...document.styleSheets].filter(sheet => sheet.href?.endsWith('/kiln.css'))"
+    assert page.evaluate(f"{ours}.map(sheet => sheet.cssRules.length > 0)") == [True]
+    open_workflow(page)
+    assert page.evaluate(f"{ours}.length") == 1
+    assert page.evaluate("getComputedStyle(document.querySelector('.kiln-run')).display") == "flex"
 
 
 def test_the_example_runs_on_the_page_and_the_chart_moves(page, server: Server, kit_dir: Path):

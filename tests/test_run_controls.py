@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from host import Client, Server
+from client import Client
+from host import Server
 from kit.concepts import Concept
 from kit.demo import demo_prompt, node, node_id, only, write_data
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lora_kiln.nodes import NODES
 
-from host import Client, PromptFailed, PromptInterrupted, PromptRejected, Server
+from client import Client, PromptFailed, PromptInterrupted, PromptRejected
+from host import Server
 from kit.concepts import Concept
 from kit.demo import CHECKPOINT, FOLDER, demo_prompt, node, node_id, only, read_image, write_data
 

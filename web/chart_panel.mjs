@@ -1,18 +1,25 @@
-// The chart with all that belongs to it: the figures under the pointer, smoothing, scale, zoom by dragging.
-import { COLORS, drawChart } from "./chart.mjs";
+// The chart of a run with its legend, the values under the pointer, smoothing, scale, and zoom by dragging.
+import { COLORS, drawChart } from "./chart_draw.mjs";
 import { button, element, onceAFrame, setText } from "./dom.mjs";
 import { firstAfter, nearest, Series, Smoothing } from "./series.mjs";
-import { lossText, rateText } from "./status.mjs";
+import { lossText, rateText } from "./format.mjs";
 
-const SETTINGS = "LoRAKiln.chart";
+const SETTINGS = "LoRAKiln.chart"; // key in the browser's localStorage
 const DEFAULTS = { smoothing: 0.95, log: false, rate: false };
 const SMALLEST_DRAG = 5; // pixels; less is a click
 const LEGEND_GAP = 8; // pixels between the legend and the curves
-const MOST_TOP = 38;
-const MARK_REACH = 4; // pixels from the crosshair within which a mark is named
-const NOTHING = { series: new Series(), validation: new Series(), marks: [], samples: [] };
+const MOST_TOP = 38; // pixels above the curves at most, whatever the legend's height
+const MARK_REACH = 4; // pixels from the crosshair within which a mark is listed
+const NO_RUN = { series: new Series(), validation: new Series(), marks: [], samples: [] };
 
-/** What is known of a run at a step: that of the nearest point, and the validation and marks there. */
+/**
+ * The values of a run at a step: those of the nearest point, the last validation loss before it, and the marks around it.
+ * @param {object} run
+ * @param {number[]} smooth the smoothed losses
+ * @param {number} step Infinity for the newest point
+ * @param {number} reach steps to either side within which marks are listed
+ * @returns {object | null} {step, loss, smoothed, rate, validation, marks: texts}; null without points
+ */
 export function readout(run, smooth, step, reach = 0) {
   const index = nearest(run.series.steps, step);
   if (index < 0) return null;
@@ -28,20 +35,23 @@ export function readout(run, smooth, step, reach = 0) {
   };
 }
 
-/** The slider's way: most of it for the weights near 1, where a little changes much. */
-export const weightOf = (place) => (place <= 0 ? 0 : 1 - 10 ** (-3 * place));
-export const placeOf = (weight) => (weight <= 0 ? 0 : -Math.log10(1 - weight) / 3);
+/** The weight of smoothing at a position of the slider, 0 to 1: logarithmic, as weights near 1 differ most. */
+export const weightAt = (position) => (position <= 0 ? 0 : 1 - 10 ** (-3 * position));
 
+/** The slider's position for a weight: the inverse of weightAt. */
+export const positionOf = (weight) => (weight <= 0 ? 0 : -Math.log10(1 - weight) / 3);
+
+/** The chart of a run, its legend and its tools. */
 export class ChartPanel {
-  #run = NOTHING;
+  #run = NO_RUN;
   #settings = loadSettings();
   #smoothing = new Smoothing();
-  #pointer = null;
-  #selection = null;
-  #range = null;
-  #plan = null;
-  #top = 0;
-  #figures = {};
+  #pointer = null; // the step under the crosshair
+  #selection = null; // the steps being dragged over, [from, to]
+  #range = null; // the steps shown, [from, to]; null for all
+  #plan = null; // the layout of the last paint
+  #top = 0; // pixels above the curves, for the legend
+  #figures = {}; // name -> its element in the legend
   #resized;
   #restyled;
 
@@ -55,15 +65,15 @@ export class ChartPanel {
     this.#listen();
     this.#resized = new ResizeObserver(this.repaint);
     this.#resized.observe(this.canvas);
-    this.#restyled = new MutationObserver(this.repaint); // another palette
+    this.#restyled = new MutationObserver(this.repaint); // the host's palette is in these attributes
     for (const holder of [document.documentElement, document.body]) {
       this.#restyled.observe(holder, { attributeFilter: ["class", "style"] });
     }
   }
 
   show(run) {
-    if ((run ?? NOTHING).key !== this.#run.key) this.#range = null;
-    this.#run = run ?? NOTHING;
+    if ((run ?? NO_RUN).key !== this.#run.key) this.#range = null;
+    this.#run = run ?? NO_RUN;
     this.repaint();
   }
 
@@ -78,14 +88,14 @@ export class ChartPanel {
       type: "range", min: "0", max: "1", step: "0.01", className: "kiln-slider",
       title: "Smoothing of the loss: a moving average over the steps", "aria-label": "Smoothing",
     });
-    slider.value = String(placeOf(this.#settings.smoothing));
+    slider.value = String(positionOf(this.#settings.smoothing));
     const shown = element("output");
-    const tell = () => setText(shown, this.#settings.smoothing.toFixed(this.#settings.smoothing > 0.985 ? 3 : 2));
+    const showWeight = () => setText(shown, this.#settings.smoothing.toFixed(this.#settings.smoothing > 0.985 ? 3 : 2));
     slider.oninput = () => {
-      this.#change({ smoothing: weightOf(Number(slider.value)) });
-      tell();
+      this.#change({ smoothing: weightAt(Number(slider.value)) });
+      showWeight();
     };
-    tell();
+    showWeight();
     this.all = button("all", "Show all steps again (double-click on the chart); drag over the chart to look closer", () => this.#zoom(null));
     return element("div", { className: "kiln-tools" },
       this.all,
@@ -159,11 +169,11 @@ export class ChartPanel {
   }
 
   #moveByKey(event) {
-    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!way || !this.#plan) return;
+    const direction = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!direction || !this.#plan) return;
     event.preventDefault();
     const pixel = (this.#plan.to - this.#plan.from) / Math.max(1, this.#plan.box.width);
-    const step = (this.#pointer ?? this.#run.series.lastStep) + way * Math.max(1, pixel * (event.shiftKey ? 20 : 2));
+    const step = (this.#pointer ?? this.#run.series.lastStep) + direction * Math.max(1, pixel * (event.shiftKey ? 20 : 2));
     this.#pointer = Math.min(this.#plan.to, Math.max(this.#plan.from, step));
     this.repaint();
   }
@@ -174,8 +184,9 @@ export class ChartPanel {
     const smooth = this.#smoothing.of(run.series, this.#settings.smoothing);
     this.all.hidden = !this.#range;
     const pointed = this.#pointer !== null && readout(run, smooth, this.#pointer, this.#reach());
-    this.#tell(pointed || readout(run, smooth, Infinity), Boolean(pointed));
-    if (!pointed) this.#top = Math.min(MOST_TOP, this.legend.offsetHeight + LEGEND_GAP); // under the crosshair it must not jump
+    this.#showFigures(pointed || readout(run, smooth, Infinity), Boolean(pointed));
+    // Not under a crosshair, where the legend has other values: the chart would jump.
+    if (!pointed) this.#top = Math.min(MOST_TOP, this.legend.offsetHeight + LEGEND_GAP);
     const options = { log: this.#settings.log, rate: this.#settings.rate, range: this.#range, top: this.#top };
     this.#plan = drawChart(this.canvas, { ...run, smooth }, options, getComputedStyle(this.canvas), {
       pointer: pointed ? pointed.step : null,
@@ -183,12 +194,13 @@ export class ChartPanel {
     });
   }
 
+  /** MARK_REACH in steps. */
   #reach() {
     return this.#plan ? (MARK_REACH * (this.#plan.to - this.#plan.from)) / Math.max(1, this.#plan.box.width) : 0;
   }
 
-  /** The legend is the readout: the newest figures, or those under the crosshair. */
-  #tell(figures, isPointed) {
+  /** Shows the newest values in the legend, or those under the crosshair. */
+  #showFigures(figures, isPointed) {
     this.#figure("step", "", figures && isPointed ? `step ${figures.step}` : "");
     this.#figure("loss", COLORS.loss, figures ? `loss ${lossText(figures.loss)}` : "", "kiln-faint");
     this.#figure("smoothed", COLORS.loss, figures ? `smoothed ${lossText(figures.smoothed)}` : "");
@@ -217,7 +229,7 @@ function loadSettings() {
   try {
     return { ...DEFAULTS, ...JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") };
   } catch {
-    return { ...DEFAULTS }; // a browser may refuse storage, and another page may have written anything
+    return { ...DEFAULTS }; // the browser may refuse storage, and what is stored may be anything
   }
 }
 
@@ -225,6 +237,6 @@ function saveSettings(settings) {
   try {
     localStorage.setItem(SETTINGS, JSON.stringify(settings));
   } catch {
-    // they last as long as the page then
+    // the browser refuses storage: the settings last as long as the page
   }
 }

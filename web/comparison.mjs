@@ -1,15 +1,18 @@
-// The pictures of Apply LoRA Preview: a row a prompt and step, a column a strength; a click chooses one.
+// The picture grid of Apply LoRA Preview: a row per prompt and step, a column per strength. A click on a picture chooses it.
 import { button, element, setText } from "./dom.mjs";
 import { openOverlay } from "./overlay.mjs";
-import { samplePath } from "./samples.mjs";
-import { addStyle } from "./style.mjs";
+import { samplePath } from "./samples_panel.mjs";
 
-export const MIN_HEIGHT = 180;
+export const MIN_HEIGHT = 180; // pixels
 const EMPTY = "The pictures appear here. Click one to go on with its strength.";
 const keyOf = (row, column) => `${row}/${column}`;
 
-/** Rows in groups of one prompt, by its number: [{prompt, rows: [{index, step, label, cells: [{key, strength, step, file}]}]}]. */
-export function groupsOf({ strengths = [], rows = [] } = {}) {
+/**
+ * Groups the rows by prompt. The number of a row tells prompts apart: the same prompt with two seeds has two numbers.
+ * @param {object} shown what the node sent: strengths; rows: [{number, prompt, step, label, pictures: a file per strength}]
+ * @returns {object[]} [{prompt, rows: [{index, step, label, cells: [{key, strength, step, file}]}]}]
+ */
+export function groupByPrompt({ strengths = [], rows = [] } = {}) {
   const groups = new Map();
   rows.forEach((row, index) => {
     const cells = strengths.flatMap((strength, column) => {
@@ -23,25 +26,28 @@ export function groupsOf({ strengths = [], rows = [] } = {}) {
   return [...groups.values()];
 }
 
-/** The step of the row that shows a chosen one: the LoRA as it came in stands in the row 0, whatever its own step. */
+/**
+ * The step of the row that shows a chosen step. The node's input LoRA is in the row of step 0, although it was trained for
+ * `shown.last` steps.
+ */
 export const rowStep = (step, shown) => (step === shown?.last ? 0 : step);
 
-/** What is chosen, in words: "Output: step 500 at strength 0.8". */
+/** The choice in words: "Output: step 500 at strength 0.8". */
 export function choiceText({ strength, step }, shown) {
   const label = shown?.rows?.find((row) => row.step === rowStep(step, shown))?.label ?? (step ? `step ${step}` : "the LoRA");
   const text = String(Number(Number(strength).toFixed(4)));
   return Number(strength) === 0 ? "Output: the model without the LoRA" : `Output: ${label} at strength ${text}`;
 }
 
+/** The picture grid of one node. */
 export class ComparisonView {
-  isEmpty = true;
+  isEmpty = true; // whether it shows no pictures
   #shown = null;
-  #cells = new Map(); // key -> {cell, button}
+  #cells = new Map(); // key -> {cell, face: its button}
   #chosen = { strength: 1, step: 0 };
 
-  /** host: {urlOf: the page's URL of a path of the server's API, choose: called with {strength, step}}. */
+  /** @param {object} host urlOf(path): the URL of an API path; choose({strength, step}): called when a picture is clicked */
   constructor(host) {
-    addStyle();
     this.host = host;
     this.choice = element("span", { className: "kiln-facts" });
     this.hint = element("div", { className: "kiln-hint" });
@@ -51,18 +57,18 @@ export class ComparisonView {
     this.show(null);
   }
 
-  /** Dims the pictures while a run may draw others in their place. */
+  /** Dims the pictures while a prompt runs that may replace them. */
   set isOld(isOld) {
     this.root.classList.toggle("kiln-old", isOld);
   }
 
-  /** Shows what the node has drawn: {strengths, last, rows: [{prompt, step, label, pictures}]}; null clears. */
+  /** Shows the pictures that the node sent, as `groupByPrompt` takes them, with `last` and `note`. Null clears the grid. */
   show(shown) {
     this.isOld = false;
     this.isEmpty = !shown?.rows?.length;
     this.#shown = shown;
     this.#cells.clear();
-    const groups = groupsOf(shown ?? undefined);
+    const groups = groupByPrompt(shown ?? undefined);
     setText(this.hint, groups.length ? (shown.note ?? "") : EMPTY);
     this.hint.hidden = !this.hint.textContent;
     this.sheet.style.setProperty("--kiln-columns", shown?.strengths?.length ?? 1);
@@ -75,7 +81,7 @@ export class ComparisonView {
     this.mark(this.#chosen);
   }
 
-  /** Marks what goes on to the outputs. */
+  /** Marks the picture of the strength and step that the node's outputs have. */
   mark(chosen) {
     this.#chosen = chosen;
     const step = rowStep(chosen.step, this.#shown);
@@ -111,7 +117,7 @@ export class ComparisonView {
   }
 
   #open(key) {
-    openOverlay(() => groupsOf(this.#shown).flatMap(({ prompt, rows }) => rows.map((row) => row.cells.map((cell) => ({
+    openOverlay(() => groupByPrompt(this.#shown).flatMap(({ prompt, rows }) => rows.map((row) => row.cells.map((cell) => ({
       key: cell.key,
       url: this.host.urlOf(samplePath(cell.file)),
       title: prompt,

@@ -1,6 +1,11 @@
-// Elements of the page. Text goes in as text nodes only: names, prompts and messages of a run are no HTML.
+// Elements of the page. Text is set as text nodes only: names, captions, prompts and messages are never read as HTML.
 
-/** An element with properties, attributes (a dash in the name), listeners (onclick ...) and children, or lists of them. */
+/**
+ * Makes an element.
+ * @param {string} tag
+ * @param {object} properties set as properties (className, onclick ...); names with a dash, and `role`, are set as attributes
+ * @param {...(Node | string | (Node | string)[])} children
+ */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -11,15 +16,27 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** Makes a button. `title` is its tooltip. */
 export const button = (label, title, onclick, className = "") =>
   element("button", { type: "button", title, onclick, className: `kiln-button ${className}` }, label);
 
-/** Sets a text only where it changed: what is selected and read aloud stays so. */
+/** Adds a stylesheet to the page. Resolves once it is applied; also when it cannot be loaded, as the views work without it. */
+export function loadStylesheet(url) {
+  return new Promise((resolve) => {
+    const onerror = () => {
+      console.error(`LoRA Kiln: the stylesheet ${url.href} cannot be loaded.`);
+      resolve();
+    };
+    document.head.append(element("link", { rel: "stylesheet", href: url.href, onload: () => resolve(), onerror }));
+  });
+}
+
+/** Sets an element's text only where it differs: setting it ends a selection, and makes a screen reader read it again. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Calls a function once a frame at most, however often it is asked for. */
+/** Gives a function that requests a call of `paint` in the next frame, once however often it is called; `cancel()` drops it. */
 export function onceAFrame(paint) {
   let asked = 0;
   const request = () => {
@@ -30,28 +47,4 @@ export function onceAFrame(paint) {
   };
   request.cancel = () => cancelAnimationFrame(asked);
   return request;
-}
-
-/** Calls a function after a method of an object, which may have none of that name. */
-export function after(object, method, then) {
-  const before = object[method];
-  object[method] = function () {
-    const result = before?.apply(this, arguments);
-    then(...arguments);
-    return result;
-  };
-}
-
-/** The host would show a node's pictures once more below ours: it does so only while `isHidden` says no. */
-export function hideOwnPreview(node, isHidden) {
-  Object.defineProperty(node, "hideOutputImages", { get: isHidden, configurable: true }); // in Vue nodes
-  const draw = node.onDrawBackground;
-  node.onDrawBackground = function () {
-    if (!isHidden()) draw?.apply(this, arguments); // on the canvas
-  };
-}
-
-/** The host's side panel gives a widget that it lists a width of the panel's own, for good: it stays as wide as its node. */
-export function keepWidth(widget) {
-  Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true });
 }

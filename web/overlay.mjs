@@ -1,12 +1,13 @@
-// One picture large over the page, with the arrow keys through the others.
+// A picture enlarged over the whole page. The arrow keys go through the others.
 import { button, element, setText } from "./dom.mjs";
 
 /**
- * Opens a picture of a grid of pictures: left and right go through a row, up and down to another row.
- * rowsOf: () -> rows of {key, url, title, detail}; asked for anew at each move, as a run may add to it.
- * key: of the picture to open.
+ * Opens a picture out of rows of pictures: left and right move within a row, up and down to another row.
+ * @param {() => {key: string, url: string, title: string, detail: string}[][]} getRows called at each move: a run adds pictures
+ * @param {string} key of the picture to open
+ * @returns {HTMLDialogElement}
  */
-export function openOverlay(rowsOf, key) {
+export function openOverlay(getRows, key) {
   let current = key;
   const picture = element("img", { alt: "" });
   const title = element("div", { className: "kiln-overlay-title" });
@@ -19,14 +20,15 @@ export function openOverlay(rowsOf, key) {
     element("div", { className: "kiln-overlay-caption" }, title, detail, close),
   );
 
-  function place() {
-    const rows = rowsOf();
+  /** The rows, and where in them the current picture is; row -1 where it is gone. */
+  function locate() {
+    const rows = getRows();
     const row = rows.findIndex((items) => items.some((item) => item.key === current));
     return { rows, row, column: row < 0 ? -1 : rows[row].findIndex((item) => item.key === current) };
   }
 
   function move(down, right) {
-    const { rows, row, column } = place();
+    const { rows, row, column } = locate();
     if (row < 0) return;
     const items = rows[Math.min(rows.length - 1, Math.max(0, row + down))];
     const wanted = right === -Infinity ? 0 : column + right;
@@ -35,7 +37,7 @@ export function openOverlay(rowsOf, key) {
   }
 
   function show() {
-    const { rows, row, column } = place();
+    const { rows, row, column } = locate();
     if (row < 0) return dialog.close();
     const item = rows[row][column];
     if (picture.src !== new URL(item.url, location.href).href) picture.src = item.url;
@@ -56,7 +58,7 @@ export function openOverlay(rowsOf, key) {
     Escape: () => dialog.close(),
   };
   dialog.onkeydown = (event) => {
-    event.stopPropagation(); // the graph under it has shortcuts of its own
+    event.stopPropagation(); // the graph under the dialog has shortcuts of its own
     if (!keys[event.key]) return;
     event.preventDefault();
     keys[event.key]();
@@ -68,6 +70,6 @@ export function openOverlay(rowsOf, key) {
   document.body.append(dialog);
   show();
   dialog.showModal();
-  dialog.focus(); // not a button: a ring around it would look like a choice
+  dialog.focus(); // else its first button has the focus, whose ring looks like a selection
   return dialog;
 }

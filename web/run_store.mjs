@@ -1,23 +1,43 @@
-// The runs that the page knows: how a run's messages add up, and which run is whose. No page: tested under Node.
+// The runs that the page knows: joins the messages of each run, and finds the run of a node. Pure: tested under Node.
 import { Series } from "./series.mjs";
 
-const MOST_RUNS = 64;
+const MOST_RUNS = 64; // kept; runs that go on are kept beyond
 const ACTIVE = new Set(["preparing", "training", "paused"]);
-const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a graph that was never configured
 
+/**
+ * A run as the page knows it: the fields of the server's newest message, and all messages' points, marks and samples.
+ * @typedef {object} Run
+ * @property {string} key identifies the run on the page
+ * @property {string} [run] the server's id of it; prompt_id, node_id, workflow_id: what started it
+ * @property {"preparing" | "training" | "paused" | "finished" | "interrupted" | "failed"} state
+ * @property {string} [phase] what it does in that state, with phase_done of phase_total
+ * @property {number} step steps done of `steps`; likewise epoch of `epochs`
+ * @property {Series} series loss and learning rate by step
+ * @property {Series} validation validation loss by step
+ * @property {{step: number, kind: string, text: string}[]} marks checkpoints, samples and other events
+ * @property {{step: number, prompt: string, prompt_index: number, filename: string, subfolder: string}[]} samples
+ * @property {string[]} [controls] the control actions that it takes now
+ */
+
+/** Whether a run goes on. */
 export const isActive = (run) => ACTIVE.has(run?.state);
 
-/** A run's id. Servers before run folders have none: there a prompt runs a node once. */
+/** The id of a message's run. Servers that send none run a node once per prompt, so prompt and node identify the run. */
 export const runKey = (message) => message.run || `${message.prompt_id}/${message.node_id}`;
 
+/** The newest runs, each joined from its messages. */
 export class RunStore {
   #runs = new Map(); // id -> run, in the order they began
 
+  /** The runs that go on. */
   get active() {
     return [...this.#runs.values()].filter(isActive);
   }
 
-  /** Takes a live message. Gives the run and whether steps are missing between what was known and the message. */
+  /**
+   * Takes a live message.
+   * @returns {{run: object, isMissing: boolean}} isMissing: whether points are missing between those known and the message's
+   */
   receive(message) {
     const known = this.#runs.get(runKey(message));
     const run = known ?? emptyRun();
@@ -30,7 +50,7 @@ export class RunStore {
     return { run, isMissing };
   }
 
-  /** Takes the whole history of a run. What live messages told beyond its end stays. */
+  /** Takes the whole history of a run. Points, marks and samples of live messages beyond its end are kept. */
   receiveHistory(history) {
     const known = this.#runs.get(runKey(history));
     const run = emptyRun();
@@ -44,7 +64,7 @@ export class RunStore {
     return run;
   }
 
-  /** The newest run of a node, by its workflow's id and the paths that lead to it. */
+  /** The newest run of a node, by its workflow's id and its `nodePaths`. Runs without a workflow's id come second. */
   runOf(workflowId, paths) {
     const candidates = [...this.#runs.values()].filter((run) => paths.includes(String(run.node_id)));
     const own = candidates.filter((run) => run.workflow_id && run.workflow_id === workflowId);
@@ -64,30 +84,7 @@ export class RunStore {
   }
 }
 
-/**
- * The ids by which the server may call a node: "5" in the root, "12:5" in the subgraph of node 12.
- * A subgraph that is used twice gives its nodes two.
- */
-export function nodePaths(rootGraph, node) {
-  const paths = [];
-  const visit = (graph, prefix, above) => {
-    if (node.graph === graph) paths.push(`${prefix}${node.id}`);
-    for (const holder of graph?.nodes ?? []) {
-      const inner = holder.subgraph;
-      if (inner && !above.includes(inner)) visit(inner, `${prefix}${holder.id}:`, [...above, inner]);
-    }
-  };
-  visit(rootGraph, "", [rootGraph]);
-  return paths;
-}
-
-/** The id under which the server files a workflow's runs, "" where it has none. */
-export function workflowId(rootGraph) {
-  const id = rootGraph?.id ?? "";
-  return id === NO_ID ? "" : String(id);
-}
-
-/** A run's samples by prompt, in the order in which the prompts came; the newest picture last. */
+/** A run's samples grouped by prompt, in the order the prompts first appeared; within a group, the newest is last. */
 export function samplesByPrompt(samples) {
   const rows = new Map();
   for (const sample of samples) {
@@ -103,7 +100,7 @@ function emptyRun() {
   return { series: new Series(), validation: new Series(), marks: [], samples: [] };
 }
 
-/** Adds a message to a run, in place: a long curve is not copied ten times a second. */
+/** Adds a message to a run in place: messages come ten times a second, too often to copy a long curve. */
 function add(run, message, points) {
   const { points: _, validation = [], marks = [], samples = [], ...summary } = message;
   Object.assign(run, summary, { key: runKey(message) });
@@ -113,6 +110,7 @@ function add(run, message, points) {
   run.samples = union(run.samples, samples, (sample) => `${sample.subfolder}/${sample.filename}`);
 }
 
+/** Removes what lies after a step: the run went back to it, and takes the later steps again. */
 function cutAfter(run, step) {
   run.series.cutAfter(step);
   run.validation.cutAfter(step);
@@ -120,19 +118,20 @@ function cutAfter(run, step) {
   run.samples = run.samples.filter((sample) => sample.step <= step);
 }
 
-/** [step, loss, learning rate] of a message. Before run ids the third was a smoothed loss. */
+/** The points [step, loss, learning rate] of a message. Servers that send no run id send a smoothed loss as the third number. */
 function pointsOf(message) {
   const points = message.points ?? [];
   return message.run ? points : points.map(([step, loss]) => [step, loss, message.learning_rate]);
 }
 
-/** Whether the run as known from live messages is ahead of a history that was asked for earlier. */
+/** Whether live messages brought the known run further than a history, which was requested earlier. */
 function isLater(known, history) {
   if ((known.started_at ?? 0) !== (history.started_at ?? 0)) return false;
   const ahead = (known.elapsed ?? 0) - (history.elapsed ?? 0);
   return ahead > 0 || (ahead === 0 && (known.step ?? 0) > (history.step ?? 0));
 }
 
+/** Both lists without duplicates, by step. */
 function union(known, added, keyOf) {
   if (!added.length) return known;
   const all = new Map([...known, ...added].map((item) => [keyOf(item), item]));

@@ -1,14 +1,14 @@
-// The live view of a run inside its node: state, progress, controls, and what is looked at below.
+// The live view of a run in its Train LoRA node: state, progress and controls, and below them one of four panels.
 import { ChartPanel } from "./chart_panel.mjs";
-import { AdjustPanel, Controls, isAdjustable } from "./controls.mjs";
+import { AdjustPanel, isAdjustable } from "./adjust_panel.mjs";
 import { button, element, setText } from "./dom.mjs";
-import { PicturesPanel } from "./pictures.mjs";
-import { SamplesPanel } from "./samples.mjs";
-import { factsText, messageText, progress, progressText, stateText } from "./status.mjs";
-import { addStyle } from "./style.mjs";
+import { PicturesPanel } from "./pictures_panel.mjs";
+import { RunControls } from "./run_controls.mjs";
+import { factsText, messageText, progress, progressText, stateText } from "./run_text.mjs";
+import { SamplesPanel } from "./samples_panel.mjs";
 
-export const MIN_HEIGHT = 230;
-const TALL = 420; // from this height on the samples stand under the chart
+export const MIN_HEIGHT = 230; // pixels
+const TALL = 420; // pixels: from this height on, the samples are below the chart
 const TABS = [
   ["loss", "Loss", "The loss by step"],
   ["samples", "Samples", "What the run has drawn so far"],
@@ -16,21 +16,22 @@ const TABS = [
   ["adjust", "Adjust", "Learning rate and sample prompts for the rest of the run"],
 ];
 
+/** The view of one run. */
 export class RunView {
-  run;
+  run; // the run that is shown; undefined where there is none
   #tab = "loss";
 
   /**
-   * host: {urlOf(path), send(run, action, value), fetchPictures(run)}, what the view needs of the page.
+   * @param {object} host urlOf(path): the URL of an API path; send(run, action, value): sends a control action, resolves to
+   *   whether the server took it; fetchPictures(run): resolves to the training pictures with their losses
    */
   constructor(host) {
-    addStyle();
     this.chip = element("span", { className: "kiln-chip" });
     this.progress = element("span", { className: "kiln-progress" });
     this.facts = element("span", { className: "kiln-facts" });
     this.bar = element("div", { className: "kiln-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, element("div"));
     this.message = element("div", { className: "kiln-message", tabIndex: -1, "data-capture-wheel": "true" });
-    this.controls = new Controls(host.send);
+    this.controls = new RunControls(host.send);
     this.chart = new ChartPanel();
     this.panels = {
       loss: this.chart,
@@ -51,7 +52,7 @@ export class RunView {
       element("div", { className: "kiln-tabs" }, ...this.tabs, this.chart.tools),
       element("div", { className: "kiln-panels" }, ...Object.values(this.panels).map((panel) => panel.root)),
     );
-    this.root.style.minHeight = `${MIN_HEIGHT}px`; // the Vue nodes go by this one
+    this.root.style.minHeight = `${MIN_HEIGHT}px`; // Vue nodes follow this one
     this.root.addEventListener("keydown", keepFromGraph);
     this.resized = new ResizeObserver(() => this.root.classList.toggle("kiln-tall", this.root.clientHeight >= TALL));
     this.resized.observe(this.root);
@@ -77,7 +78,7 @@ export class RunView {
     this.#showPanels();
   }
 
-  /** Why the node ended before there was a run; stays until a run has something to say. */
+  /** Shows why the node failed before its run began, until the next message of a run. */
   refuse(reason) {
     this.root.dataset.state = "failed";
     setText(this.chip, "Not started");
@@ -96,7 +97,7 @@ export class RunView {
     this.#showTabs();
     this.#showPanels();
     const panel = this.panels[name].root;
-    if (panel.dataset.captureWheel) panel.focus({ preventScroll: true }); // the wheel scrolls what has the focus
+    if (panel.dataset.captureWheel) panel.focus({ preventScroll: true }); // so that the wheel scrolls it
   }
 
   #showTabs() {
@@ -121,7 +122,7 @@ export class RunView {
   }
 }
 
-/** Keys pressed on the view's own parts are not the graph's, but for its shortcuts with a modifier. */
+/** Keeps keys that are pressed in the view from the graph, except for its shortcuts with a modifier key. */
 function keepFromGraph(event) {
   const isTyping = event.target.matches("input, textarea");
   if (isTyping || !(event.ctrlKey || event.metaKey || event.altKey)) event.stopPropagation();

@@ -1,11 +1,11 @@
-// Numbers that grow by steps: appended, thinned out for the pixels there are, smoothed. No page: tested under Node.
+// Curves of numbers by step: appended to, thinned out for drawing, smoothed. Pure: tested under Node.
 
-/** The curve of a run. A value that is no number is NaN, so that the columns stay numeric and fast. */
+/** Losses and learning rates by ascending step. A missing value is NaN, so that the arrays stay numeric and fast. */
 export class Series {
   steps = [];
   loss = [];
   rate = [];
-  cuts = 0; // how often it was cut: what was reckoned from it before does not hold
+  cuts = 0; // how often it was cut: values computed from it before a cut are outdated
 
   constructor(points = []) {
     this.append(points);
@@ -19,7 +19,7 @@ export class Series {
     return this.steps.at(-1) ?? 0;
   }
 
-  /** points: [step, loss or null, learning rate or null]; those that are known already are passed over. */
+  /** Appends points [step, loss or null, learning rate or null]. Points up to the last known step are ignored. */
   append(points) {
     for (const [step, loss, rate] of points) {
       if (step <= this.lastStep && this.length) continue;
@@ -29,19 +29,20 @@ export class Series {
     }
   }
 
-  /** Forgets what comes after a step: a run that goes on from an earlier checkpoint takes it again. */
+  /** Removes the points after a step: a run resumed from an earlier checkpoint takes these steps again. */
   cutAfter(step) {
     const kept = firstAfter(this.steps, step);
     this.cuts += 1;
     for (const column of [this.steps, this.loss, this.rate]) column.length = kept;
   }
 
+  /** The points [step, loss, learning rate] from an index on. */
   points(from = 0) {
     return this.steps.slice(from).map((step, index) => [step, this.loss[from + index], this.rate[from + index]]);
   }
 }
 
-/** The index of the first of the ascending steps that is greater than `step`. */
+/** Index of the first of the ascending steps that is greater than `step`; their number where none is. */
 export function firstAfter(steps, step) {
   let low = 0;
   let high = steps.length;
@@ -53,7 +54,7 @@ export function firstAfter(steps, step) {
   return low;
 }
 
-/** The index of the step nearest to `step`, -1 where there are none. */
+/** Index of the step nearest to `step`; -1 where there are none. */
 export function nearest(steps, step) {
   const after = firstAfter(steps, step);
   if (after === steps.length) return after - 1;
@@ -61,19 +62,23 @@ export function nearest(steps, step) {
 }
 
 /**
- * The moving average of a series' losses, kept up to date as it grows.
- * Debiased, so that it begins at the first loss and not at zero; by steps, so that thinned curves look the same.
+ * The exponential moving average of a series' losses, continued as the series grows. It is debiased, so it begins at the first
+ * loss and not at zero, and it decays per step, not per point, so that a thinned series gives the same curve.
  */
 export class Smoothing {
   #series = null;
   #weight = 0;
   #cuts = 0;
   #average = 0;
-  #total = 0; // how much of the average is made of losses
+  #total = 0; // the weight of all losses in the average: divides the bias out
   #lastStep = 0;
   #values = [];
 
-  /** weight: the share of the past, 0 (none) to 1. Gives one value a point. */
+  /**
+   * @param {Series} series
+   * @param {number} weight of the past, per step: 0 (no smoothing) to 1, exclusive
+   * @returns {number[]} a value for each point; NaN where its loss is NaN
+   */
   of(series, weight) {
     const goesOn = series === this.#series && weight === this.#weight && series.cuts === this.#cuts;
     if (!goesOn) this.#restart(series, weight);
@@ -103,9 +108,14 @@ export class Smoothing {
 }
 
 /**
- * The indices to draw of a curve, -1 for a gap: of each pixel column its first, lowest, highest and last value.
- * A line through these looks like a line through all, spikes and all.
- * columnOf: the pixel column of a step; from, to: the range of indices.
+ * Thins a curve out for drawing: keeps the first, lowest, highest and last value of each pixel column. A line through these
+ * looks like a line through all values, spikes included.
+ * @param {number[]} steps ascending
+ * @param {number[]} values one per step; NaN is a gap
+ * @param {(step: number) => number} columnOf the pixel column of a step
+ * @param {number} from first index
+ * @param {number} to index after the last
+ * @returns {number[]} the indices to draw; -1 is a gap
  */
 export function decimate(steps, values, columnOf, from = 0, to = steps.length) {
   const kept = [];
@@ -137,7 +147,7 @@ export function decimate(steps, values, columnOf, from = 0, to = steps.length) {
   return kept;
 }
 
-/** The lowest and highest of the values but for the `share` of them at either end. A sample of them is enough. */
+/** [lowest, highest] of the values without the `share` of them at either end, from a sample of 2,000. Null without a number. */
 export function spread(values, share, from = 0, to = values.length) {
   const stride = Math.max(1, Math.floor((to - from) / 2000));
   const sample = [];

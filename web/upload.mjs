@@ -1,14 +1,17 @@
-// Files that a person drops or chooses, on their way to a new dataset folder.
+// Files that a person drops or chooses, read and prepared for the upload into a new dataset folder.
 
 const PICTURE = /\.(png|jpe?g|webp|bmp|tiff?|gif|avif)$/i;
 const CAPTION = /\.(txt|caption)$/i;
 const DEFAULT_NAME = "my_pictures";
 
+/** For the file chooser. */
 export const ACCEPT = ".png,.jpg,.jpeg,.webp,.bmp,.tif,.tiff,.gif,.avif,.txt,.caption";
 
 /**
- * What of some files becomes a dataset: {name, files, pictures, captions, left}.
- * files: [{path, file}], paths with /. A folder that holds them all gives the name. Hidden files are not spoken of.
+ * Chooses the files that are uploaded. Hidden files and folders are ignored.
+ * @param {{path: string, file: File}[]} files their paths are separated by "/"
+ * @returns {object} name: of the folder that holds all the files, else a default; files: the pictures and captions, with paths
+ *   inside that folder; pictures, captions, left: how many there are, and how many other files are left out
  */
 export function planUpload(files) {
   const seen = files.filter(({ path }) => !path.split("/").some((part) => part.startsWith(".")));
@@ -26,15 +29,15 @@ export function planUpload(files) {
   };
 }
 
-/** Whether a drag brings files from outside the page. */
+/** Whether an event drags files from outside the page. */
 export function bringsFiles(event) {
   return [...(event.dataTransfer?.types ?? [])].includes("Files");
 }
 
-/** The files of a drop, those in dropped folders too: [{path, file}]. Call it while the event is handled. */
+/** The files of a drop, with those inside dropped folders: resolves to [{path, file}]. Call it while the event is handled. */
 export function droppedFiles(dataTransfer) {
   const items = [...dataTransfer.items].filter((item) => item.kind === "file");
-  const found = items.map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile()); // gone after the event
+  const found = items.map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile()); // the items are gone after the event
   return Promise.all(found.filter(Boolean).map((each) => (each instanceof File ? [{ path: each.name, file: each }] : filesOf(each))))
     .then((lists) => lists.flat());
 }
@@ -44,26 +47,15 @@ export function chosenFiles(input) {
   return [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
 }
 
-/** Sends files as a new folder; resolves to the server's answer. onProgress gets the share sent. */
-export function sendUpload(url, name, files, onProgress) {
+/** The form that the server takes: a JSON list of the paths, then the files in the same order. */
+export function uploadForm(files) {
   const form = new FormData();
   form.append("names", JSON.stringify(files.map(({ path }) => path)));
   for (const { file } of files) form.append("file", file, "file");
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest(); // fetch does not tell how much is sent
-    request.open("POST", `${url}?${new URLSearchParams({ name })}`);
-    request.setRequestHeader("X-Kiln", "1");
-    request.responseType = "json";
-    request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(1, event.total));
-    request.onload = () =>
-      request.status === 200
-        ? resolve(request.response)
-        : reject(new Error(request.response?.error ?? `The server answered ${request.status}.`));
-    request.onerror = () => reject(new Error("The connection was lost, or the server refused the upload."));
-    request.send(form);
-  });
+  return form;
 }
 
+/** The files of a dropped file or folder. */
 async function filesOf(entry) {
   if (entry.isFile) {
     const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
@@ -72,7 +64,8 @@ async function filesOf(entry) {
   const reader = entry.createReader();
   const found = [];
   for (;;) {
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a hundred at a time
+    // A call gives about a hundred entries; after the last, none.
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) break;
     for (const each of some) found.push(...(await filesOf(each)));
   }

@@ -36,7 +36,8 @@ from bench.figures import GIB
 from bench.models import MODELS, Model
 from bench.prompts import BLOCK_LEVEL, core_prompt, lay_out, load_only, our_prompt, write_pictures
 from bench.runs import OUT_OF_MEMORY, TOO_SLOW, Child, Run, prepare, run_prompt, told_slower, versions
-from host import Client, HostError, Server, has_cuda
+from client import Client, HostError
+from host import Server, has_cuda
 
 PARTS = ("cards", "copies", "scale")
 CARDS = (2, 3, 4, 6, 7, 8, 10, 12, 16, 24, 32, 48, 80)

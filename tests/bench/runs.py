@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import models
-from host import TESTS, Client, HostError, PromptFailed, PromptInterrupted
+from client import Client, HostError, PromptFailed, PromptInterrupted
+from host import TESTS
 
 OUT_OF_MEMORY = "out of memory"
 TOO_SLOW = "stopped: too slow"

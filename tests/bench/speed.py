@@ -42,7 +42,8 @@ from bench.figures import Cell
 from bench.models import MODELS, Model
 from bench.prompts import BLOCK_LEVEL, core_prompt, lay_out, load_only, our_prompt, write_pictures
 from bench.runs import Child, Run, prepare, run_prompt, told_slower, versions
-from host import Client, HostError, Server, has_cuda
+from client import Client, HostError
+from host import Server, has_cuda
 
 OURS = {"ours": "as loaded", "ours-fp8": "fp8", "ours-fp8-matmul": "fp8 matmul"}  # peer -> base_precision
 COMPILES = {"diffusers": "", "diffusers-compile": "model", "diffusers-blocks": "blocks"}

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from host import Client, Server, has_cuda
+from client import Client
+from host import Server, has_cuda
 from kit.concepts import Concept
 from kit.demo import CHECKPOINT, Judgement, read_image
 from kit.judge import base_right, shows_concept

@@ -21,10 +21,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from host import PACK, Client, Server, has_cuda, workflow_to_prompt
+from client import Client
+from host import PACK, Server, has_cuda
 from kit.concepts import Concept, write_base_pictures
 from kit.draw import Scene, random_scene
 from kit.judge import base_right, shows_concept
+from saved_workflows import workflow_to_prompt
 
 CHECKPOINT = "kiln-kit.safetensors"
 WORKFLOW = PACK / "example_workflows" / "LoRA Kiln demo.json"

@@ -32,7 +32,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from host import Client, Server, has_cuda, link
+from client import Client
+from host import Server, has_cuda, link
 from kit.concepts import Concept, write_base_pictures
 from kit.demo import BASE_PICTURES, CHECKPOINT, FOLDER, demo_prompt, node, node_id
 from kit.nets import LATENT_SCALE, UNET

@@ -1,9 +1,9 @@
-// Captions while they are edited: undo, search and replace, tags, what is left to save.
+// Captions while they are edited: undo, search and replace, tags, and the unsaved ones.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Captions, chosen, countIn, replaceIn, summary, triggerBefore, tagsOf, withoutTag } from "../../web/captions.mjs";
+import { Captions } from "../../web/captions.mjs";
 
 const picture = (name, caption, more = {}) => ({ name, caption, bucket: [512, 512], enlarged: false, same_as: null, ...more });
 const PICTURES = [picture("a", "a cat, red, on grass"), picture("b", "a dog, red"), picture("c", "")];
@@ -15,46 +15,46 @@ function captions(pictures = PICTURES) {
 }
 const texts = (made) => made.names.map((name) => made.text(name));
 
-test("what was read is shown, and nothing is left to save", () => {
+test("loaded captions are shown, and none is unsaved", () => {
   assert.deepEqual(texts(captions()), PICTURES.map((each) => each.caption));
   assert.deepEqual(captions().edits, []);
 });
 
-test("an edit knows what it was made of", () => {
+test("an edit carries the caption on disk that it was made from", () => {
   const made = captions();
   made.change({ c: "a bird" });
   made.change({ c: "a red bird " });
   assert.deepEqual(made.edits, [{ name: "c", caption: "a red bird", before: "" }]);
 });
 
-test("an edit taken back by hand is none", () => {
+test("a caption typed back to the one on disk is not an edit", () => {
   const made = captions();
   made.change({ b: "x" });
   made.change({ b: "a dog, red" });
   assert.deepEqual(made.edits, []);
 });
 
-test("spaces at the ends are no edit", () => {
+test("spaces at the ends are not an edit", () => {
   const made = captions();
   made.change({ b: "a dog, red \n" });
   assert.equal(made.isEdited("b"), false);
 });
 
-test("what is saved is no edit any more, and undo makes it one again", () => {
+test("a saved caption is no longer an edit, and undo makes it one again", () => {
   const made = captions();
   made.change({ a: "new" });
-  made.saved(made.edits);
+  made.markSaved(made.edits);
   assert.deepEqual(made.edits, []);
   made.undo();
   assert.deepEqual(made.edits, [{ name: "a", caption: "a cat, red, on grass", before: "new" }]);
 });
 
-test("reading again changes what is not edited", () => {
+test("loading again changes only captions without edits", () => {
   const made = captions();
   made.change({ a: "mine" });
   made.load([picture("a", "theirs"), picture("b", "theirs too")]);
   assert.deepEqual(texts(made), ["mine", "theirs too"]);
-  assert.equal(made.edits[0].before, "a cat, red, on grass"); // so that saving sees that it changed
+  assert.equal(made.edits[0].before, "a cat, red, on grass"); // so that the server sees that the file changed
 });
 
 test("undo and redo go through all steps", () => {
@@ -77,7 +77,7 @@ test("undo and redo go through all steps", () => {
   assert.equal(made.canRedo, false);
 });
 
-test("an edit after undo drops what could be redone", () => {
+test("an edit after undo drops the steps that could be redone", () => {
   const made = captions();
   made.change({ a: "x" });
   made.undo();
@@ -116,22 +116,6 @@ test("search counts places and captions; replacing is one step", () => {
   assert.deepEqual(texts(made), PICTURES.map((each) => each.caption));
 });
 
-test("search is for plain text", () => {
-  const odd = "a.b (c) [d] $& \\ ^ | {e} /f/ * + ?";
-  for (const find of odd.split(" ")) assert.equal(countIn(odd, find) >= 1, true, find);
-  assert.equal(countIn("axb", "a.b"), 0);
-  assert.equal(replaceIn("cat", "a", "$&$1"), "c$&$1t");
-  assert.equal(replaceIn("cat", "", "x"), "cat");
-  assert.equal(countIn("cat", ""), 0);
-});
-
-test("search minds case only when asked", () => {
-  assert.equal(countIn("Cat cat CÄT cät", "cat"), 2);
-  assert.equal(countIn("Cat cat CÄT cät", "cät"), 2);
-  assert.equal(countIn("Cat cat", "cat", true), 1);
-  assert.equal(replaceIn("Cat cat", "cat", "dog", true), "Cat dog");
-});
-
 test("tags are counted once a caption, the most frequent first", () => {
   const made = captions([picture("a", "red, red, cat"), picture("b", "cat , blue"), picture("c", "cat,,")]);
   assert.deepEqual(made.tags, [["cat", 3], ["blue", 1], ["red", 1]]);
@@ -141,43 +125,12 @@ test("a tag is removed everywhere, and nothing else is touched", () => {
   const made = captions([picture("a", "red,  cat"), picture("b", "dark red,cat"), picture("c", "x , y")]);
   assert.equal(made.removeTag("red"), 1);
   assert.deepEqual(texts(made), ["cat", "dark red,cat", "x , y"]);
-  assert.equal(withoutTag("x ,y", "z"), "x ,y");
-  assert.deepEqual(tagsOf(" a, ,b,"), ["a", "b"]);
 });
 
-test("a choice shows some of the pictures", () => {
-  const pictures = [...PICTURES, picture("d", "red", { enlarged: true }), picture("e", "x", { same_as: "a" })];
-  const made = captions(pictures);
-  made.change({ b: "mine" });
-  const names = (choice) => chosen(pictures, made, choice).map((each) => each.name).join("");
-  assert.equal(names({}), "abcde");
-  assert.equal(names({ show: "uncaptioned" }), "c");
-  assert.equal(names({ show: "unsaved" }), "b");
-  assert.equal(names({ show: "small" }), "d");
-  assert.equal(names({ show: "same" }), "ae");
-  assert.equal(names({ find: "RED" }), "ad");
-  assert.equal(names({ find: "RED", matchCase: true }), "");
-  assert.equal(names({ tag: "red" }), "ad");
-});
-
-test("the summary names what is out of the ordinary, and nothing else", () => {
-  assert.deepEqual(summary([PICTURES[0]], captions()), ["1 picture", "1 bucket"]);
-  const pictures = [...PICTURES, picture("d", "red", { enlarged: true, bucket: [64, 64] }), picture("e", "x", { same_as: "a" })];
-  assert.deepEqual(summary(pictures, captions(pictures)), ["5 pictures", "2 buckets", "1 without caption", "1 too small", "1 twice"]);
-});
 
 test("names and captions of any kind are only text", () => {
   const odd = ["__proto__", "constructor", "<img src=x>"].map((name) => picture(name, `${name}, tag`));
   const made = captions(odd);
   assert.equal(made.replace("tag", "x"), 3);
   assert.deepEqual(texts(made), odd.map((each) => `${each.name}, x`));
-});
-
-test("the trigger word is shown before a caption that has it not", () => {
-  assert.equal(triggerBefore("a cat", " ohwx "), "ohwx, ");
-  assert.equal(triggerBefore("", "ohwx"), "ohwx");
-  assert.equal(triggerBefore("An OHWX cat", "ohwx"), "");
-  assert.equal(triggerBefore("ohwxes", "ohwx"), "ohwx, ");
-  assert.equal(triggerBefore("a cat", ""), "");
-  assert.equal(triggerBefore("a+b", "a+b"), "");
 });

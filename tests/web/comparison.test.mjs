@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { choiceText, groupsOf, rowStep } from "../../web/comparison.mjs";
+import { choiceText, groupByPrompt, rowStep } from "../../web/comparison.mjs";
 
 const file = (name) => ({ filename: name, subfolder: "", type: "temp" });
 const SHOWN = {
@@ -13,7 +13,7 @@ const SHOWN = {
 };
 
 test("rows of one prompt stand together, in their order", () => {
-  const groups = groupsOf(SHOWN);
+  const groups = groupByPrompt(SHOWN);
   assert.deepEqual(groups.map((group) => [group.prompt, group.rows.map((row) => row.label)]), [
     ["a cat", ["step 500", "step 900"]],
     ["a dog", ["step 500"]],
@@ -25,13 +25,13 @@ test("rows of one prompt stand together, in their order", () => {
 
 test("the same prompt twice, with two seeds, is two groups", () => {
   const row = { prompt: "a cat", step: 0, label: "", pictures: [file("a")] };
-  assert.equal(groupsOf({ strengths: [1], rows: [{ ...row, number: 0 }, { ...row, number: 1 }] }).length, 2);
+  assert.equal(groupByPrompt({ strengths: [1], rows: [{ ...row, number: 0 }, { ...row, number: 1 }] }).length, 2);
 });
 
 test("a row with fewer pictures, or none, has fewer cells", () => {
-  const groups = groupsOf({ strengths: [0, 1], rows: [{ number: 0, prompt: "x", step: 0, label: "", pictures: [file("a")] }, { number: 1, prompt: "y", step: 0, label: "" }] });
+  const groups = groupByPrompt({ strengths: [0, 1], rows: [{ number: 0, prompt: "x", step: 0, label: "", pictures: [file("a")] }, { number: 1, prompt: "y", step: 0, label: "" }] });
   assert.deepEqual(groups.map((group) => group.rows[0].cells.length), [1, 0]);
-  assert.deepEqual(groupsOf(undefined), []);
+  assert.deepEqual(groupByPrompt(undefined), []);
 });
 
 test("the LoRA's own step is the row of the LoRA as it came in", () => {
@@ -41,7 +41,7 @@ test("the LoRA's own step is the row of the LoRA as it came in", () => {
   assert.equal(choiceText({ strength: 1, step: 900 }, { ...SHOWN, last: 900 }), "Output: step 900 at strength 1");
 });
 
-test("the choice is said in words", () => {
+test("the choice is described in words", () => {
   assert.equal(choiceText({ strength: 0.8, step: 500 }, SHOWN), "Output: step 500 at strength 0.8");
   assert.equal(choiceText({ strength: 0.7000000001, step: 0 }, SHOWN), "Output: step 900 at strength 0.7");
   assert.equal(choiceText({ strength: 1, step: 0 }, null), "Output: the LoRA at strength 1");

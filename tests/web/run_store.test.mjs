@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { RunStore, isActive, nodePaths, runKey, samplesByPrompt, workflowId } from "../../web/run_store.mjs";
+import { RunStore, isActive, runKey, samplesByPrompt } from "../../web/run_store.mjs";
 
 const WORKFLOW = "aaaa";
 const pointsOf = (from, to) => Array.from({ length: to - from }, (_, index) => [from + index + 1, 1 / (from + index + 1), 1e-4]);
@@ -150,37 +150,6 @@ test("old runs are forgotten, those that go on are not", () => {
   store.receive(message(0, 1, { run: "first" }));
   for (let number = 0; number < 100; number++) store.receive(message(0, 1, { run: `${number}`, state: "finished", started_at: 0 }));
   assert.equal(store.runOf(WORKFLOW, ["5"]).key, "first");
-});
-
-function graphs() {
-  const inner = { id: "inner", nodes: [] };
-  const middle = { id: "middle", nodes: [{ id: 3, subgraph: inner }] };
-  const root = { id: "root", nodes: [{ id: 12, subgraph: inner }, { id: 13, subgraph: middle }, { id: 5 }] };
-  for (const graph of [inner, middle, root]) for (const node of graph.nodes) node.graph = graph;
-  return { root, middle, inner };
-}
-
-test("a node of the root is called by its id alone", () => {
-  const { root } = graphs();
-  assert.deepEqual(nodePaths(root, root.nodes[2]), ["5"]);
-});
-
-test("a node of a subgraph is called by every way to it", () => {
-  const { root, inner } = graphs();
-  assert.deepEqual(nodePaths(root, { id: 5, graph: inner }), ["12:5", "13:3:5"]);
-});
-
-test("a node of another graph has no way, and a subgraph within itself no endless one", () => {
-  const { root, inner } = graphs();
-  assert.deepEqual(nodePaths(root, { id: 5, graph: { nodes: [] } }), []);
-  inner.nodes.push({ id: 9, subgraph: inner, graph: inner });
-  assert.deepEqual(nodePaths(root, { id: 5, graph: inner }), ["12:5", "13:3:5"]);
-});
-
-test("a graph that was never configured has no id", () => {
-  assert.equal(workflowId({ id: "00000000-0000-0000-0000-000000000000" }), "");
-  assert.equal(workflowId(undefined), "");
-  assert.equal(workflowId({ id: WORKFLOW }), WORKFLOW);
 });
 
 test("samples stand in a row a prompt, the newest last", () => {

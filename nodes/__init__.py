@@ -3,8 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..training import host
-from ..training.data import page as dataset_page
-from ..training.data import uploads
+from ..training.data import dataset_page, uploads
 from ..training.data.captioner import FOLDER
 from ..training.lora import comparison
 from ..training.run import page as run_page
@@ -50,9 +49,9 @@ class KilnExtension(ComfyExtension):
         host.serve_post("/kiln/run/control", run_page.control)
         host.serve_json("/kiln/presets", filled_in)
         host.serve_get("/kiln/preview", comparison.last_shown)
-        host.serve_get("/kiln/dataset", dataset_page.look, at_once=2)
+        host.serve_get("/kiln/dataset", dataset_page.describe, at_once=2)
         host.serve_get("/kiln/thumbnail", dataset_page.thumbnail, at_once=2)
-        host.serve_post("/kiln/dataset/captions", dataset_page.save)
+        host.serve_post("/kiln/dataset/captions", dataset_page.save_captions)
         host.serve_upload("/kiln/dataset/upload", uploads.RULES, uploads.add)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

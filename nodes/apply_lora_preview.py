@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io, ui
@@ -132,13 +132,22 @@ class ApplyLoRAPreview(io.ComfyNode):
     ) -> io.NodeOutput:
         columns = parse_strengths(strengths)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
-        drawing = Drawing(seed, width, height, steps, cfg, negative_prompt, sampler, scheduler)
-        versions = Versions(lora, host.lora_places() if step or compare == STEPS else {})
+        drawing = Drawing(
+            seed=seed,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=cfg,
+            negative_prompt=negative_prompt,
+            sampler=sampler,
+            scheduler=scheduler,
+        )
+        versions = Versions(lora, host.lora_paths() if step or compare == STEPS else {})
         notes = []
         if not versions.has(step):  # chosen for another run: what was trained since must not be lost by it
             there = ", ".join(map(str, versions.files)) or "none"
             notes.append(f"The run has no file of step {step} (it has: {there}): the LoRA as it comes in goes on.")
-            host.say("Apply LoRA Preview: %s", notes[-1])
+            host.log("Apply LoRA Preview: %s", notes[-1])
             step = 0
         if step in versions.files:
             notes.append(f"Step {step} of the run is {versions.files[step].name} in Load LoRA's list.")
@@ -147,51 +156,66 @@ class ApplyLoRAPreview(io.ComfyNode):
         check_size(rows, lines, columns, drawing)
         if compare == STEPS and rows == [0]:
             notes.append(NO_STEPS)
-        place = str(cls.hidden.unique_id) if cls.hidden is not None else ""
-        grid, shown = drawn(cls, place, (model, clip, vae, lora), versions, rows, lines, columns, drawing)
+        node_id = str(cls.hidden.unique_id) if cls.hidden is not None else ""
+        comparison = Comparison(tuple(rows), tuple(lines), tuple(columns), drawing)
+        grid, shown = grid_of(cls, node_id, Sources(model, clip, vae, lora), versions, comparison)
         for_view = {**shown["kiln_preview"][0], "note": "\n".join(notes), "last": versions.last}
         shown = {**shown, "kiln_preview": [for_view]}
         if cls.hidden is not None:
-            remember_shown(workflow_id(cls.hidden.extra_pnginfo), place, for_view)
+            remember_shown(workflow_id(cls.hidden.extra_pnginfo), node_id, for_view)
         return io.NodeOutput(grid, *host.with_lora(model, clip, chosen, strength), ui=shown)
 
 
-def drawn(
-    cls: type[io.ComfyNode],
-    place: str,
-    things: tuple[Any, Any, Any, Any],
-    versions: Versions,
-    steps: list[int],
-    prompts: list[str],
-    strengths: list[float],
-    drawing: Drawing,
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """(the grid, what the page gets), drawn anew unless this place drew just that last.
+class Sources(NamedTuple):
+    """The inputs that a comparison is drawn with."""
 
-    Args:
-        things: MODEL, CLIP, VAE and LoRA.
-    """
-    settings = (steps, prompts, strengths, drawing)
-    if found := LAST.find(place, things, settings):
+    model: Any
+    clip: Any
+    vae: Any
+    lora: Mapping[str, torch.Tensor]
+
+
+class Comparison(NamedTuple):
+    """The pictures of a comparison: every step with every prompt at every strength."""
+
+    steps: tuple[int, ...]
+    prompts: tuple[str, ...]
+    strengths: tuple[float, ...]
+    drawing: Drawing
+
+
+def grid_of(
+    cls: type[io.ComfyNode], node_id: str, sources: Sources, versions: Versions, comparison: Comparison
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The grid (1, H, W, 3) and the node's ui output; drawn anew unless the node's last comparison was the same."""
+    if found := LAST.find(node_id, sources, comparison):
         return found[0] / 255.0, found[1]
-    model, clip, vae, _ = things
+    steps, prompts, strengths = (list(each) for each in comparison[:3])
     progress = host.progress_bar(len(steps) * len(prompts) * len(strengths))
-    rows = draw_rows(model, clip, vae, versions, steps, prompts, strengths, drawing, progress)
+    rows = draw_rows(
+        *sources[:3],
+        versions,
+        steps=steps,
+        prompts=prompts,
+        strengths=strengths,
+        drawing=comparison.drawing,
+        progress=progress,
+    )
     grid = comparison_sheet(rows, strengths)
-    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [for_page(cls, rows, strengths)]}
-    LAST.keep(place, things, settings, ((grid * 255.0).round().to(torch.uint8), shown))
+    shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [page_rows(cls, rows, strengths)]}
+    LAST.keep(node_id, sources, comparison, ((grid * 255.0).round().to(torch.uint8), shown))
     return grid, shown
 
 
-def for_page(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float]) -> dict[str, Any]:
-    """Rows of {number and text of the prompt, step, label, a picture's place a strength}, and the strengths."""
-    told = []
+def page_rows(cls: type[io.ComfyNode], rows: list[Row], strengths: list[float]) -> dict[str, Any]:
+    """The grid as the page takes it: the strengths, and of each row prompt, step, label and a picture a strength."""
+    found = []
     for row in rows:
         files = ui.PreviewImage(torch.stack(row.pictures), cls=cls).as_dict()["images"]
-        told.append(
+        found.append(
             {"number": row.number, "prompt": row.prompt, "step": row.step, "label": row.label, "pictures": files}
         )
-    return {"strengths": strengths, "rows": told}
+    return {"strengths": strengths, "rows": found}
 
 
 def parse_strengths(text: str) -> list[float]:

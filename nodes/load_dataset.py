@@ -11,10 +11,12 @@ from ..training import host
 from ..training.basics.errors import InputError, raise_if_any
 from ..training.basics.folders import folders_with
 from ..training.data.cache import open_cache
-from ..training.data.dataset import Dataset, DatasetSettings, Picture, bucket_table, caption_lines
+from ..training.data.dataset import Dataset, Picture, bucket_table, caption_lines
+from ..training.data.dataset_settings import DatasetSettings
+from ..training.data.graph_pictures import pictures_from_images
+from ..training.data.picture_folder import FolderContents, folder_fingerprint, read_folder
 from ..training.data.pictures import ENDINGS, picture_facts
 from ..training.data.sheets import contact_sheet, dimmed
-from ..training.data.sources import FolderContents, folder_fingerprint, pictures_from_images, read_folder
 from .types import CATEGORY, NONE, KilnDataset
 
 SHEET_PICTURES = 24

@@ -68,6 +68,25 @@ def sdxl(seed: int = 0) -> Small:
     return _small(config, small, seed)
 
 
+def sd2(seed: int = 0) -> Any:
+    """A MODEL of SD2's architecture, narrow: eps prediction."""
+    config = comfy.supported_models.SD20({**UNET, "context_dim": WIDTH, "use_linear_in_transformer": True})
+    config.unet_config.update(num_heads=-1, num_head_channels=16)
+    return _model(config, seed)
+
+
+def sdxl_refiner(seed: int = 0) -> Any:
+    """A MODEL of the SDXL refiner's architecture, narrow."""
+    config = comfy.supported_models.SDXLRefiner(
+        {
+            **UNET, "context_dim": WIDTH, "use_linear_in_transformer": True, "num_classes": "sequential",
+            "adm_in_channels": WIDTH + 5 * 256,
+        }
+    )  # fmt: skip
+    config.unet_config.update(num_heads=-1, num_head_channels=16)
+    return _model(config, seed)
+
+
 def sd3(seed: int = 0) -> Small:
     """SD3's architecture, narrow: flow, image and text as one sequence, two text encoders and no T5."""
     config = comfy.supported_models.SD3(
@@ -177,6 +196,15 @@ TRANSFORMERS = {
     "z_image": z_image, "qwen_image": qwen_image, "aura_flow": aura_flow,
 }  # fmt: skip
 """Every family of transformers that can be trained: name -> MODEL"""
+
+
+FAMILIES = {
+    "SD1.5": lambda: sd15().model, "SD2": sd2, "SDXL": lambda: sdxl().model, "SDXL refiner": sdxl_refiner,
+    "SD3": TRANSFORMERS["sd3"], "Flux": TRANSFORMERS["flux"], "Flux 2": flux2, "Chroma": TRANSFORMERS["chroma"],
+    "Z-Image": z_image, "Lumina 2": lumina2, "Qwen-Image": qwen_image, "AuraFlow": aura_flow,
+    "PixArt": TRANSFORMERS["pixart"],
+}  # fmt: skip
+"""A MODEL for each row of host/families.py: name of the row -> MODEL"""
 
 
 def random_latents(model: Any, count: int, seed: int) -> torch.Tensor:

@@ -91,7 +91,7 @@ def test_many_bad_lines_are_said_once(tmp_path: Path) -> None:
 def test_strange_settings_are_a_problem_in_words(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "dataset.toml").write_text(text)
     own, problems = read_folder_settings(tmp_path, "dataset.toml")
-    assert (problem in problems[0]) if problem else own.said()
+    assert (problem in problems[0]) if problem else own.set_values()
 
 
 # ---------------------------------------------------------------- LoRA files

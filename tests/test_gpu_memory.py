@@ -7,7 +7,8 @@ import gc
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.host.blocks import repeated_blocks, streamable
+from lora_kiln.training.host.blocks import repeated_blocks
+from lora_kiln.training.host.streaming import streamable
 
 import models
 from gradients import FAMILIES, Probe, distance
@@ -38,7 +39,7 @@ def wide_flux(monkeypatch) -> models.Small:
 
 
 def resident(small: models.Small, sigma: float, dtype: torch.dtype, precision: str = "as loaded", kind="lora") -> Probe:
-    twin = host.trainable_view(small.model, dtype, precision)
+    twin = host.trainable_twin(small.model, dtype, precision)
     host.checkpoint_blocks(twin)
     return Probe(small, sigma, twin, kind)
 
@@ -46,7 +47,7 @@ def resident(small: models.Small, sigma: float, dtype: torch.dtype, precision: s
 def streamed(
     small: models.Small, sigma: float, dtype: torch.dtype, room: int = 0, precision: str = "as loaded", kind="lora"
 ) -> Probe:
-    twin = host.trainable_view(small.model, dtype, precision, in_ram=True)
+    twin = host.trainable_twin(small.model, dtype, precision, in_ram=True)
     facts = host.stream_blocks(twin, room)
     assert facts.streamed and facts.is_pinned
     return Probe(small, sigma, twin, kind)
@@ -81,7 +82,7 @@ def test_transfers_do_not_race_with_computing(share, wide_flux):
     """Large weights, many passes, nothing awaited in between: a place taken too early would show in the numbers."""
     sizes = [
         sum(module._parameters[name].nbytes for module, name in streamable(block))
-        for _, block in repeated_blocks(wide_flux.model.model.diffusion_model)
+        for _, block in repeated_blocks(wide_flux.model.model)
     ]
     probe = streamed(wide_flux, 0.6, torch.float32, int(share * sum(sizes)))
     expected = resident(wide_flux, 0.6, torch.float32).gradients()
@@ -109,7 +110,7 @@ def test_streaming_takes_the_memory_of_two_blocks(wide_flux):
     probe = streamed(wide_flux, 0.6, torch.float32)
     sizes = [
         sum(module._parameters[name].nbytes for module, name in streamable(block))
-        for _, block in repeated_blocks(probe.twin.diffusion_model)
+        for _, block in repeated_blocks(probe.twin)
     ]
     assert peak(probe) < whole - sum(sizes) + 3 * max(sizes)
     del probe
@@ -148,7 +149,7 @@ def test_a_run_that_stops_in_the_middle_gives_its_memory_back(wide_flux):
 def test_a_captured_graph_refuses_streamed_weights():
     small = models.flux()
     probe = streamed(small, 0.6, torch.float32)
-    _, block = next(iter(repeated_blocks(probe.twin.diffusion_model)))
+    _, block = next(iter(repeated_blocks(probe.twin)))
     refused = pytest.raises(RuntimeError, match="run the steps eagerly")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()), block.forward.around():
         pass

@@ -14,7 +14,7 @@ from lora_kiln.nodes.train_lora import TrainLoRA
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.data.captions import write_sidecar
 from lora_kiln.training.data.dataset import DatasetSettings
-from lora_kiln.training.data.sources import folder_fingerprint, read_folder
+from lora_kiln.training.data.picture_folder import folder_fingerprint, read_folder
 from lora_kiln.training.host import may_write
 from PIL import Image
 
@@ -185,7 +185,7 @@ def test_links_between_allowed_folders_are_followed(linked: Path, monkeypatch: p
 
 def test_captions_are_not_written_through_a_link(place: Path) -> None:
     folder, outside = place / "input" / "set", place / "outside"
-    for name in (".a.txt.partial", "a.txt"):
+    for name in (".a.txt.writing", "a.txt"):
         (folder / name).symlink_to(outside / "victim")
     assert write_sidecar(folder / "a.png", "a cat", overwrite=True)
     assert (folder / "a.txt").read_text() == "a cat\n" and not (outside / "victim").exists()

@@ -146,7 +146,7 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
     model = theirs.small.model
     with host.training_mode():
         give_weights(theirs)
-        twin = host.trainable_view(model, torch.float32)
+        twin = host.trainable_twin(model, torch.float32)
         if checkpointed:
             host.checkpoint_blocks(twin)
         found = find_targets(twin, CONFIG.adapter.targets)
@@ -166,7 +166,7 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
                 [[drawn.text[row : row + 1], {"pooled_output": drawn.pooled[row : row + 1]}]] for row in range(batch)
             ]
             cond = host.batch_conds(twin, texts, drawn.x_0, guidance=GUIDANCE)
-            with attached(found, adapters):
+            with attached(found, adapters, host.PRODUCTS):
                 our_loss = sample_losses(
                     lambda x_t, sigma, cond: host.predict(twin, options, x_t, sigma, cond),
                     family, drawn.x_0, drawn.noise, drawn.sigma, cond,

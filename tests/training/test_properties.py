@@ -25,7 +25,7 @@ from lora_kiln.training.data.captions import (
     with_trigger,
 )
 from lora_kiln.training.data.dataset import DatasetSettings
-from lora_kiln.training.data.folder_settings import TYPES, read_folder_settings
+from lora_kiln.training.data.folder_settings import KEYS, read_folder_settings
 from lora_kiln.training.lora.files import read_header, read_lora_file
 from lora_kiln.training.lora.metadata import DataFacts, Folder, RunFacts, header_size, lora_metadata
 from lora_kiln.training.lora.save import check_name, save_lora
@@ -106,7 +106,7 @@ def test_any_bytes_are_captions_or_problems(tmp_path: Path, data: bytes) -> None
     lines = [line for line in data.split(b"\n") if line.strip()]
     assert len(captions) + len(problems) <= max(1, len(lines))
     own, problems = read_folder_settings(tmp_path, "dataset.toml")
-    assert not problems or not own.said() or set(own.said()) < set(TYPES)
+    assert not problems or not own.set_values() or set(own.set_values()) < set(KEYS)
     try:
         read_text(tmp_path / "a.txt")
     except CaptionFileError as error:

@@ -1,15 +1,19 @@
-"""Errors a person can act on."""
+"""Errors that say what to do."""
 
+import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 
 class InputError(ValueError):
-    """Bad input, with every problem found in it.
+    """Unusable input, with every problem found in it.
 
     Args:
-        subject: what was looked at, e.g. "LoRA Config".
-        problems: one sentence each: the field, what came, what is allowed, what to do.
+        subject: the input, e.g. "LoRA Config".
+        problems: a sentence each: the field, its value, what is allowed, what to do.
     """
 
     def __init__(self, subject: str, problems: Sequence[str]):
@@ -20,11 +24,11 @@ class InputError(ValueError):
 
 
 class Refusal(ValueError):
-    """What the page asks for cannot be done as things stand; the message says why.
+    """A request of the page that cannot be fulfilled in the present state; the message says why.
 
     Args:
-        status: HTTP's number for it, 4xx.
-        details: more for the page, as JSON takes it.
+        status: HTTP status, 4xx.
+        details: further JSON values for the page.
     """
 
     def __init__(self, status: int, message: str, **details: Any):
@@ -34,6 +38,19 @@ class Refusal(ValueError):
 
 
 def raise_if_any(subject: str, problems: Sequence[str]) -> None:
-    """Raises one `InputError` that lists all problems, if there are any."""
+    """Raises one `InputError` with all problems, if there are any."""
     if problems:
         raise InputError(subject, problems)
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """A sentence for each problem that pydantic found: the field, its value, what is allowed."""
+    sentences = []
+    for each in error.errors(include_url=False):
+        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in each["loc"]).removeprefix(".")
+        if each["type"] == "missing":
+            sentences.append(f"{field} is missing.")
+        else:
+            allowed = re.sub(r"^\w+ should ", "it must ", each["msg"])
+            sentences.append(f"{field} is {reprlib.repr(each['input'])}; {allowed}.")
+    return sentences

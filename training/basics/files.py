@@ -1,4 +1,4 @@
-"""Files that are there with their old or their new content, never with part of it."""
+"""Atomic writes: a reader or a crash meets a file's old or its new content, never a part of it."""
 
 import os
 from collections.abc import Iterator
@@ -7,14 +7,16 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Gives where to write a file that is there with its old or its new content, never with part of it.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields the path of a new file beside `path`; on success it is synced to disk and replaces `path`, else deleted.
+
+    A symbolic link at either place is removed or replaced, never followed.
 
     Raises:
         OSError: the disk is full, the folder read-only ...
     """
     unfinished = path.with_name(f".{path.name}.writing")
-    unfinished.unlink(missing_ok=True)  # a link that lies there would be written through
+    unfinished.unlink(missing_ok=True)  # a link there would be written through
     try:
         yield unfinished
         sync(unfinished)
@@ -26,9 +28,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     if path.is_dir():
-        with suppress(OSError):  # Windows opens no folders, and some network file systems sync none: all is written
+        with suppress(OSError):  # Windows cannot open folders, and some network file systems cannot sync them
             _sync(path, os.O_RDONLY)
     else:
         _sync(path, os.O_RDWR)

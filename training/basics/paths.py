@@ -1,4 +1,8 @@
-"""Names of files and folders that strangers give: one rule for all of them, reading and writing."""
+"""Names of files and folders that come from a workflow, a web page or a stranger's computer: one rule for all.
+
+`check_parts` and `resolve` refuse a dangerous name; `safe_part` replaces the dangerous characters in it;
+`visible_parts` takes the path of a file that may be there already, under any name that its system allows.
+"""
 
 import os
 import re
@@ -7,35 +11,37 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 LONGEST_PART = 200
-"""bytes of one name; file systems take 255, and numbers and endings are put behind it"""
+"""bytes of one name; file systems take 255, and numbers and endings are appended to it"""
 LONGEST = 1000
 """bytes of a path"""
 RESERVED = '\\:*?"<>|'
+"""characters with a meaning in paths or shells of some system"""
 SLASHES = "\u2044\u2215\u2216\u29f5\u29f8\u29f9"
-"""look like / and \\, and no normal form of Unicode makes them so"""
+"""characters that look like / and \\, and that Unicode does not normalise to them"""
 DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d|CONIN\$|CONOUT\$) *(\..*)?", re.IGNORECASE)
-"""what Windows takes for a device, whatever the ending"""
+"""names of devices on Windows, with any ending; after NFKC normalisation, as Windows takes COM¹ for COM1"""
 JOINERS = "\u200c\u200d"
-"""not seen, but Persian and emoji are written with them"""
-HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of what is not seen: controls, directions of writing, halves of characters"""
+"""invisible characters that Persian and emoji need"""
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories: control and format characters, surrogates, line and paragraph separators"""
 
 
 class PathRefused(ValueError):
-    """A name that may not be used; the message goes on from `<field> is <name>, `."""
+    """A name that may not be used; the message continues the phrase `<field> is <name>, `."""
 
 
 class OutsideRefused(PathRefused):
-    """It leaves the folders it must stay in."""
+    """A path outside the allowed folders."""
 
 
 def check_parts(name: object) -> tuple[str, ...]:
     """The parts of a relative path such as people/anna.
 
-    What is dangerous on one system is refused on all, and so is what a normal form of Unicode turns into it.
+    A name that is dangerous on one operating system is refused on all, also if it is so only after Unicode
+    normalisation.
 
     Raises:
-        PathRefused: it is no such path.
+        PathRefused: the name may not be used.
     """
     if not isinstance(name, str):
         raise PathRefused("which is no text: write a name, as in people/anna.")
@@ -45,13 +51,13 @@ def check_parts(name: object) -> tuple[str, ...]:
 
 
 def resolve(name: object, roots: Sequence[Path]) -> Path:
-    """A path by its name below the first of some folders, or by its absolute path in any of them.
+    """The path of a name: relative to the first root, or absolute and inside any root.
 
     Args:
-        roots: absolute.
+        roots: allowed folders, absolute.
 
     Raises:
-        OutsideRefused: it lies in none of them, by itself or by where its links lead.
+        OutsideRefused: the path, or the target of its links, is inside none of the roots.
         PathRefused: as `check_parts`.
     """
     if not isinstance(name, str):
@@ -71,9 +77,31 @@ def resolve(name: object, roots: Sequence[Path]) -> Path:
 
 
 def leads_out(path: Path, roots: Sequence[Path]) -> bool:
-    """Whether a path lies in none of some folders once its links are followed."""
+    """Whether a path, with its links resolved, is inside none of the roots."""
     real = PurePath(os.path.realpath(path))
     return not any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def visible_parts(name: str) -> tuple[str, ...] | None:
+    """The parts of a relative path without `.`, `..`, empty or hidden ones; None for any other path."""
+    parts = tuple(name.split("/"))
+    separators = "\0\\:" if os.name == "nt" else "\0"
+    is_plain = all(part and not part.startswith(".") for part in parts)
+    return parts if is_plain and not any(character in name for character in separators) else None
+
+
+def safe_part(text: str, longest: int = LONGEST_PART) -> str:
+    """A name of a file or folder with its reserved and invisible characters replaced by `_`; may become empty.
+
+    Args:
+        longest: bytes; the rest is cut off.
+    """
+    text = unicodedata.normalize("NFC", text)
+    replaced = "".join(
+        "_" if character in f"{RESERVED}/" or _is_invisible(character) else character for character in text
+    )
+    name = replaced.encode()[:longest].decode(errors="ignore").strip().rstrip(". ")
+    return f"_{name}" if _is_device(name) else name
 
 
 def _outside(roots: Sequence[Path]) -> str:
@@ -91,7 +119,7 @@ def _check_part(part: str) -> None:
     if not part or part in (".", ".."):
         raise PathRefused(f"with the part {part!r}: write the names of folders alone, as in people/anna.")
     for character in part:
-        if unicodedata.category(character) in HIDDEN and character not in JOINERS:
+        if _is_invisible(character):
             raise PathRefused(f"with the character {character!r}, which is not seen: rename it.")
     if len(part.encode()) > LONGEST_PART:
         raise PathRefused(f"with a part of more than {LONGEST_PART} bytes: give it a shorter name.")
@@ -101,5 +129,13 @@ def _check_part(part: str) -> None:
         raise PathRefused(rf'with {listed} in it, by itself or in disguise: use no / \ : * ? " < > | in a name.')
     if plain != plain.strip() or plain.endswith("."):
         raise PathRefused(f"with the part {part!r}, which begins or ends with a space or ends with a dot: rename it.")
-    if DEVICES.fullmatch(plain):
+    if _is_device(part):
         raise PathRefused(f"with the part {part!r}, which Windows takes for a device: rename it.")
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in INVISIBLE and character not in JOINERS
+
+
+def _is_device(part: str) -> bool:
+    return DEVICES.fullmatch(unicodedata.normalize("NFKC", part)) is not None

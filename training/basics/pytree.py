@@ -1,63 +1,62 @@
-"""Tensors in lists, tuples, dicts and dataclasses: out of their structure and back into it."""
+"""Tensors in nested lists, tuples, dicts and registered dataclasses, by torch's own pytree."""
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 Tree = TypeVar("Tree")
+Class = TypeVar("Class", bound=type)
+
+
+def pytree_node(cls: Class) -> Class:
+    """Class decorator: torch's pytree then looks for tensors in the fields of this dataclass."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    _pytree.register_pytree_node(
+        cls, lambda node: ([getattr(node, name) for name in names], None), lambda values, _: cls(*values)
+    )
+    return cls
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors in a structure, in order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [tensor for part in _parts(tree) for tensor in tensors_of(part)]
+    """The tensors in a tree, in order: of dicts by insertion, of dataclasses by field."""
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """The tree with each tensor replaced by the function's result; all other leaves are shared."""
+    return _pytree.tree_map_only(Tensor, function, tree)
 
 
 def with_tensors(tree: Tree, tensors: Iterable[Tensor]) -> Tree:
-    """The structure with other tensors, as many as `tensors_of` gives and in their order; all else is shared."""
-    return _filled(tree, iter(tensors))
+    """The tree with other tensors, as many as `tensors_of` gives and in their order; all other leaves are shared."""
+    following = iter(tensors)
+    return map_tensors(lambda _: next(following), tree)
 
 
 def form_of(tree: Any) -> Hashable:
-    """All about a structure but its tensors' content: shapes, types, devices, plain values.
+    """A key for all of a tree but its tensors' content: containers, shapes, dtypes, devices, plain values.
 
     Raises:
-        TypeError: something in it is neither a tensor, a plain value nor a container of those.
+        TypeError: a leaf is neither a tensor nor a plain value.
     """
-    if isinstance(tree, Tensor):
-        return "tensor", tuple(tree.shape), tree.dtype, tree.device
-    if _is_container(tree):
-        names = tuple(tree) if isinstance(tree, dict) else ()
-        return type(tree), names, tuple(form_of(part) for part in _parts(tree))
-    if tree is None or isinstance(tree, bool | int | float | str | torch.dtype | torch.device):
-        return tree
-    raise TypeError(f"a {type(tree).__name__} is no plain value")
+    leaves, structure = _pytree.tree_flatten(tree)
+    return _Form(tuple(map(_form_of_leaf, leaves)), structure)
 
 
-def _is_container(tree: Any) -> bool:
-    return isinstance(tree, dict | list | tuple) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type))
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    leaves: tuple[Hashable, ...]
+    structure: _pytree.TreeSpec = dataclasses.field(hash=False)
+    """compared, but not hashable in every version of torch"""
 
 
-def _parts(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        yield from tree.values()
-    elif isinstance(tree, list | tuple):
-        yield from tree
-    elif _is_container(tree):
-        yield from (getattr(tree, field.name) for field in dataclasses.fields(tree))
-
-
-def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return next(tensors)
-    if isinstance(tree, dict):
-        return {key: _filled(value, tensors) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_filled(value, tensors) for value in tree)
-    if _is_container(tree):
-        return type(tree)(**{f.name: _filled(getattr(tree, f.name), tensors) for f in dataclasses.fields(tree)})
-    return tree
+def _form_of_leaf(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return "tensor", tuple(leaf.shape), leaf.dtype, leaf.device
+    if leaf is None or isinstance(leaf, bool | int | float | str | torch.dtype | torch.device):
+        return leaf
+    raise TypeError(f"a {type(leaf).__name__} is no plain value")

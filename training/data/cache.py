@@ -1,7 +1,6 @@
-"""A memory on disk for what is dear to compute: latents, text embeddings, facts about picture files."""
+"""A cache on disk of what takes long to compute: latents, text embeddings, facts about picture files."""
 
 import hashlib
-import json
 import os
 import sqlite3
 import threading
@@ -10,16 +9,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors.torch import load, save
-
 from .. import host
 from ..basics.folders import is_settled
+from .packing import pack, unpack
 from .pictures import PictureFacts, picture_facts
 
 FILE = "encoded.sqlite"
-PATIENCE = 30.0
-"""seconds to wait while another process writes"""
+BUSY_SECONDS = 30.0
+"""longest wait while another process writes"""
 TABLES = (
     """CREATE TABLE IF NOT EXISTS blobs (
         key TEXT PRIMARY KEY, used_at REAL NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL, blob BLOB NOT NULL
@@ -30,17 +27,17 @@ TABLES = (
         width INTEGER NOT NULL, height INTEGER NOT NULL, is_transparent INTEGER NOT NULL, digest TEXT NOT NULL
     )""",
 )
-AT_ONCE = 500
-"""keys asked for in one statement"""
+KEYS_PER_QUERY = 500
+"""SQLite limits the parameters of a statement"""
 
 Result = TypeVar("Result")
 
 
 def open_cache() -> "Cache | None":
-    """The host's cache; None where the person who runs the server wants none.
+    """The host's cache; None if the environment variable of its size turns it off.
 
     Raises:
-        InputError: the size set for it is no number.
+        InputError: that variable is not a number.
     """
     limit = host.cache_limit()
     return Cache(host.cache_folder() / FILE, limit) if limit else None
@@ -49,12 +46,11 @@ def open_cache() -> "Cache | None":
 class Cache:
     """Values and facts by key in one SQLite file, which several processes may share.
 
-    What is wrong with the file or its disk never stops a run. A damaged file is set aside and begun again; where
-    nothing can be written, what comes new is held in memory. Either is said once. A row whose content is no longer
-    what was written counts as absent.
+    An error of the file or its disk never stops a run. A damaged file is renamed and a new one begun; if nothing can be
+    written, new values are held in memory. Either is logged once. A value that does not match its digest is absent.
 
     Args:
-        path: of the file; made, with its folder, where it is not there.
+        path: of the file; it and its folder are created if they do not exist.
         limit: bytes that `trim` leaves.
     """
 
@@ -62,7 +58,7 @@ class Cache:
         self.path = path
         self.limit = limit
         self.notes: list[str] = []
-        """what went wrong, for people"""
+        """what went wrong, for the run's report"""
         self._memory: dict[str, bytes] = {}
         self._started_at = time.time()
         self._lock = threading.RLock()
@@ -79,7 +75,7 @@ class Cache:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; what was held in memory is gone."""
+        """Closes the file and drops the values held in memory."""
         with self._lock:
             self._memory.clear()
             if self._db is not None:
@@ -87,18 +83,18 @@ class Cache:
                 self._db = None
 
     def known(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that have a value. They count as used now."""
+        """Those keys that have a value; they are marked as used now."""
         wanted = list(keys)
         found = []
-        for start in range(0, len(wanted), AT_ONCE):
-            part = wanted[start : start + AT_ONCE]
+        for start in range(0, len(wanted), KEYS_PER_QUERY):
+            part = wanted[start : start + KEYS_PER_QUERY]
             found += self._read(f"SELECT key FROM blobs WHERE key IN ({','.join('?' * len(part))})", part)
         rows = [(time.time(), key) for (key,) in found]
         self._write(lambda db: db.executemany("UPDATE blobs SET used_at = ? WHERE key = ?", rows))
         return {key for (key,) in found} | (self._memory.keys() & wanted)
 
     def get(self, key: str) -> Any | None:
-        """The value of a key; None where there is none."""
+        """The value of a key, or None."""
         blob = self._memory.get(key)
         if blob is None:
             rows = self._read("SELECT digest, blob FROM blobs WHERE key = ?", (key,))
@@ -108,10 +104,10 @@ class Cache:
         return unpack(blob)
 
     def put(self, key: str, value: Any) -> None:
-        """Remembers a value: tensors in lists and dicts with what JSON knows.
+        """Stores a value.
 
         Raises:
-            TypeError: anything else in it.
+            TypeError: `pack` cannot store it.
         """
         blob = pack(value)
         row = (key, time.time(), len(blob), _digest(blob), blob)
@@ -119,10 +115,10 @@ class Cache:
             self._memory[key] = blob
 
     def picture_facts(self, path: Path) -> PictureFacts:
-        """What `pictures.picture_facts` says of a file, remembered as long as its size and time of change stay.
+        """`pictures.picture_facts` of a file, cached while the file's size and modification time stay the same.
 
         Raises:
-            PictureError: it cannot be used; that is not remembered.
+            PictureError: the file cannot be used; this is not cached.
         """
         stat, name = path.stat(), os.path.abspath(path)
         rows = self._read(
@@ -139,15 +135,13 @@ class Cache:
         return facts
 
     def trim(self) -> None:
-        """Forgets what was not used for longest until the limit is kept; never what this run has used."""
+        """Deletes the least recently used values above the limit, but none used since the cache was opened."""
         total = sum(size or 0 for (size,) in self._read("SELECT SUM(size) FROM blobs", ()))
         if total <= self.limit:
             return
-        oldest = self._read(
-            "SELECT key, size FROM blobs WHERE used_at < ? ORDER BY used_at", (self._started_at,)
-        )  # fmt: skip
+        query = "SELECT key, size FROM blobs WHERE used_at < ? ORDER BY used_at"
         old = []
-        for key, size in oldest:
+        for key, size in self._read(query, (self._started_at,)):
             if total <= self.limit:
                 break
             old.append((key,))
@@ -159,7 +153,7 @@ class Cache:
         return self._attempt(lambda db: db.execute(statement, tuple(values)).fetchall(), [])
 
     def _write(self, action: Callable[[sqlite3.Connection], Any]) -> bool:
-        """Whether it was written."""
+        """False where it could not be written."""
 
         def write(db: sqlite3.Connection) -> bool:
             with db:  # commits, or rolls back
@@ -176,9 +170,9 @@ class Cache:
                 return action(self._db)
             except sqlite3.Error as error:
                 if _is_damage(error):
-                    self._set_aside(error)
+                    self._replace_damaged(error)
                 else:
-                    self._go_on_in_memory(error)
+                    self._stop_writing(error)
         return otherwise
 
     def _open(self) -> None:
@@ -187,15 +181,15 @@ class Cache:
                 self._db = self._connected()
                 return
             except OSError as error:
-                return self._go_on_in_memory(error)
+                return self._stop_writing(error)
             except sqlite3.Error as error:
                 if not _is_damage(error) or attempt:
-                    return self._go_on_in_memory(error)
-                self._move_away(error)
+                    return self._stop_writing(error)
+                self._rename_damaged(error)
 
     def _connected(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self.path, timeout=PATIENCE, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         try:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             _use_write_ahead_log(db)
@@ -209,79 +203,34 @@ class Cache:
             raise
         return db
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
-        """Begins again after damage was met; another process may have done so already."""
+    def _replace_damaged(self, error: sqlite3.Error) -> None:
+        """Begins a new file after damage, unless another process has done so already."""
         assert self._db is not None
         self._db.close()
         self._db = None
         if _identity(self.path) == self._file:
-            self._move_away(error)
+            self._rename_damaged(error)
         self._open()
 
-    def _move_away(self, error: sqlite3.Error) -> None:
+    def _rename_damaged(self, error: sqlite3.Error) -> None:
         damaged = self.path.with_name(f"{self.path.name}.damaged")
         try:
             for ending in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
             os.replace(self.path, damaged)
         except OSError as problem:
-            self._go_on_in_memory(problem)
+            self._stop_writing(problem)
         else:
-            self._say(f"The cache {self.path} was damaged ({error}); it begins again, the old file is {damaged.name}.")
+            self._note(f"The cache {self.path} was damaged ({error}); it begins again, the old file is {damaged.name}.")
 
-    def _go_on_in_memory(self, error: Exception) -> None:
+    def _stop_writing(self, error: Exception) -> None:
         if self._can_write:
-            self._say(f"The cache {self.path} cannot be written ({error}): what is new is held in memory.")
+            self._note(f"The cache {self.path} cannot be written ({error}): what is new is held in memory.")
         self._can_write = False
 
-    def _say(self, note: str) -> None:
+    def _note(self, note: str) -> None:
         self.notes.append(note)
-        host.say("%s", note)
-
-
-def pack(value: Any) -> bytes:
-    """A value as safetensors bytes, its structure as JSON in their header.
-
-    Raises:
-        TypeError: something other than tensors, lists, tuples, dicts with text keys, text, numbers, booleans and None.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    structure = json.dumps(_structure(value, tensors))
-    return save(tensors, {"structure": structure})
-
-
-def unpack(blob: bytes) -> Any:
-    """The inverse of `pack`."""
-    length = int.from_bytes(blob[:8], "little")
-    structure = json.loads(blob[8 : 8 + length])["__metadata__"]["structure"]
-    return _value(json.loads(structure), load(blob))
-
-
-def _structure(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The value in JSON's terms, each container and tensor as [its kind, its content]."""
-    if isinstance(value, torch.Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return ["tensor", name]
-    if type(value) in (list, tuple):
-        return [type(value).__name__, [_structure(item, tensors) for item in value]]
-    if type(value) is dict and all(type(key) is str for key in value):
-        return ["dict", {key: _structure(item, tensors) for key, item in value.items()}]
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    raise TypeError(f"{type(value).__name__} cannot be kept in the cache")
-
-
-def _value(structure: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if not isinstance(structure, list):
-        return structure
-    kind, content = structure
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _value(item, tensors) for key, item in content.items()}
-    items = [_value(item, tensors) for item in content]
-    return tuple(items) if kind == "tuple" else items
+        host.log("%s", note)
 
 
 def _digest(blob: bytes) -> bytes:
@@ -289,12 +238,12 @@ def _digest(blob: bytes) -> bytes:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file is no sound database; SQLite's errors about access and space have classes of their own."""
+    """Whether the file is damaged; errors of access, locks and space are subclasses of DatabaseError."""
     return type(error) is sqlite3.DatabaseError
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file lies at a path."""
+    """Device and inode of the file at a path."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -303,13 +252,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _use_write_ahead_log(db: sqlite3.Connection) -> None:
-    """Readers and a writer then do not wait for each other. SQLite does not wait for its turn to switch: we do."""
-    give_up_at = time.monotonic() + PATIENCE
+    """Lets readers and a writer work at the same time. SQLite's timeout does not cover this switch: it is retried."""
+    deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > give_up_at:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(0.02)

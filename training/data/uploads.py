@@ -1,13 +1,13 @@
-"""New datasets from the page: pictures and captions that a person drops on a node."""
+"""New datasets from the page: pictures and captions that a person drops on the Load Dataset node."""
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import host
 from ..basics.errors import InputError
+from ..basics.paths import safe_part, visible_parts
 from ..host import Upload, UploadRules
 from .captions import SIDECARS, CaptionFileError, read_text
 from .pictures import ENDINGS, PictureError, check_picture, picture_size
@@ -18,12 +18,10 @@ DEEPEST = 4
 """levels of folders that a dropped folder may have"""
 LONGEST_NAME = 150
 """bytes of a file's or folder's name, without its ending"""
-DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}
-"""names that Windows keeps for itself, whatever their ending"""
 
 
 def largest(name: str) -> int:
-    """Bytes that an uploaded file of this name may have; 0 = files of its kind are not taken."""
+    """Bytes that an uploaded file of this name may have; 0 = files of this kind are refused."""
     ending = PurePosixPath(name).suffix.lower()
     return host.largest_upload() if ending in ENDINGS else LARGEST_CAPTION_FILE if ending in SIDECARS else 0
 
@@ -34,19 +32,19 @@ RULES = UploadRules(host.input_folder, largest, most_files=10_000, most_bytes=20
 def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
     """Makes a new folder in the host's input folder, with the pictures and captions of an upload.
 
-    Nothing is written over: where the name is taken, a number is put behind it. Folders in the upload stay folders.
+    Nothing is overwritten: where the name is taken, a number is appended. Folders in the upload stay folders.
 
     Args:
-        query: `name`, what the folder should be called; the name that it gets has no characters a file system may mind.
-        uploads: whose content lies in the folder where it may be moved from.
+        query: `name`, of the new folder; characters that file systems refuse are replaced.
+        uploads: files whose content lies in the input folder, from where it is moved.
 
     Returns:
         `folder`: its name; `pictures`, `captions`: how many; `refused`: a sentence for each file left out.
 
     Raises:
-        InputError: no name, or no usable picture; then there is no new folder.
+        InputError: no name, or no usable picture; no folder is made then.
     """
-    name = safe_name(query.get("name", ""))
+    name = _safe_name(query.get("name", ""))
     if not name or name.startswith("."):
         raise InputError(
             "The upload", [f"name is {query.get('name', '')!r}; give the new folder a name, such as cats."]
@@ -78,38 +76,30 @@ def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
 
 
 def safe_path(name: str) -> PurePosixPath | None:
-    """The path below a new folder for a file that the page calls so, with no part that a file system may mind.
+    """The path in a new folder for an uploaded file: its own path, with characters that file systems refuse replaced.
 
-    None where the name leads elsewhere (absolute, `..`, backslashes, null bytes), is hidden or lies too deep.
+    None where the path is absolute, leads out of the folder, is hidden or too deep, or has backslashes or null bytes.
     """
-    parts = name.split("/")
-    if "\0" in name or "\\" in name or len(parts) > DEEPEST + 1:
-        return None
-    if any(not part.strip() or part.startswith(".") for part in parts):
+    parts = visible_parts(name)
+    if parts is None or "\\" in name or len(parts) > DEEPEST + 1:
         return None
     ending = PurePosixPath(parts[-1]).suffix
-    safe = [*map(safe_name, parts[:-1]), safe_name(parts[-1].removesuffix(ending)) + ending.lower()]
-    return None if any(part.startswith(".") for part in safe) else PurePosixPath(*safe)
+    safe = [_safe_name(part) for part in (*parts[:-1], parts[-1].removesuffix(ending))]
+    safe[-1] += ending.lower()
+    return None if any(not part or part.startswith(".") for part in safe) else PurePosixPath(*safe)
 
 
-def safe_name(text: str) -> str:
-    """A name with what file systems mind replaced by `_`; cut where it is too long. May be empty."""
-    text = unicodedata.normalize("NFC", text)
-    kept = (character if _is_harmless(character) else "_" for character in text)
-    name = "".join(kept).encode()[:LONGEST_NAME].decode(errors="ignore").strip().rstrip(". ")
-    return f"_{name}" if name.split(".")[0].strip().upper() in DEVICES else name
-
-
-def _is_harmless(character: str) -> bool:
-    """Neither invisible (controls, changes of direction, halves of characters) nor with a meaning in paths."""
-    return character not in '<>:"/\\|?*' and not unicodedata.category(character).startswith("C")
+def _safe_name(text: str) -> str:
+    return safe_part(text, LONGEST_NAME)
 
 
 def _problem(path: PurePosixPath | None, upload: Upload, taken: set[str], stems: set[PurePosixPath]) -> str:
-    """Why a file is not taken, or "".
+    """Why a file is refused; "" where it is taken.
 
     Args:
-        taken, stems: the paths of the files that were, in one case, and of the pictures, without their endings.
+        path: the file's `safe_path`.
+        taken: paths of the files taken so far, case-folded.
+        stems: paths of the pictures taken so far, without their endings.
     """
     if not largest(upload.name):
         return f"only pictures ({' '.join(ENDINGS)}) and captions ({' '.join(SIDECARS)}) are taken."
@@ -133,7 +123,7 @@ def _problem(path: PurePosixPath | None, upload: Upload, taken: set[str], stems:
 
 
 def _new_folder(name: str) -> Path:
-    """A folder of this name in the input folder, with a number where the name is taken."""
+    """Makes a folder of this name in the input folder, with a number appended where the name is taken."""
     number = 1
     while True:
         folder = host.input_folder() / (name if number == 1 else f"{name}-{number}")

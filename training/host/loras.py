@@ -1,4 +1,4 @@
-"""LoRA names and patches, by the host's own maps."""
+"""Names of a model's layers in LoRA files, from the host's key maps; and a LoRA applied by the host's loader."""
 
 import re
 from collections.abc import Mapping
@@ -6,34 +6,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
-import comfy.model_base
 import comfy.sd
 import comfy.utils
 import torch
 
+from .families import ModelFamily, facts_about
+
 UNET_PREFIX = "lora_unet_"
 TEXT_PREFIX = "text_encoder"
+LABEL_EMBEDDINGS = {"class_embedding", "add_embedding"}
+"""diffusers' names of a UNet's label_emb; a model has one of them."""
 
 
 @dataclass(frozen=True)
 class LayerNames:
-    """What each kind of LoRA file calls one weight, without `.lora_down.weight` and the like."""
+    """The names of one weight in each format of LoRA file, without endings such as `.lora_down.weight`."""
 
     kohya: str
-    """as in lora_unet_input_blocks_4_1_proj_in; where kohya has no name, the host's"""
+    """E.g. lora_unet_input_blocks_4_1_proj_in; the host's name if kohya has none."""
     comfy: str
-    """as in diffusion_model.input_blocks.4.1.proj_in"""
+    """E.g. diffusion_model.input_blocks.4.1.proj_in."""
     diffusers: tuple[tuple[str, int, int], ...] = ()
-    """(module path, first row, rows) of each part; several where diffusers splits a fused layer, and of the same path
-    where it holds the rows in another order; empty where it has no name"""
+    """(module path, first row, number of rows) of each part of the weight. Several paths: diffusers splits a fused
+    layer. One path several times: diffusers holds the rows in another order. Empty: diffusers has no such layer."""
     shape: tuple[int, ...] = ()
-    """of the weight"""
+    """Shape of the weight, before quantisation."""
 
 
 def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
-    """The names of every weight of the MODEL, and of the CLIP's text encoders: state-dict key -> names.
+    """The names of every weight of the MODEL and of the CLIP's text encoders, by state-dict key.
 
-    SD1.5 and SD2 UNets go by diffusers' module names in kohya's files, everything else (SDXL too) by the original ones.
+    Args:
+        model, clip: None = left out.
     """
     names = {} if model is None else _model_names(model.model)
     if clip is not None:
@@ -44,56 +48,26 @@ def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
 def with_lora(
     model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strength: float, clip_strength: float | None = None
 ) -> tuple[Any, Any]:
-    """MODEL and CLIP with a LoRA on, exactly as the host's own loader puts it on.
+    """Clones of MODEL and CLIP with a LoRA applied by the host's loader.
 
     Args:
-        clip_strength: of the text encoders' part; as strength by default.
+        clip_strength: strength on the text encoders; None = `strength`.
     """
-    on_clip = strength if clip_strength is None else clip_strength
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, on_clip)
-
-
-def base_version(model: Any) -> tuple[str, str]:
-    """What files call the base model: (ss_base_model_version, modelspec.architecture)."""
-    config = model.model.model_config
-    name = type(config).__name__
-    if name == "SD20":
-        is_v = model.model.model_type == comfy.model_base.ModelType.V_PREDICTION
-        return "sd_v2", "stable-diffusion-v2-768-v" if is_v else "stable-diffusion-v2-512"
-    if name == "SD3":
-        if config.unet_config.get("depth", 24) >= 38:
-            return "sd3_5-large", "stable-diffusion-3-5-large"
-        if config.unet_config.get("x_block_self_attn_layers"):
-            return "sd3_5-medium", "stable-diffusion-3-5-medium"
-        return "sd3_m", "stable-diffusion-3-medium"
-    table = {
-        "SD15": ("sd_v1", "stable-diffusion-v1"),
-        "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
-        "SDXLRefiner": ("sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner"),
-        "Flux": ("flux1", "flux-1-dev"),
-        "FluxSchnell": ("flux1", "flux-1-schnell"),
-        "Flux2": ("flux2", "flux-2-dev"),
-        "Lumina2": ("lumina2", "lumina-2"),
-        "ZImage": ("zimage", "z-image"),
-        "QwenImage": ("qwen_image", "qwen-image"),
-        "Chroma": ("chroma", "chroma"),
-        "WAN21_T2V": ("wan2.1", "wan2.1-t2v"),
-    }
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", name).lower()
-    return table.get(name, (words.replace("-", "_"), words))
+    text_strength = strength if clip_strength is None else clip_strength
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, text_strength)
 
 
 def _model_names(base: Any) -> dict[str, LayerNames]:
     weights = {key: shape for key, shape in _shapes(base).items() if key.startswith("diffusion_model.")}
-    modules = _unet_modules(base)
-    is_sdxl = _is_sdxl(base)
+    family = facts_about(base)
+    modules = _unet_modules(base, family)
     parts = {key: ((f"unet.{module}", 0, weights[key][0]),) for key, module in modules.items() if key in weights}
     if not modules:
-        parts = _transformer_parts(base, weights)
+        parts = _transformer_parts(base, weights, family.prefers_later_names)
     names = {}
     for key, shape in weights.items():
         path = key.removeprefix("diffusion_model.").removesuffix(".weight")
-        kohya = path if is_sdxl else modules.get(key, path)
+        kohya = modules.get(key, path) if family.kohya_paths == "diffusers" else path
         names[key] = LayerNames(
             UNET_PREFIX + kohya.replace(".", "_"), f"diffusion_model.{path}", parts.get(key, ()), shape
         )
@@ -101,7 +75,7 @@ def _model_names(base: Any) -> dict[str, LayerNames]:
 
 
 def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """State-dict key of each weight -> its shape, before quantisation."""
+    """State-dict key of each weight -> its shape before quantisation."""
     modules = dict(root.named_modules())
     shapes = {}
     for key, tensor in root.state_dict().items():
@@ -112,25 +86,23 @@ def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _unet_modules(base: Any) -> dict[str, str]:
+def _unet_modules(base: Any, family: ModelFamily) -> dict[str, str]:
     """State-dict key -> diffusers' module path, for UNets."""
-    not_its_own = "class_embedding." if _is_sdxl(base) else "add_embedding."  # two names of one layer
+    (other_name,) = LABEL_EMBEDDINGS - {family.label_embedding}
     return {
         f"diffusion_model.{key}": module.removesuffix(".weight")
         for module, key in comfy.utils.unet_to_diffusers(base.model_config.unet_config).items()
-        if module.endswith(".weight") and not module.startswith(not_its_own)
+        if module.endswith(".weight") and not module.startswith(f"{other_name}.")
     }
-
-
-def _is_sdxl(base: Any) -> bool:
-    return isinstance(base, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner)
 
 
 Part = tuple[str, int, int]
 
 
-def _transformer_parts(base: Any, weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Part, ...]]:
-    """State-dict key -> diffusers' parts, for transformers, by the host's map of all names that its loader takes."""
+def _transformer_parts(
+    base: Any, weights: Mapping[str, tuple[int, ...]], prefers_later_names: bool
+) -> dict[str, tuple[Part, ...]]:
+    """State-dict key -> parts in diffusers' model, for transformers, from the host's map of all names it can load."""
     whole: dict[str, list[tuple[Part, ...]]] = {}
     split: dict[str, list[Part]] = {}
     for path, entry in comfy.lora.model_lora_keys_unet(base, {}).items():
@@ -140,12 +112,11 @@ def _transformer_parts(base: Any, weights: Mapping[str, tuple[int, ...]]) -> dic
         rows = weights[key][0]
         if slice_ is not None:
             split.setdefault(key, []).append((path, slice_[1], slice_[2]))
-        elif changes:  # the host's only change: diffusers holds the second half first
+        elif changes:  # the host has one kind of change: diffusers holds the second half of the rows first
             whole.setdefault(key, []).append(((path, rows // 2, rows - rows // 2), (path, 0, rows // 2)))
         else:
             whole.setdefault(key, []).append(((path, 0, rows),))
-    prefer_last = isinstance(base, comfy.model_base.Flux2)  # the map's later names of a layer are Flux2's
-    chosen = {key: entries[-1 if prefer_last else 0] for key, entries in whole.items()}
+    chosen = {key: entries[-1 if prefers_later_names else 0] for key, entries in whole.items()}
     for key, entries in split.items():
         entries.sort(key=lambda part: part[1])
         ends = [0, *(start + length for _, start, length in entries)]

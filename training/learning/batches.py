@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from ..basics.pytree import pytree_node
 from ..basics.randomness import tensor_generator
 from ..config import LoRAConfig
 from .objective import Family, density_and_shift, draw_noise, draw_sigma, multires_noise
 from .picture_losses import cell_of
 
 
+@pytree_node
 @dataclass(frozen=True)
 class Batch:
     """What one forward pass takes, float32."""

@@ -339,9 +339,7 @@ def _kind_without_sum(entries: Entries) -> str:
     adapter = adapter_from_tensors(own)
     if adapter is None:
         return f"of an unknown kind ({', '.join(sorted(own))})"
-    return (
-        "" if adapter.kind in ("lora", "loha", "lokr") else {"dora": "DoRA", "oft": "OFT"}.get(adapter.kind, "strange")
-    )
+    return adapter.names.title if adapter.needs_weight else ""
 
 
 def _unlike(layer: str, parts: Sequence[Part], by_part: Sequence[Mapping[str, Entries]]) -> list[str]:

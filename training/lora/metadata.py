@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from .. import host
+from ..adapters import KINDS
 from ..config import LoRAConfig
 
 LARGEST_HEADER = 4 * 2**20
@@ -22,6 +24,9 @@ OWN_FIELDS = (
     *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
 )
 """Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
+KOHYA, LYCORIS = "networks.lora", "lycoris.kohya"
+"""ss_network_module of our files: the first has names of its own for some families."""
+COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
 """Our densities of the timesteps, and kohya's names (ss_timestep_sampling)."""
 
@@ -176,19 +181,10 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
 
 def implementation(architecture: str, form: str) -> str:
     """Whose names the keys follow (modelspec.implementation): diffusers', or those of the model's first code."""
-    first_code = {
-        "stable-diffusion-xl": "https://github.com/Stability-AI/generative-models",
-        "stable-diffusion-3": "https://github.com/Stability-AI/sd3.5",
-        "flux-1": "https://github.com/black-forest-labs/flux",
-        "flux-2": "https://github.com/black-forest-labs/flux2",
-        "stable-diffusion-v": "diffusers",
-    }
     if form == "diffusers":
         return "diffusers"
-    comfy = "https://github.com/comfyanonymous/ComfyUI"
-    if form == "comfyui":
-        return comfy
-    return next((code for start, code in first_code.items() if architecture.startswith(start)), comfy)
+    family = host.family_of_architecture(architecture) if form == "kohya" else None
+    return (family.implementation if family else "") or COMFYUI
 
 
 def workflow_metadata(prompt: Mapping[str, Any] | None, extra: Mapping[str, Any] | None) -> dict[str, str]:
@@ -227,21 +223,21 @@ def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | N
 
 
 def _network_module(config: LoRAConfig, base_version: str) -> str:
-    if config.adapter.kind != "lora" or config.adapter.rslora:
-        return "lycoris.kohya"
-    return {"flux1": "networks.lora_flux", "sd3": "networks.lora_sd3"}.get(base_version.split("_")[0], "networks.lora")
+    module = LYCORIS if config.adapter.rslora else KINDS[config.adapter.kind].names.network_module
+    family = host.family_of_version(base_version)
+    return family.network_module if family and module == KOHYA else module
 
 
 def _network_args(config: LoRAConfig) -> dict[str, str]:
     """What kohya's and LyCORIS' networks take beyond rank and alpha; all values are strings, as on a command line."""
     adapter = config.adapter
-    algorithms = {"lora": "locon", "dora": "locon", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
+    kind = KINDS[adapter.kind]
     has_convolutions = "convolution" in adapter.targets
     values = {
-        "algo": algorithms[adapter.kind] if _network_module(config, "") == "lycoris.kohya" else None,
-        "dora_wd": True if adapter.kind == "dora" else None,
+        "algo": next(iter(kind.names.lycoris), adapter.kind) if _network_module(config, "") == LYCORIS else None,
+        **kind.names.lycoris_arguments,
         "rs_lora": True if adapter.rslora else None,
-        "factor": adapter.lokr_factor if adapter.kind == "lokr" else None,
+        "factor": adapter.lokr_factor if kind.takes_factor else None,
         "conv_dim": (adapter.conv_rank or adapter.rank) if has_convolutions else None,
         "conv_alpha": (adapter.conv_alpha or adapter.alpha) if has_convolutions else None,
         "rank_dropout": adapter.rank_dropout or None,
@@ -254,12 +250,8 @@ def _network_args(config: LoRAConfig) -> dict[str, str]:
 
 def _optimizer(config: LoRAConfig) -> str:
     optimization = config.optimization
-    usual = {
-        "adamw": "AdamW", "adamw8bit": "AdamW8bit", "adafactor": "AdaFactor", "lion": "Lion", "prodigy": "Prodigy",
-        "schedule_free": "AdamWScheduleFree",
-    }  # fmt: skip
     settings = [f"weight_decay={optimization.weight_decay}", *optimization.optimizer_args.split()]
-    return f"{usual.get(optimization.optimizer, optimization.optimizer)}({','.join(settings)})"
+    return f"{optimization.optimizer_kind.name_in_files}({','.join(settings)})"
 
 
 def _folder_counts(folders: list[Folder]) -> dict[str, dict[str, int]]:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from .. import host
 from ..basics.errors import InputError, raise_if_any
-from ..basics.files import whole
+from ..basics.files import atomic_write
 from ..basics.paths import PathRefused, check_parts, resolve
 from .metadata import file_hashes
 
@@ -30,7 +30,7 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
         path = free_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         ours = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-        with whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             save_file(ours, unfinished, {**metadata, **file_hashes(ours, metadata)})
     except (OSError, SafetensorError) as error:
         raise_if_any(

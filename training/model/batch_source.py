@@ -43,7 +43,7 @@ class Told:
     def cond(self, nets: Networks, samples: Sequence[Sample], latents: torch.Tensor) -> Any:
         """What `predict` takes with the samples' latents: (B, C, ...)."""
         told = [self.by(nets, sample) for sample in samples]
-        return host.batch_conds(nets.model, told, latents, host.TRAINING_GUIDANCE)
+        return host.batch_conds(nets.model, told, latents, host.training_guidance(nets.model))
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Builder:
 
         What is checkpointed is computed again block by block, and so goes together only within one.
         """
-        blocks = host.repeated_blocks(nets.model.diffusion_model) if placement.checkpointing else ()
+        blocks = host.repeated_blocks(nets.model) if placement.checkpointing else ()
         block_of = block_names([f"{DIFFUSION_MODEL}{name}" for name, _ in blocks], nets.forwards)
         return readers.groups(block_of.__getitem__)
 
@@ -192,13 +192,15 @@ class Builder:
             roots = [model] if text_encoder is None else [model, text_encoder]
             return [target for root in roots for target in targets_named(root, self.adapters)]
         text_targets = [] if text_encoder is None else find_text_targets(text_encoder)
-        return [*find_targets(model, self.config.adapter.targets), *text_targets]
+        family = host.family_of(self.model)
+        found = find_targets(model, self.config.adapter.targets, family.fused_layers, family.target_blocks)
+        return [*found, *text_targets]
 
     def _placed(self, placement: Placement, stack: ExitStack) -> Learner:
         nets = self._networks(placement)
         self.adapters = nets.adapters
         learner = self._learner(nets, placement)
-        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters))
+        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters, host.PRODUCTS))
         stack.enter_context(host.patches_on_device(self.model))
         return learner
 
@@ -206,7 +208,7 @@ class Builder:
         """Twins of MODEL and, where they are trained, of the text encoders, with fresh or continued adapters."""
         config = self.config
         streams = placement.resident < 1.0
-        model = host.trainable_view(self.model, self.dtype, config.run.base_precision, in_ram=streams)
+        model = host.trainable_twin(self.model, self.dtype, config.run.base_precision, in_ram=streams)
         if config.objective.zero_terminal_snr:
             host.set_sigmas(model, self.family.sigmas)
         if self.device.type == "cuda" and self.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
@@ -236,7 +238,7 @@ class Builder:
         """The step that is trained, and how it is executed."""
         config = self.config
         flats, groups = self._parameter_groups(nets)
-        optimizer = make_optimizer(config, groups)
+        optimizer = make_optimizer(config.optimization, groups)
         can_record = self.device.type == "cuda" and make_capturable(optimizer)
         ema = None
         if config.optimization.ema_decay:
@@ -265,7 +267,7 @@ class Builder:
             *(["text encoders are trained"] if self.trains_text else []),
             *(["dropout is drawn anew each step"] if config.adapter.has_dropout else []),
             *(["weights come from RAM"] if placement.resident < 1.0 else []),
-            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.is_plain_unet(self.model) else []),
+            *([CUDAS_ALLOCATOR] if uses_cudas_allocator() and not host.captures_with_cuda_malloc(self.model) else []),
             *([] if can_record else [f"the optimizer {config.optimization.optimizer} moves from Python"]),
         ]
         if obstacles and config.run.cuda_graphs:
@@ -273,7 +275,7 @@ class Builder:
                 f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
             )
         is_eager = obstacles or not config.run.cuda_graphs
-        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
+        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note, (host.Interrupted,))
         return FittingEngine(
             engine, placement.pictures, not self.trains_text, self.note, nets.adapters.values(), nets.shared
         )
@@ -281,6 +283,7 @@ class Builder:
     def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
         config, rules = self.config, parse_layer_rules(self.config.adapter.layer_rules)
+        takes_flat = config.optimization.optimizer_kind.takes_flat_parameters
         own = {key: each for key, each in nets.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in nets.adapters.items() if key not in own}
         flats, groups = [], []
@@ -293,6 +296,6 @@ class Builder:
             for rate, members in adapters_by_rate(part, learning_rate, rules).items():
                 flat = FlatParameters(members, device, dtype)
                 flats.append(flat)
-                parameters = [flat.values] if config.optimization.optimizer == "adamw" else flat.parameters
+                parameters = [flat.values] if takes_flat else flat.parameters
                 groups.append({"params": parameters, "learning_rate": rate})
         return flats, groups

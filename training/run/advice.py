@@ -4,26 +4,17 @@ import re
 from collections import Counter
 from math import sqrt
 
+from .. import host
+from ..adapters import KINDS
 from ..config import LoRAConfig
 from ..data.dataset import Dataset, is_enlarged
 
-RATES = {
-    "adamw": (1e-6, 3e-3, "1e-4"),
-    "adamw8bit": (1e-6, 3e-3, "1e-4"),
-    "adafactor": (1e-6, 3e-3, "1e-4"),
-    "lion": (1e-7, 8e-5, "2e-5"),
-    "prodigy": (0.3, 3.0, "1"),
-    "schedule_free": (3e-6, 1e-2, "3e-4"),
-}
-"""Lowest and highest learning rate that usually learns, and one to start from, by optimizer."""
 MOST_VIEWS, GOOD_VIEWS = 400, 150
 """how often one picture is shown in a run"""
 LARGEST_SCALE, SMALLEST_SCALE = 4.0, 0.01
 """the factor on an adapter's output, alpha / rank"""
 LEAST_IN_FP16 = 6.1e-5
 """Below it fp16 loses digits."""
-SD1_SIDE, SDXL_SIDE = 1024, 640
-"""pixels: too large for SD1.5 from here on, too small for SDXL up to here"""
 COMMON_WORDS = frozenset("a an the of on in at to and or with by from for is are it its his her this that".split())
 """words that describe no subject"""
 
@@ -48,18 +39,14 @@ def advice(config: LoRAConfig, base: str, dataset: Dataset) -> list[str]:
 def _about_rates(config: LoRAConfig) -> list[str]:
     optimization = config.optimization
     rate, text_rate = optimization.learning_rate, optimization.text_encoder_learning_rate
-    lowest, highest, usual = RATES[optimization.optimizer]
+    rates = optimization.optimizer_kind.rates
     notes = []
-    if rate > highest:
-        why = (
-            "lion moves every number by the whole rate"
-            if optimization.optimizer == "lion"
-            else "pictures tend to break up"
-        )
-        notes.append(f"learning_rate is {rate:g}, high for {optimization.optimizer}: {why}. Try {usual}.")
-    elif rate < lowest:
+    if rate > rates.highest:
+        notes.append(f"learning_rate is {rate:g}, high for {optimization.optimizer}: {rates.above}. Try {rates.usual}.")
+    elif rate < rates.lowest:
         notes.append(
-            f"learning_rate is {rate:g}, low for {optimization.optimizer}: hardly anything is learned. Try {usual}."
+            f"learning_rate is {rate:g}, low for {optimization.optimizer}: hardly anything is learned. "
+            f"Try {rates.usual}."
         )
     if text_rate > rate:
         notes.append(
@@ -67,7 +54,12 @@ def _about_rates(config: LoRAConfig) -> list[str]:
             f"captions by heart and forgets other words. Try {rate / 5:g}, or 0 to leave it as it is."
         )
     moved = rate * optimization.steps
-    if config.run.save_precision == "fp16" and optimization.epochs == 0 and lowest <= rate and moved < LEAST_IN_FP16:
+    if (
+        config.run.save_precision == "fp16"
+        and optimization.epochs == 0
+        and rates.lowest <= rate
+        and moved < LEAST_IN_FP16
+    ):
         notes.append(
             f"learning_rate {rate:g} over {optimization.steps} steps moves the LoRA by {moved:.0e} at most, where fp16 "
             "keeps few digits. Train longer, or set save_precision to fp32."
@@ -77,7 +69,7 @@ def _about_rates(config: LoRAConfig) -> list[str]:
 
 def _about_scale(config: LoRAConfig) -> list[str]:
     adapter = config.adapter
-    if adapter.kind == "oft":  # has no scale
+    if not KINDS[adapter.kind].has_scale:
         return []
     scale = adapter.alpha / (sqrt(adapter.rank) if adapter.rslora else adapter.rank)
     sizes = f"alpha is {adapter.alpha:g} at rank {adapter.rank}{' with rslora' if adapter.rslora else ''}"
@@ -123,15 +115,19 @@ def _about_views(config: LoRAConfig, dataset: Dataset) -> list[str]:
 def _about_sizes(base: str, dataset: Dataset) -> list[str]:
     side = max(dataset.settings.resolutions())
     notes = []
-    if base.startswith("sdxl_base") and side <= SDXL_SIDE:
+    family = host.family_of_version(base)
+    made_for = family.resolution if family else None
+    if family and made_for and side <= made_for.too_small:
         notes.append(
-            f"resolution is {side} on SDXL, which was made for 1024 and draws badly at that size: the LoRA learns the "
-            "bad drawing too. Set resolution to 1024, or to 768 at least where memory is short."
+            f"resolution is {side} on {family.name}, which was made for {made_for.native} and draws badly at that "
+            f"size: the LoRA learns the bad drawing too. Set resolution to {made_for.native}, or to "
+            f"{made_for.smallest} at least where memory is short."
         )
-    if base == "sd_v1" and side >= SD1_SIDE:
+    if family and made_for and 0 < made_for.too_large <= side:
         notes.append(
-            f"resolution is {side} on SD1.5, which was made for 512 and doubles subjects at that size: the LoRA learns "
-            "slowly and takes much memory. Set resolution to 512, or to 768 at most."
+            f"resolution is {side} on {family.name}, which was made for {made_for.native} and doubles subjects at that "
+            f"size: the LoRA learns slowly and takes much memory. Set resolution to {made_for.native}, or to "
+            f"{made_for.largest} at most."
         )
     sizes = [
         (picture.width * picture.height, picture, fit)

@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import Required, TypedDict
 
 from ..basics.errors import raise_if_any
-from ..basics.files import whole
+from ..basics.files import atomic_write
 from . import checkpoints
 from .checkpoints import State
 from .progress import SampleFile, Step
@@ -150,7 +150,7 @@ class RunFolder:
 
         def write() -> None:
             self.samples.mkdir(exist_ok=True)
-            with whole(path) as unfinished:
+            with atomic_write(path) as unfinished:
                 image.save(unfinished, "PNG")
             written.append(path)
 
@@ -202,7 +202,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         def write() -> None:
-            with whole(self.path / name) as unfinished:
+            with atomic_write(self.path / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
 
         self._try(name, write)

@@ -51,7 +51,7 @@ class LiveRun:
         pictures: Callable[[], list[dict[str, Any]]] = lambda: [],
         notes: list[str] | None = None,
     ):
-        self.prompt_id, self.node_id = host.where()
+        self.prompt_id, self.node_id = host.running_node()
         self.run = run or f"{self.prompt_id}/{self.node_id}"
         self.workflow, self.name, self.steps = workflow, name, steps
         self.progress, self.controls = progress, controls

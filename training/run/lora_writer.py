@@ -83,5 +83,5 @@ class LoRAWriter:
         lora = in_precision(self.lora(learned), AS_TRAINED)
         path = host.lora_folder() / f"{self.prepared.name}-step{learned.step:06}{suffix}.safetensors"
         path = save_lora(path, lora, lora.metadata)
-        host.say("wrote %s", path)
+        host.log("wrote %s", path)
         return path

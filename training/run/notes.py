@@ -14,4 +14,4 @@ class Notes:
         for sentence in sentences:
             if sentence not in self.sentences:
                 self.sentences.append(sentence)
-                host.say("%s", sentence)
+                host.log("%s", sentence)

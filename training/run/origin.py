@@ -12,8 +12,8 @@ from .. import host
 from ..basics.errors import raise_if_any
 from ..config import LoRAConfig
 from ..data.cache import Cache
-from ..data.dataset import Dataset
-from ..data.encode import content_digest, unreadable
+from ..data.cache_keys import content_digest
+from ..data.dataset import Dataset, unreadable
 from ..data.pictures import PictureError
 from .prepare import Models
 

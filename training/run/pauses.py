@@ -70,7 +70,7 @@ class Pauses:
                 host.raise_if_interrupted()
                 batch = noised(conditions.encoded.latent(sample), family, run.seed, number)
                 conds = [conditions.by(networks, sample)] * len(batch.x_0)
-                cond = host.batch_conds(networks.model, conds, batch.x_0, host.TRAINING_GUIDANCE)
+                cond = host.batch_conds(networks.model, conds, batch.x_0, host.training_guidance(networks.model))
                 batches.append(on_device(replace(batch, cond=cond), self.prepared.base.device))
             loss = mean_loss(self.learner.predict, family, batches)
         if progress.add_validation(step, loss) and run.keep_best:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import time
 from typing import Any
 
@@ -14,8 +15,8 @@ from ..adapters.layer_rules import check_layer_rules, parse_layer_rules, rule_fo
 from ..basics.errors import raise_if_any
 from ..config import LoRAConfig
 from ..data.cache import Cache
-from ..data.dataset import Dataset, Sample
-from ..data.encode import Encoded, encode_samples, latent_spread
+from ..data.dataset import Dataset
+from ..data.encode import Encoders, encode_samples, latent_spread
 from ..data.hold_out import hold_out
 from ..data.plan import Plan
 from ..learning.objective import Family, zero_terminal_sigmas
@@ -167,20 +168,14 @@ def encode(
         host.raise_if_interrupted()
         show(kind, done + 1, total)
 
-    def encoded(dataset: Dataset, samples: "set[Sample] | list[Sample]", prompts: list[str]) -> Encoded:
-        return encode_samples(
-            dataset,
-            samples,
-            prompts,
-            model=models.model,
-            clip=models.clip,
-            vae=models.vae,
-            on_progress=on_progress,
-            cache=cache,
-            captions=not prepared.trains_text,
-            together=prepared.base.device.type == "cuda" and not config.run.deterministic,
-        )
-
+    encoded = partial(
+        encode_samples,
+        encoders=Encoders(models.model, models.clip, models.vae),
+        on_progress=on_progress,
+        cache=cache,
+        captions=not prepared.trains_text,
+        together=prepared.base.device.type == "cuda" and not config.run.deterministic,
+    )
     is_sized = host.wants_size_conditioning(models.model)
     training = encoded(data.training, data.plan.all_samples(), ["", *prompts] if config.run.sample_every else [])
     batches = Feed(Told(models.clip, data.training, training, is_sized), data.plan, prepared.base.family, config)
@@ -228,7 +223,7 @@ def _check(prepared: Prepared) -> None:
     rates = {optimization.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
     if prepared.trains_text:
         rates.add(optimization.text_encoder_learning_rate)
-    check_optimizer(config, sorted(rates))
+    check_optimizer(optimization, sorted(rates))
     steps = prepared.data.plan.steps
     if optimization.warmup_steps(steps) >= steps:
         warmup = f"warmup is {optimization.warmup:g} of {steps} steps"

@@ -302,7 +302,7 @@ class RunRecorder:
         path = self.folder.write_picture(f"step{picture.step:06}-{number}.png", picture.pixels)
         self._note_unwritten()
         if path is not None:
-            filename, subfolder = host.output_place(path)
+            filename, subfolder = host.output_location(path)
             sample = SampleFile(
                 step=picture.step, prompt=picture.prompt, prompt_index=number, filename=filename, subfolder=subfolder
             )
@@ -431,7 +431,7 @@ class RunRecorder:
             path = self.writer.write(learned, PARTIAL)
             if replaces_earlier:
                 for earlier in delete_partials(host.lora_folder(), self.prepared.name, self.folder.id, path):
-                    host.say("deleted %s: %s takes its place", earlier, path.name)
+                    host.log("deleted %s: %s takes its place", earlier, path.name)
             return f"What was learned in {learned.step} steps is kept in {path}."
         except Exception as error:  # the error that ended the run matters more
             return f"What was learned in {self.progress.step} steps could not be saved as a LoRA: {error}"

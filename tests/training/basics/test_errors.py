@@ -1,7 +1,8 @@
 """Errors a person can act on."""
 
 import pytest
-from lora_kiln.training.basics.errors import InputError, raise_if_any
+from lora_kiln.training.basics.errors import InputError, problems_of, raise_if_any
+from pydantic import BaseModel, ValidationError
 
 
 def test_no_problem_raises_nothing() -> None:
@@ -17,3 +18,23 @@ def test_all_problems_are_said_at_once() -> None:
 def test_the_parts_stay_at_hand() -> None:
     error = InputError("Node", ["one", "two"])
     assert (error.subject, error.problems) == ("Node", ("one", "two"))
+
+
+class Part(BaseModel, strict=True):
+    size: int
+
+
+class Whole(BaseModel, strict=True):
+    name: str
+    parts: list[Part]
+
+
+def test_what_pydantic_found_is_said_with_field_and_value() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Whole.model_validate({"name": 7, "parts": [{"size": 1}, {"size": "x" * 1000}, {}]})
+    name, size, missing = problems_of(caught.value)
+    assert name == "name is 7; it must be a valid string."
+    assert (
+        size.startswith("parts[1].size is 'xxx") and size.endswith("; it must be a valid integer.") and len(size) < 100
+    )
+    assert missing == "parts[2].size is missing."

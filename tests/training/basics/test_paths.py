@@ -4,7 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.basics.paths import OutsideRefused, PathRefused, check_parts, leads_out, resolve
+from lora_kiln.training.basics.paths import (
+    OutsideRefused,
+    PathRefused,
+    check_parts,
+    leads_out,
+    resolve,
+    safe_part,
+    visible_parts,
+)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +140,34 @@ def test_a_root_may_be_a_link_itself(roots: list[Path]) -> None:
     linked = roots[0].parent / "linked"
     os.symlink(roots[0], linked)
     assert resolve("sub", [linked]) == linked / "sub"
+
+
+@pytest.mark.parametrize("name", ["a", "people/anna", 'odd "name" <1>', "x. ", "CON"])
+def test_files_of_any_allowed_name_are_visible(name: str) -> None:
+    assert visible_parts(name) == tuple(name.split("/"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "/a", "a/", "a//b", ".hidden", "a/.git/b", "a\0"])
+def test_hidden_files_and_other_folders_are_not(name: str) -> None:
+    assert visible_parts(name) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("a:b", "a_b"),
+        ("a/b\\c", "a_b_c"),
+        ("COM¹", "_COM¹"),
+        ("nul.txt", "_nul.txt"),
+        ("👩‍👧", "👩‍👧"),
+        ("a. .", "a"),
+        (" ", ""),
+    ],
+)
+def test_a_name_is_made_safe(text: str, safe: str) -> None:
+    assert safe_part(text) == safe
+    assert not safe or check_parts(safe) == (safe,)
+
+
+def test_a_long_name_is_cut_between_characters() -> None:
+    assert safe_part("猫" * 80, 100) == "猫" * 33

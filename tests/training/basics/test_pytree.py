@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from lora_kiln.training.basics.pytree import form_of, tensors_of, with_tensors
+from lora_kiln.training.basics.pytree import form_of, map_tensors, pytree_node, tensors_of, with_tensors
 
 
+@pytree_node
 @dataclass(frozen=True)
 class Pair:
     first: torch.Tensor
@@ -39,3 +40,25 @@ def test_what_is_not_plain_has_no_form_but_passes_through() -> None:
     with pytest.raises(TypeError, match="object"):
         form_of([odd])
     assert with_tensors([odd, torch.zeros(1)], [torch.ones(1)])[0] is odd
+
+
+def test_tensors_are_replaced_one_by_one() -> None:
+    doubled = map_tensors(lambda tensor: 2 * tensor, tree(1.0))
+    assert all((t == 2.0).all() for t in tensors_of(doubled)) and form_of(doubled) == form_of(tree())
+
+
+def test_a_form_is_a_key() -> None:
+    known = {form_of(tree(1.0)): "first"}
+    assert known[form_of(tree(2.0))] == "first" and form_of([tree()]) not in known
+    same_leaves = {"b": torch.zeros(1), "a": torch.zeros(1)}
+    assert form_of(same_leaves) != form_of(dict(reversed(same_leaves.items())))
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    tensor: torch.Tensor
+
+
+def test_an_unregistered_dataclass_is_refused() -> None:
+    with pytest.raises(TypeError, match="Unregistered"):
+        form_of([Unregistered(torch.zeros(1))])

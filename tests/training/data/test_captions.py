@@ -169,6 +169,6 @@ def test_a_blank_file_holds_nobodys_text(tmp_path: Path, blank: str) -> None:
 def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("of someone else")
     (tmp_path / "a.txt").symlink_to(tmp_path / "other")
-    (tmp_path / ".a.txt.partial").symlink_to(tmp_path / "other")
+    (tmp_path / ".a.txt.writing").symlink_to(tmp_path / "other")
     assert write_sidecar(tmp_path / "a.png", "new", overwrite=True)
     assert (tmp_path / "a.txt").read_text() == "new\n" and (tmp_path / "other").read_text() == "of someone else"

@@ -13,9 +13,10 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.data import encode as room
+from lora_kiln.training.data import store
 from lora_kiln.training.data.cache import Cache
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture, Sample, size_conditioning
-from lora_kiln.training.data.encode import encode_samples, latent_spread, sized
+from lora_kiln.training.data.encode import Encoders, encode_samples, latent_spread, sized
 from lora_kiln.training.learning.prefetch import NotHere
 from PIL import Image
 
@@ -68,12 +69,14 @@ def samples_of(data: Dataset, epochs: int = 1) -> list[Sample]:
     return [s for epoch in range(epochs) for batch in data.epoch_batches(epoch, 2, SEED) for s in batch]
 
 
+def encoders(small: models.Small) -> Encoders:
+    return Encoders(small.model, small.clip, small.vae)
+
+
 def encode(small: models.Small, data: Dataset, cache=None, prompts=(), samples=None, **options):
     samples = samples_of(data) if samples is None else samples
     with host.training_mode():
-        return encode_samples(
-            data, samples, prompts, small.model, small.clip, small.vae, lambda *_: None, cache, **options
-        )
+        return encode_samples(data, samples, prompts, encoders(small), lambda *_: None, cache=cache, **options)
 
 
 # ---------------------------------------------------------------- with a cache and without
@@ -105,8 +108,8 @@ def test_a_second_run_computes_nothing(small, path: Path, asked) -> None:
     told = []
     with Cache(path, 10**9) as cache, host.training_mode():
         encoded = encode_samples(
-            data, samples_of(data), ["", "a prompt"], small.model, small.clip, small.vae,
-            lambda *progress: told.append(progress), cache,
+            data, samples_of(data), ["", "a prompt"], encoders(small),
+            lambda *progress: told.append(progress), cache=cache,
         )  # fmt: skip
         for sample in samples_of(data):
             encoded.latent(sample), encoded.conditioning(data, sample, True)
@@ -123,7 +126,7 @@ def test_only_what_is_new_is_computed(small, path: Path, asked, together: bool) 
 
 def test_pictures_of_one_size_may_go_through_the_vae_together(small, asked, monkeypatch) -> None:
     number, fit = 8, samples_of(dataset(1))[0].fit
-    monkeypatch.setattr(room, "TOGETHER_PIXELS", number * fit.width * fit.height)
+    monkeypatch.setattr(room, "PIXELS_TOGETHER", number * fit.width * fit.height)
     encoded = encode(small, dataset(2 * number + 1), together=True)
     assert (asked.pictures, asked.calls) == (2 * number + 1, 3)
     alone = encode(small, dataset(2 * number + 1))
@@ -137,7 +140,7 @@ def test_pictures_of_one_size_may_go_through_the_vae_together(small, asked, monk
 
 
 def test_large_pictures_go_alone(small, asked, monkeypatch) -> None:
-    monkeypatch.setattr(room, "TOGETHER_PIXELS", 1)
+    monkeypatch.setattr(room, "PIXELS_TOGETHER", 1)
     encode(small, dataset(3), together=True)
     assert (asked.pictures, asked.calls) == (3, 3)
 
@@ -152,7 +155,7 @@ def test_a_run_that_must_be_exact_takes_no_latents_of_several(small, path: Path)
 
 
 def test_what_the_cache_lost_gets_the_bits_that_it_had(small, path: Path, asked, monkeypatch) -> None:
-    monkeypatch.setattr(room, "MEMORY", 0)
+    monkeypatch.setattr(store, "MEMORY", 0)
     data = dataset(5)
     samples = samples_of(data)
     with Cache(path, 10**9) as cache:
@@ -236,7 +239,7 @@ def test_what_has_gone_from_the_cache_is_computed_again(small, path: Path) -> No
 
 
 def test_another_thread_takes_what_is_there_and_leaves_the_models_alone(small, path: Path, monkeypatch, asked) -> None:
-    monkeypatch.setattr(room, "MEMORY", 0)  # one of them stays
+    monkeypatch.setattr(store, "MEMORY", 0)  # one of them stays
     data = dataset()
     with Cache(path, 10**9) as cache, ThreadPoolExecutor(1) as thread:
         encoded = encode(small, data, cache)
@@ -265,14 +268,14 @@ def test_texts_that_name_embedding_files_are_not_kept_on_disk(small, path: Path,
 
 def test_what_the_cache_holds_does_not_fill_the_memory(small, path: Path, monkeypatch) -> None:
     one = 4 * 8 * 8 * 4
-    monkeypatch.setattr(room, "MEMORY", 4 * one)
+    monkeypatch.setattr(store, "MEMORY", 4 * one)
     data = dataset(12, pixels=lambda seed: image(seed, 64, 64))
     with Cache(path, 10**9) as cache:
         encoded = encode(small, data, cache)
         for sample in samples_of(data):
             encoded.latent(sample)
-            held = sum(room._bytes(value) for value in encoded._shelf._recent.values())
-            assert held <= 4 * one and not encoded._shelf._kept
+            held = sum(store._bytes(value) for value in encoded._store._recent.values())
+            assert held <= 4 * one and not encoded._store._uncached
 
 
 def test_an_interrupt_keeps_what_was_encoded(small, path: Path, asked) -> None:
@@ -283,7 +286,7 @@ def test_an_interrupt_keeps_what_was_encoded(small, path: Path, asked) -> None:
     data = dataset()
     with Cache(path, 10**9) as cache, host.training_mode():
         with pytest.raises(KeyboardInterrupt):
-            encode_samples(data, samples_of(data), [], small.model, small.clip, small.vae, stop, cache)
+            encode_samples(data, samples_of(data), [], encoders(small), stop, cache=cache)
         encode(small, data, cache)
     assert asked.pictures == 3
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from lora_kiln.training.data.dataset import DatasetSettings, Picture
-from lora_kiln.training.data.folder_settings import TYPES, FolderSettings, read_folder_settings
+from lora_kiln.training.data.folder_settings import KEYS, FolderSettings, read_folder_settings
 
 ALL = """
 repeats = 3
@@ -32,13 +32,13 @@ def read(folder: Path, text: str) -> tuple[FolderSettings, list[str]]:
 
 def test_every_setting_can_be_said(tmp_path: Path) -> None:
     settings, problems = read(tmp_path, ALL)
-    assert not problems and set(settings.said()) == set(TYPES)
+    assert not problems and set(settings.set_values()) == set(KEYS)
     assert (settings.repeats, settings.caption_prefix, settings.caption_dropout) == (3, "photo of ", 1.0)
 
 
 def test_every_setting_is_one_of_the_dataset_or_of_its_pictures() -> None:
     known = {field.name for field in fields(DatasetSettings)} | {field.name for field in fields(Picture)}
-    assert set(TYPES) - known == {"regularisation"}
+    assert set(KEYS) - known == {"regularisation"}
 
 
 def test_no_file_says_nothing(tmp_path: Path) -> None:

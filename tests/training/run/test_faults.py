@@ -25,8 +25,8 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.basics.files import whole
-from lora_kiln.training.data import encode
+from lora_kiln.training.basics.files import atomic_write
+from lora_kiln.training.data import store
 from lora_kiln.training.data.dataset import Dataset, Picture
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.learning.prefetch import made_ahead, on_device
@@ -350,7 +350,7 @@ def when_the_cache_goes(
             db.execute("DELETE FROM blobs")
         act()
 
-    monkeypatch.setattr(encode, "MEMORY", 0)
+    monkeypatch.setattr(store, "MEMORY", 0)
     monkeypatch.setattr(host, "encode_pixels", watched)
     monkeypatch.setattr(
         trainer,
@@ -507,7 +507,7 @@ def test_a_file_system_that_syncs_no_folder_takes_checkpoints(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "fsync", syncing_files)
     assert read_state(write_state(tmp_path, State(1, {"a": torch.ones(8)}))).step == 1
-    with whole(tmp_path / "a") as unfinished:
+    with atomic_write(tmp_path / "a") as unfinished:
         unfinished.write_text("b")
     assert (tmp_path / "a").read_text() == "b" and len(refused) == 3
 

@@ -1,54 +1,81 @@
-"""The dataset on the page: its pictures as the trainer will use them, thumbnails, and captions edited there."""
+"""The dataset on the page: its pictures as they will be trained on, thumbnails, and edited captions."""
 
 import io
 import os
 import threading
 import time
 from contextlib import nullcontext
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from .. import host
-from ..basics.errors import InputError, Refusal, raise_if_any
+from ..basics.errors import InputError, Refusal, problems_of, raise_if_any
 from ..basics.folders import is_settled
+from ..basics.paths import visible_parts
 from .buckets import Fit
 from .cache import open_cache
 from .captions import METADATA, sidecar, write_sidecar
-from .dataset import Dataset, DatasetSettings, Picture, is_enlarged
+from .dataset import Dataset, Picture, is_enlarged
+from .dataset_settings import DatasetSettings
+from .picture_folder import Examine, FolderContents, current_captions, read_folder
 from .pictures import ENDINGS, PictureError, PictureFacts, picture_facts
 from .pictures import thumbnail as picture_thumbnail
-from .sources import Examine, FolderContents, current_captions, read_folder
 
 SUBJECT = "Load Dataset"
-PATIENCE = 3.0
-"""seconds for which pictures are looked at before the page hears how far it went"""
+ANSWER_SECONDS = 3.0
+"""time spent on new pictures before the page gets an intermediate answer"""
 LONGEST_CAPTION = 20_000
 """characters"""
+MOST_PROBLEMS = 10
+"""problems that one answer lists"""
 SIDES = {"resolution": (64, 4096), "bucket_step": (8, 256), "shortest_side": (64, 4096), "longest_side": (64, 8192)}
-"""settings that decide a picture's bucket, and from what to what they go, in pixels"""
+"""settings that decide a picture's bucket -> lowest and highest value, pixels"""
 THUMBNAIL_SIDES = (16, 1024)
 MOST_REMEMBERED = 200_000
 
 _remembered: dict[tuple[str, int, int], PictureFacts | str] = {}
-"""(path, size, time of change) -> what a file is, or why it cannot be used"""
+"""(path, size, modification time in ns) of a file -> its facts, or why it cannot be used"""
 _saving = threading.Lock()
 
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""without null characters; pydantic refuses halves of surrogate pairs itself"""
 
-def look(query: dict[str, str]) -> dict[str, Any]:
-    """A folder's pictures as the trainer will use them.
+
+class CaptionEdit(BaseModel, strict=True):
+    """A caption that was edited on the page."""
+
+    name: Text
+    """of the picture"""
+    caption: Text
+    before: Text
+    """the caption that the page had read"""
+
+
+class SaveRequest(BaseModel, strict=True):
+    """Edited captions."""
+
+    captions: Annotated[list[CaptionEdit], Field(min_length=1)]
+    overwrite: bool = False
+    """save even if the captions on disk are no longer those that the page had read"""
+
+
+def describe(query: dict[str, str]) -> dict[str, Any]:
+    """A folder's pictures as they will be trained on.
 
     Args:
         query: `folder`, and Load Dataset's `resolution`, `extra_resolutions`, `bucket_step`, `shortest_side`,
-            `longest_side`, `masked_loss`; what is left out has the node's default.
+            `longest_side`, `masked_loss`; the node's default for those left out.
 
     Returns:
-        `folder`; `done`, `total`: files looked at so far and in all. While done is smaller that is all; ask again, the
-        work goes on where it stopped. Then also `pictures`, in name order, each with `name`, `width`, `height`
-        (pixels, upright), `bucket` [width, height], `crop` [left, top, width, height] (what is trained on, as shares
-        of the picture), `caption`, `source` (the file it stands in, or ""), `repeats`, `regularisation`, `enlarged`
-        (smaller than its bucket), `same_as` (the first picture with the same content, or None), `version` (changes
-        with the content); `problems`: a sentence for each file left out; `locked`: why captions cannot be saved here,
-        or "".
+        `folder`; `done`, `total`: number of files examined so far, and in all. If `done` is smaller, the answer ends
+        here: the next request continues the work. Else also `pictures`, in name order, each with `name`, `width`,
+        `height` (pixels, upright), `bucket` [width, height], `crop` [left, top, width, height] (the trained area, as
+        fractions of the picture), `caption`, `source` (name of the caption's file, or ""), `repeats`, `regularisation`,
+        `enlarged` (smaller than its bucket), `same_as` (the first picture with the same content, or None), `version`
+        (changes with the content); `problems`: a sentence for each unusable file; `locked`: why captions cannot be
+        saved here, or "".
 
     Raises:
         InputError: folder or settings cannot be used.
@@ -73,7 +100,7 @@ def look(query: dict[str, str]) -> dict[str, Any]:
                 "bucket": [fit.width, fit.height],
                 "crop": _crop(fit),
                 "caption": picture.caption,
-                "source": _source(picture),
+                "source": _caption_source(picture),
                 "repeats": picture.repeats,
                 "regularisation": picture.is_regularisation,
                 "enlarged": is_enlarged(picture, largest_fit),
@@ -88,19 +115,19 @@ def look(query: dict[str, str]) -> dict[str, Any]:
         "total": total,
         "pictures": pictures,
         "problems": list(contents.problems),
-        "locked": _locked(folder),
+        "locked": _why_locked(folder),
     }
 
 
 def thumbnail(query: dict[str, str]) -> host.Content:
-    """A picture of a dataset, small, as JPEG.
+    """A small JPEG of a picture in a folder.
 
     Args:
-        query: `folder`; `name`, the picture's path in it; `side`, the most pixels a side, 256 by default.
+        query: `folder`; `name`, the picture's path in it; `side`, the longest side in pixels, 256 by default.
 
     Raises:
         InputError: the folder or side cannot be used.
-        Refusal: no such picture in the folder (404), or it cannot be shown (422).
+        Refusal: no such picture in the folder (404), or it cannot be decoded (422).
     """
     folder = _folder(query.get("folder", ""))
     side = _whole(query.get("side", "256"), "side", THUMBNAIL_SIDES)
@@ -114,52 +141,55 @@ def thumbnail(query: dict[str, str]) -> host.Content:
     return host.Content(data.getvalue(), "image/jpeg")
 
 
-def save(request: dict[str, Any]) -> dict[str, Any]:
-    """Writes captions into the pictures' sidecars: the one that is there, else .txt, which goes before metadata.jsonl.
+def save_captions(request: dict[str, Any]) -> dict[str, Any]:
+    """Writes captions into the pictures' sidecar files: the existing one, else a .txt, which precedes metadata.jsonl.
 
     Args:
-        request: `folder`; `captions`: a list of {`name`, `caption`, `before`: the caption that the page had read};
-            `overwrite`: write even where the caption is another one by now.
+        request: `folder`, and the fields of `SaveRequest`.
 
     Returns:
         `saved`: the pictures' names; `failed`: {name: why it could not be written}.
 
     Raises:
-        InputError: the folder or a caption cannot be used; then nothing is written.
-        Refusal: captions changed on disk since they were read (409); `changed` has them as {name: caption, None = it
-            cannot be read}, and nothing is written.
+        InputError: the request cannot be used; nothing is written.
+        Refusal: captions changed on disk since the page read them (409); `changed` has them as {name: caption, None =
+            it cannot be read}, and nothing is written.
     """
-    folder, entries = _folder(request.get("folder", "")), _entries(request.get("captions"))
-    locked = _locked(folder)
+    folder, checked = _folder(request.get("folder", "")), _checked(request)
+    edits = checked.captions
+    locked = _why_locked(folder)
     raise_if_any(SUBJECT, [locked] if locked else [])
     saved, failed = [], {}
     with _saving:
         current = current_captions(folder)
-        missing = [f"{entry['name']!r} is no picture of this folder any more: look again." for entry in entries
-                   if entry["name"] not in current]  # fmt: skip
-        raise_if_any(SUBJECT, missing[:10])
+        missing = [
+            f"{edit.name!r} is no picture of this folder any more: look again."
+            for edit in edits
+            if edit.name not in current
+        ]
+        raise_if_any(SUBJECT, missing[:MOST_PROBLEMS])
         changed = {
-            entry["name"]: current[entry["name"]]
-            for entry in entries
-            if current[entry["name"]] not in (entry["before"], entry["caption"].strip())
+            edit.name: current[edit.name]
+            for edit in edits
+            if current[edit.name] not in (edit.before, edit.caption.strip())
         }
-        if changed and request.get("overwrite") is not True:
+        if changed and not checked.overwrite:
             raise Refusal(409, f"{len(changed)} captions changed on disk since they were read.", changed=changed)
-        for entry in entries:
-            name, path = entry["name"], folder / entry["name"]
+        for edit in edits:
+            path = folder / edit.name
             if host.leaves_roots(path.parent) or not host.may_write(path):
-                failed[name] = f"{name}: it lies behind a link to a folder where nothing may be written."
+                failed[edit.name] = f"{edit.name}: it lies behind a link to a folder where nothing may be written."
                 continue
             try:
-                write_sidecar(path, entry["caption"].strip(), overwrite=True)
-                saved.append(name)
+                write_sidecar(path, edit.caption.strip(), overwrite=True)
+                saved.append(edit.name)
             except OSError as error:
-                failed[name] = f"{name}: its caption cannot be written: {error.strerror}."
+                failed[edit.name] = f"{edit.name}: its caption cannot be written: {error.strerror}."
     return {"saved": saved, "failed": failed}
 
 
 class _Unfinished(Exception):
-    """Time for an answer, and not all pictures were looked at."""
+    """Time is up, and some pictures are not examined yet."""
 
     def __init__(self, done: int, total: int):
         self.done = done
@@ -168,23 +198,23 @@ class _Unfinished(Exception):
 
 
 class _Examiner:
-    """Examines picture files, and remembers what it saw and what was wrong; counts the time that new ones take."""
+    """Examines picture files, remembers the results in this process, and limits the time spent on new files."""
 
     def __init__(self, examine: Examine):
         self.digests: dict[Path, str] = {}
         self._examine = examine
-        self._until = float("inf")
+        self._deadline = float("inf")
 
     @property
     def is_out_of_time(self) -> bool:
-        return time.monotonic() > self._until
+        return time.monotonic() > self._deadline
 
     def __call__(self, path: Path) -> PictureFacts:
         stat = path.stat()
         key = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
         found = _remembered.get(key)
         if found is None:
-            self._until = min(self._until, time.monotonic() + PATIENCE)
+            self._deadline = min(self._deadline, time.monotonic() + ANSWER_SECONDS)
             try:
                 found = self._examine(path)
             except PictureError as error:
@@ -200,7 +230,7 @@ class _Examiner:
 
 
 def _read(folder: Path, settings: DatasetSettings) -> tuple[FolderContents, dict[str, str]]:
-    """The folder's contents, and the digest of each picture by its name."""
+    """The folder's contents, and picture name -> its digest."""
     with open_cache() or nullcontext() as cache:
         examiner = _Examiner(cache.picture_facts if cache else picture_facts)
 
@@ -228,7 +258,7 @@ def _whole(text: str, field: str, limits: tuple[int, int]) -> int:
 
 
 def _folder(name: Any) -> Path:
-    """The folder that a node may read too; never one behind a link that leads out of the allowed roots."""
+    """A folder that the node may read too, but none behind a link that leads out of the allowed roots."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(SUBJECT, [f"folder is {name!r}; it must be the name of a folder."])
     folder = host.resolve_folder(name, "folder")
@@ -242,19 +272,15 @@ def _folder(name: Any) -> Path:
 
 
 def _picture(folder: Path, name: str) -> Path:
-    """A picture's file in a folder; no other name of it than the one that `look` gives."""
-    parts = PurePosixPath(name).parts
-    is_plain = "/".join(parts) == name and not any(part.startswith((".", "/")) for part in parts)
-    forbidden = "\0\\:" if os.name == "nt" else "\0"
-    path = None
-    if is_plain and name.lower().endswith(ENDINGS) and not any(character in name for character in forbidden):
-        path = folder.joinpath(*parts)
+    """A picture's file, by its name in `describe`."""
+    parts = visible_parts(name)
+    path = folder.joinpath(*parts) if parts and name.lower().endswith(ENDINGS) else None
     if path is None or not path.is_file() or host.leaves_roots(path):
         raise Refusal(404, f"name is {name!r}, which is no picture in the folder.")
     return path
 
 
-def _locked(folder: Path) -> str:
+def _why_locked(folder: Path) -> str:
     if host.may_write(folder / "caption.txt"):
         return ""
     return (
@@ -263,26 +289,18 @@ def _locked(folder: Path) -> str:
     )
 
 
-def _entries(captions: Any) -> list[dict[str, str]]:
-    """The captions of a request, once each is known to be one."""
-    if not isinstance(captions, list) or not captions:
-        raise InputError(SUBJECT, ["captions must be a list with at least one entry."])
-    problems = []
-    for entry in captions:
-        texts = [entry.get(key) for key in ("name", "caption", "before")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(text, str) and _is_text(text) for text in texts):
-            problems.append("an entry of captions lacks name, caption or before, or has what is no text in them.")
-        elif len(entry["caption"]) > LONGEST_CAPTION:
-            problems.append(
-                f"the caption of {entry['name']!r} has {len(entry['caption'])} characters; at most {LONGEST_CAPTION}."
-            )
-    raise_if_any(SUBJECT, problems[:10])
-    return captions
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can stand in a UTF-8 file and be read there again."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+def _checked(request: dict[str, Any]) -> SaveRequest:
+    try:
+        checked = SaveRequest.model_validate(request)
+    except ValidationError as error:
+        raise InputError(SUBJECT, problems_of(error)[:MOST_PROBLEMS]) from None
+    too_long = [
+        f"the caption of {edit.name!r} has {len(edit.caption)} characters; at most {LONGEST_CAPTION}."
+        for edit in checked.captions
+        if len(edit.caption) > LONGEST_CAPTION
+    ]
+    raise_if_any(SUBJECT, too_long[:MOST_PROBLEMS])
+    return checked
 
 
 def _crop(fit: Fit) -> list[float]:
@@ -290,7 +308,7 @@ def _crop(fit: Fit) -> list[float]:
     return [round(share, 5) for share in (fit.left / across, fit.top / down, fit.width / across, fit.height / down)]
 
 
-def _source(picture: Picture) -> str:
+def _caption_source(picture: Picture) -> str:
     assert picture.path is not None
     file = sidecar(picture.path)
     return file.name if file else METADATA if picture.caption else ""

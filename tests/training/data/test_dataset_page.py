@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from lora_kiln.nodes.load_dataset import LoadDataset
 from lora_kiln.training.basics.errors import InputError, Refusal
-from lora_kiln.training.data import page as dataset_page
-from lora_kiln.training.data.page import look, save, thumbnail
+from lora_kiln.training.data import dataset_page
+from lora_kiln.training.data.dataset_page import describe, save_captions, thumbnail
 from PIL import Image
 
 SETTINGS = dict(resolution="64", bucket_step="16", shortest_side="64", longest_side="128")
@@ -32,7 +32,7 @@ def draw(path: Path, size=(96, 64), color=(200, 20, 10), **options) -> Path:
 
 
 def look_at(folder: str = "cats", **settings: str) -> dict:
-    return look({"folder": folder, **SETTINGS, **settings})
+    return describe({"folder": folder, **SETTINGS, **settings})
 
 
 def shown(**settings: str) -> dict[str, dict]:
@@ -44,7 +44,7 @@ def entry(name: str, caption: str, before: str = "") -> dict[str, str]:
 
 
 def save_all(*entries: dict, **more) -> dict:
-    return save({"folder": "cats", "captions": list(entries), **more})
+    return save_captions({"folder": "cats", "captions": list(entries), **more})
 
 
 # ---------------------------------------------------------------- what is shown
@@ -102,7 +102,7 @@ def test_a_large_folder_is_looked_at_in_parts(cats: Path, monkeypatch: pytest.Mo
         os.utime(draw(cats / f"{number}.png", color=(number, 0, 0)), (1, 1))
     (cats / "bad.png").write_bytes(b"nothing")
     os.utime(cats / "bad.png", (1, 1))
-    monkeypatch.setattr(dataset_page, "PATIENCE", 0.0)
+    monkeypatch.setattr(dataset_page, "ANSWER_SECONDS", 0.0)
     done = []
     for _ in range(10):
         answer = look_at()
@@ -142,7 +142,7 @@ def test_a_folder_outside_is_refused_everywhere(cats: Path, folder: str) -> None
     for ask in (
         lambda: look_at(folder),
         lambda: thumbnail({"folder": folder, "name": "a.png"}),
-        lambda: save({"folder": folder, "captions": [entry("a.png", "x")]}),
+        lambda: save_captions({"folder": folder, "captions": [entry("a.png", "x")]}),
     ):
         with pytest.raises(InputError, match="folder"):
             ask()
@@ -151,7 +151,7 @@ def test_a_folder_outside_is_refused_everywhere(cats: Path, folder: str) -> None
 @pytest.mark.parametrize("folder", [None, 7, ["cats"], {"a": 1}])
 def test_a_folder_is_text(cats: Path, folder: object) -> None:
     with pytest.raises(InputError, match="folder"):
-        save({"folder": folder, "captions": [entry("a.png", "x")]})
+        save_captions({"folder": folder, "captions": [entry("a.png", "x")]})
 
 
 NAMES = [
@@ -220,8 +220,22 @@ def test_a_setting_that_makes_no_sense_is_named(cats: Path, setting: str, value:
 def test_what_is_no_caption_is_refused(cats: Path, captions: object) -> None:
     draw(cats / "a.png")
     with pytest.raises(InputError):
-        save({"folder": "cats", "captions": captions})
+        save_captions({"folder": "cats", "captions": captions})
     assert [path.name for path in cats.iterdir()] == ["a.png"]
+
+
+def test_all_that_is_wrong_with_captions_is_said_at_once(cats: Path) -> None:
+    edits = [entry("a.png", "x"), {"name": "b.png", "before": 7}, entry("c.png", "\0")]
+    with pytest.raises(InputError) as caught:
+        save_all(*edits, overwrite="yes")
+    said = [
+        "captions[1].caption is missing.",
+        "captions[1].before is 7;",
+        "captions[2].caption is",
+        "overwrite is 'yes';",
+    ]
+    assert len(caught.value.problems) == 4
+    assert all(each.startswith(start) for each, start in zip(caught.value.problems, said, strict=True))
 
 
 # ---------------------------------------------------------------- thumbnails
@@ -289,9 +303,9 @@ def test_where_nothing_may_be_written_nothing_is(cats: Path, folders: Path, monk
     assert "LORA_KILN_WRITE" in look_at(str(folders / "more"))["locked"]
     request = {"folder": str(folders / "more"), "captions": [entry("a.png", "new")]}
     with pytest.raises(InputError, match="LORA_KILN_WRITE"):
-        save(request)
+        save_captions(request)
     monkeypatch.setenv("LORA_KILN_WRITE", "1")
-    assert save(request)["saved"] == ["a.png"] and look_at(str(folders / "more"))["locked"] == ""
+    assert save_captions(request)["saved"] == ["a.png"] and look_at(str(folders / "more"))["locked"] == ""
 
 
 def test_a_file_that_cannot_be_written_is_named(cats: Path) -> None:

@@ -1,0 +1,251 @@
+"""A folder of pictures with captions, masks and settings files beside them."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..basics.errors import InputError, raise_if_any
+from ..basics.folders import files_below
+from ..basics.paths import leads_out
+from .captions import METADATA, SIDECARS, CaptionFileError, read_metadata, read_text, sidecar
+from .dataset import Picture
+from .dataset_settings import DatasetSettings
+from .folder_settings import SETTINGS_FILE, FolderSettings, read_folder_settings
+from .pictures import ENDINGS, PictureError, PictureFacts, picture_facts, same_aspect
+
+MASK_MARKS = ("_mask", "-masklabel")
+"""endings of a mask file's name, before its file ending (-masklabel is OneTrainer's)"""
+LEADS_OUT = (
+    "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person "
+    "who runs the server allow that folder."
+)
+MOST_REPEATS = 10_000
+"""of one picture in an epoch; the order of an epoch is held in memory"""
+Examine = Callable[[Path], PictureFacts]
+"""`pictures.picture_facts` or `Cache.picture_facts`"""
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """The pictures of a folder and its subfolders."""
+
+    pictures: tuple[Picture, ...]
+    """usable pictures, in name order"""
+    problems: tuple[str, ...]
+    """a sentence for each unusable file"""
+    settings_files: tuple[str, ...]
+    """the settings files that were read"""
+
+
+def read_folder(
+    folder: Path,
+    settings: DatasetSettings,
+    is_regularisation: bool = False,
+    repeats: int = 1,
+    examine: Examine = picture_facts,
+    on_picture: Callable[[int, int], None] = lambda done, total: None,
+    within: Sequence[Path] = (),
+) -> FolderContents:
+    """The pictures of a folder and its subfolders, with their captions, masks and settings.
+
+    A folder named `10_name` repeats its pictures 10 times (kohya's rule). A picture's caption is in its `.txt` file,
+    else its `.caption` file, else the folder's metadata.jsonl; else it is empty. With masked_loss a picture's mask is
+    `<name>_mask.png` or `<name>-masklabel.png` (or another picture ending) beside it, else its transparency. Mask files
+    are never training pictures. A dataset.toml applies to its folder and subfolders; the nearest one counts.
+
+    Args:
+        settings: of the dataset, where no dataset.toml sets them.
+        repeats: a factor on the repeats of all pictures.
+        on_picture: called with (pictures done, pictures in all); may raise to interrupt.
+        within: folders that links may lead into; none = `folder` alone.
+
+    Raises:
+        InputError: errors in dataset.toml files, all of them at once.
+    """
+    files = _PictureFiles(folder, within)
+    folder_settings = _InheritedSettings(folder, {path.parent for path in files.pictures}, files.leads_out)
+    raise_if_any("Load Dataset", folder_settings.problems)
+    pictures, problems = [], []
+    for done, path in enumerate(files.pictures):
+        on_picture(done, len(files.pictures))
+        here = folder_settings.of(path.parent)
+        mask = files.masks.get(path.with_suffix(""))
+        try:
+            facts = examine(path)
+            if mask is not None and settings.of_folder(here).masked_loss:
+                _check_mask(path, facts, mask, examine(mask))
+            caption = files.caption(path)
+        except (PictureError, CaptionFileError) as error:
+            problems.append(str(error))
+            continue
+        except OSError as error:
+            problems.append(
+                f"{path.name} cannot be opened: {error.strerror}. Set its rights, or take it out of the folder."
+            )
+            continue
+        picture = Picture(
+            name=path.relative_to(folder).as_posix(),
+            width=facts.width,
+            height=facts.height,
+            caption=caption,
+            repeats=repeats * (folder_repeats(path.parent, folder) if here.repeats is None else here.repeats),
+            is_regularisation=is_regularisation if here.regularisation is None else here.regularisation,
+            path=path,
+            mask_path=mask,
+            is_transparent=facts.is_transparent,
+            folder=here,
+        )
+        pictures.append(picture)
+    return FolderContents(tuple(pictures), (*files.problems, *problems), folder_settings.file_names)
+
+
+def current_captions(folder: Path) -> dict[str, str | None]:
+    """Picture name -> its caption as the files are now; None = the caption cannot be read.
+
+    Pictures are not opened, so unusable ones are included.
+    """
+    files, captions = _PictureFiles(folder), {}
+    for path in files.pictures:
+        try:
+            caption = files.caption(path)
+        except (CaptionFileError, OSError):
+            caption = None
+        captions[path.relative_to(folder).as_posix()] = caption
+    return captions
+
+
+def folder_repeats(folder: Path, root: Path) -> int:
+    """The repeats in the name of a folder, as 10 in `10_name`, or of the nearest folder above, up to root; else 1."""
+    for above in _up_to(folder, root):
+        match = re.match(r"(\d{1,4})_", above.name)  # longer numbers are dates
+        if match:
+            return max(1, int(match.group(1)))
+    return 1
+
+
+def folder_fingerprint(folder: Path, within: Sequence[Path] = ()) -> str:
+    """A digest that changes when a picture, mask, caption or settings file is added, removed or modified."""
+    digest = hashlib.sha256()
+    wanted = (*ENDINGS, *SIDECARS)
+    for path in files_below(folder, None, within):
+        if path.suffix.lower() in wanted or path.name in (METADATA, SETTINGS_FILE):
+            stat = path.stat() if path.exists() else path.lstat()  # a broken link
+            digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+class _PictureFiles:
+    """The picture, mask and caption files of a folder and its subfolders."""
+
+    def __init__(self, root: Path, within: Sequence[Path] = ()):
+        self.root, self.within = root, within or (root,)
+        left_out: list[Path] = []
+        images = [path for path in files_below(root, None, within, left_out) if path.suffix.lower() in ENDINGS]
+        mask_files = _mask_files(images)
+        self.pictures = [path for path in images if path not in mask_files]
+        self.masks: dict[Path, Path] = {}
+        """picture, without its ending -> its mask; the first of several"""
+        for mask, picture in mask_files.items():
+            self.masks.setdefault(picture, mask)
+        self.problems = [
+            f"{path.name} {LEADS_OUT}" for path in left_out if path.suffix.lower() in ENDINGS or path.is_dir()
+        ]
+        self._metadata: dict[Path, dict[str, str]] = {}
+
+    def leads_out(self, file: Path) -> bool:
+        """Whether a file is a link that leads out of the folders that may be read."""
+        return file.is_symlink() and leads_out(file, self.within)
+
+    def caption(self, picture: Path) -> str:
+        """From the picture's sidecar file, else from the nearest metadata.jsonl that has the picture's path."""
+        metadata = [(folder, self._metadata_of(folder)) for folder in _up_to(picture.parent, self.root)]
+        file = sidecar(picture)
+        if file is not None and self.leads_out(file):
+            raise CaptionFileError(f"{file.name} {LEADS_OUT}")
+        if file is not None:
+            return read_text(file)
+        captions = (captions.get(picture.relative_to(folder).as_posix()) for folder, captions in metadata)
+        return next((caption for caption in captions if caption is not None), "")
+
+    def _metadata_of(self, folder: Path) -> dict[str, str]:
+        if folder not in self._metadata:
+            if self.leads_out(folder / METADATA):
+                captions, problems = {}, [f"{METADATA} {LEADS_OUT}"]
+            else:
+                captions, problems = read_metadata(folder)
+            self._metadata[folder] = captions
+            self.problems += problems
+        return self._metadata[folder]
+
+
+class _InheritedSettings:
+    """The settings of folders: those of their own dataset.toml, then of the folders above them up to root."""
+
+    def __init__(self, root: Path, folders: Iterable[Path], is_refused: Callable[[Path], bool]):
+        self.problems: list[str] = []
+        self._root = root
+        self._own: dict[Path, FolderSettings] = {}
+        for folder in sorted({each for start in folders for each in _up_to(start, root)}):
+            name = self._name(folder)
+            if is_refused(folder / SETTINGS_FILE):
+                self.problems.append(f"{name} {LEADS_OUT}")
+                continue
+            self._own[folder], problems = read_folder_settings(folder, name)
+            self.problems += problems + [f"{name}: {problem}" for problem in _out_of_range(self._own[folder])]
+        self._merged = {} if self.problems else {folder: self._merge(folder) for folder in folders}
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The files that were read, relative to root's parent."""
+        return tuple(sorted(self._name(folder) for folder in self._own if (folder / SETTINGS_FILE).is_file()))
+
+    def of(self, folder: Path) -> FolderSettings:
+        """The settings that apply to a folder's pictures."""
+        return self._merged[folder]
+
+    def _merge(self, folder: Path) -> FolderSettings:
+        merged = FolderSettings()
+        for above in _up_to(folder, self._root):
+            merged = merged.over(self._own[above])
+        return merged
+
+    def _name(self, folder: Path) -> str:
+        return (folder / SETTINGS_FILE).relative_to(self._root.parent).as_posix()
+
+
+def _up_to(folder: Path, root: Path) -> list[Path]:
+    """A folder and the folders above it up to root, nearest first."""
+    return [folder, *(above for above in folder.parents if above.is_relative_to(root))] if folder != root else [root]
+
+
+def _mask_files(images: Sequence[Path]) -> dict[Path, Path]:
+    """Mask file -> its picture, without the picture's ending; in the order of MASK_MARKS."""
+    stems = {path.with_suffix("") for path in images}
+    found: dict[Path, Path] = {}
+    for mark in MASK_MARKS:
+        for path in images:
+            picture = path.with_name(path.stem.removesuffix(mark)) if path.stem != mark else path
+            if path.stem.endswith(mark) and picture in stems:
+                found[path] = picture
+    return found
+
+
+def _out_of_range(settings: FolderSettings) -> list[str]:
+    problems = []
+    if settings.repeats is not None and not 1 <= settings.repeats <= MOST_REPEATS:
+        problems.append(f"repeats is {settings.repeats}; it must be from 1 to {MOST_REPEATS}.")
+    try:
+        DatasetSettings().of_folder(settings)
+    except InputError as error:
+        problems += error.problems
+    return problems
+
+
+def _check_mask(picture: Path, facts: PictureFacts, mask: Path, mask_facts: PictureFacts) -> None:
+    if not same_aspect((facts.width, facts.height), (mask_facts.width, mask_facts.height)):
+        raise PictureError(
+            f"{picture.name} is {facts.width} x {facts.height}, but its mask {mask.name} is "
+            f"{mask_facts.width} x {mask_facts.height}: give it the picture's aspect ratio."
+        )

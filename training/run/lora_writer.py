@@ -59,11 +59,20 @@ class Maker:
         """
         version, architecture = host.base_version(self.model)
         facts = RunFacts(
-            self.name, version, architecture, self.family.prediction, step, self.plan.steps,
-            self.plan.epoch_of(max(0, step - 1)) + 1, self.plan.epoch_of(self.plan.steps - 1) + 1, self.started_at,
-            time.time(), {dtype: name for name, dtype in DTYPES.items()}[self.dtype],
-            clip_skip=host.clip_skip(self.clip), session=session,
-        )  # fmt: skip
+            name=self.name,
+            base_version=version,
+            architecture=architecture,
+            prediction=self.family.prediction,
+            step=step,
+            total_steps=self.plan.steps,
+            epoch=self.plan.epoch_of(max(0, step - 1)) + 1,
+            epochs=self.plan.epoch_of(self.plan.steps - 1) + 1,
+            started_at=self.started_at,
+            ended_at=time.time(),
+            precision={dtype: name for name, dtype in DTYPES.items()}[self.dtype],
+            clip_skip=host.clip_skip(self.clip),
+            session=session,
+        )
         metadata = lora_metadata(self.config, facts, data_facts(self.dataset))
         layers = {names.kohya: names for names in self.names.values()}
         return LoRAModel({**self.frozen, **tensors}, metadata, self.name, layers, self.config.run.save_precision)

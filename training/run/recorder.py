@@ -20,8 +20,8 @@ import torch
 from .. import host
 from ..basics.errors import InputError
 from ..learning.loop import Diverged
-from ..lora.files import PARTIAL, delete_partials
 from ..lora.lora import LoRAModel
+from ..lora.run_files import PARTIAL, delete_partials
 from ..model.learner import Learner
 from ..model.state import Damaged
 from .checkpoints import State, forget, newest_state

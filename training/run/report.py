@@ -114,15 +114,20 @@ def data_facts(dataset: Dataset) -> DataFacts:
         """What holds for most pictures: folders may have settings of their own."""
         return Counter(getattr(dataset.settings_of(index), name) for index in indices).most_common(1)[0][0]
 
+    per_folder = (
+        *("trigger_word", "caption_dropout", "tag_dropout", "flip", "random_crop"),
+        *("shuffle_tags", "keep_tokens", "masked_loss"),
+    )
     return DataFacts(
-        tuple(
+        folders=tuple(
             Folder(name, len(indices), repeats, is_prior, _tags(dataset, indices))
             for (name, repeats, is_prior), indices in folders.items()
         ),
-        max(dataset.settings.resolutions()), bucket_table(dataset), usual("trigger_word"),
-        dataset.settings.prior_loss_weight, usual("caption_dropout"), usual("tag_dropout"), usual("flip"),
-        usual("random_crop"), usual("shuffle_tags"), usual("keep_tokens"), usual("masked_loss"),
-    )  # fmt: skip
+        resolution=max(dataset.settings.resolutions()),
+        buckets=bucket_table(dataset),
+        prior_loss_weight=dataset.settings.prior_loss_weight,
+        **{name: usual(name) for name in per_folder},
+    )
 
 
 def _tags(dataset: Dataset, indices: Sequence[int]) -> dict[str, int]:

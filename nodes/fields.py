@@ -1,6 +1,6 @@
 """Inputs made from the recipe's fields, with the recipe's own defaults and limits."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -32,7 +32,7 @@ class Fields:
             tooltip=tooltip, advanced=advanced, optional=True,
         )  # fmt: skip
 
-    def choice(self, name: str, options: tuple[str, ...], tooltip: str, advanced: bool = True) -> io.Combo.Input:
+    def choice(self, name: str, options: Collection[str], tooltip: str, advanced: bool = True) -> io.Combo.Input:
         return io.Combo.Input(
             name, options=list(options), default=self.defaults[name], tooltip=tooltip, advanced=advanced, optional=True
         )

@@ -47,7 +47,7 @@ class Probe:
     def value(self) -> torch.Tensor:
         """A linear function of the denoised picture, adapters on."""
         sigma = torch.tensor([self.sigma, 0.9 * self.sigma], device=self.x_t.device)
-        with attached(self.found, self.adapters):
+        with attached(self.found, self.adapters, host.PRODUCTS):
             return (host.predict(self.twin, self.options, self.x_t, sigma, self.groups) * self.mix).sum()
 
     def gradients(self) -> list[torch.Tensor]:
@@ -55,7 +55,7 @@ class Probe:
         sigma = torch.tensor([self.sigma, 0.9 * self.sigma], device=self.x_t.device)
         for parameter in self.parameters:
             parameter.grad = None
-        with attached(self.found, self.adapters):
+        with attached(self.found, self.adapters, host.PRODUCTS):
             (host.predict(self.twin, self.options, self.x_t, sigma, self.groups) * self.mix).sum().backward()
         return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
 

@@ -166,7 +166,7 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
                 [[drawn.text[row : row + 1], {"pooled_output": drawn.pooled[row : row + 1]}]] for row in range(batch)
             ]
             cond = host.batch_conds(twin, texts, drawn.x_0, guidance=GUIDANCE)
-            with attached(found, adapters):
+            with attached(found, adapters, host.PRODUCTS):
                 our_loss = sample_losses(
                     lambda x_t, sigma, cond: host.predict(twin, options, x_t, sigma, cond),
                     family, drawn.x_0, drawn.noise, drawn.sigma, cond,

@@ -110,7 +110,7 @@ class Ours:
 
     def loss(self, drawn: Draw) -> torch.Tensor:
         batch = self.batch(drawn)
-        with attached(self.found, self.adapters):
+        with attached(self.found, self.adapters, host.PRODUCTS):
             losses = sample_losses(self.predict, self.family, batch.x_0, batch.noise, batch.sigma, batch.cond)
             loss = losses.mean()
             loss.backward()
@@ -223,9 +223,11 @@ def test_fifty_steps_end_where_theirs_do(name):
 
         our_losses: list[float] = []
         flat = FlatParameters(ours.adapters.values(), torch.device("cpu"), torch.float32)
-        own = make_optimizer(CONFIG, [{"params": [flat.values], "learning_rate": CONFIG.optimization.learning_rate}])
+        own = make_optimizer(
+            CONFIG.optimization, [{"params": [flat.values], "learning_rate": CONFIG.optimization.learning_rate}]
+        )
         engine = EagerEngine(Step(ours.predict, ours.family, CONFIG, own, (flat,)))
-        with attached(ours.found, ours.adapters):
+        with attached(ours.found, ours.adapters, host.PRODUCTS):
             train(
                 engine, lambda step, micro: ours.batch(draws[step]), CONFIG, CONFIG.optimization.steps,
                 lambda step, loss, learning_rate: our_losses.append(loss),

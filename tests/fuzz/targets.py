@@ -23,7 +23,7 @@ from lora_kiln.training import recipes
 from lora_kiln.training.adapters.layer_rules import parse_layer_rules
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.basics.paths import PathRefused, check_parts, resolve
-from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.config import LoRAConfig, OptimizationConfig
 from lora_kiln.training.data.buckets import Fit
 from lora_kiln.training.data.captions import CaptionFileError, read_metadata, read_text
 from lora_kiln.training.data.dataset import DatasetSettings
@@ -116,7 +116,7 @@ def fields(data: bytes) -> None:
     elif kind == 1:
         parse_layer_rules(text)
     elif kind == 2:
-        check_optimizer(LoRAConfig.of(optimizer_args=text), [1e-4])
+        check_optimizer(OptimizationConfig(optimizer_args=text), [1e-4])
     else:
         DatasetSettings(extra_resolutions=text).resolutions()
 
@@ -361,7 +361,7 @@ def checkpoint(path: Path) -> None:
 def small_learner() -> Learner:
     """One that has made a step."""
     values, config, here = nn.Parameter(torch.ones(2)), LoRAConfig.of(precision="fp16"), torch.device("cpu")
-    optimizer = make_optimizer(config, [{"params": [values], "learning_rate": 1e-4}])
+    optimizer = make_optimizer(config.optimization, [{"params": [values], "learning_rate": 1e-4}])
     values.grad = torch.ones(2)
     optimizer.step()
     family = Family("eps", torch.ones(1))

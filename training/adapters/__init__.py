@@ -1,11 +1,11 @@
-"""The parametrisations: what is trained beside a frozen layer, one file each."""
+"""The adapters: parametrisations of a change to a frozen layer, one file each, and the table of them."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, layer_shape
+from .base import Adapter
 from .dora import DoRA
 from .loha import LoHa
 from .lokr import LoKr
@@ -26,43 +26,35 @@ __all__ = [
     "new_adapter",
 ]
 
-KINDS: dict[str, type[Adapter]] = {kind.kind: kind for kind in (LoRA, DoRA, LoHa, LoKr, OFT)}
-"""By the names of config.ADAPTERS."""
+KINDS: dict[str, type[Adapter]] = {each.kind: each for each in (LoRA, DoRA, LoHa, LoKr, OFT)}
+"""By name. The config accepts every row that is in it when it is asked."""
 EXACT = ("alpha", "dora_scale")
-"""Entries of a file that stay float32 whatever its precision: small, and rounding them moves the whole weight."""
+"""Entries of a file that stay float32 in every precision: small, and rounding them changes the whole weight."""
 
 
 def new_adapter(
-    kind: str, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, lokr_factor: int = -1
+    kind: str, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1
 ) -> Adapter:
-    """A fresh adapter that changes nothing yet, on the layer's device.
+    """A fresh adapter on the layer's device with which the layer's output is unchanged.
 
     Args:
-        kind: one of config.ADAPTERS. A layer with one output row gets LoRA where DoRA is asked: DoRA would only
-            leave that row its signs.
-        alpha: as a file says it, so scale = alpha / rank.
-        generator: on the CPU; the adapter's numbers follow from it alone.
+        kind: a key of KINDS.
+        alpha: as in a file: scale = alpha / rank.
+        generator: on the CPU; draws all the adapter's numbers.
+        factor: the recipe's lokr_factor, for a kind that takes one.
+
+    Raises:
+        ValueError: there is no such kind.
     """
-    shape = layer_shape(layer)
-    if kind == "lora" or (kind == "dora" and shape[0] == 1):
-        adapter: Adapter = LoRA(*init_lora(shape, rank, generator), alpha)
-    elif kind == "dora":
-        adapter = DoRA.new(layer, rank, alpha, generator)
-    elif kind == "loha":
-        adapter = LoHa.new(shape, rank, alpha, generator)
-    elif kind == "lokr":
-        adapter = LoKr.new(shape, rank, alpha, lokr_factor, generator)
-    elif kind == "oft":
-        adapter = OFT.new(shape, rank)
-    else:
+    if kind not in KINDS:
         raise ValueError(f"There is no adapter {kind!r}.")
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return adapter.to(weight.device)
+    return KINDS[kind].new(layer, rank, alpha, generator, factor).to(weight.device)
 
 
 def adapter_from_tensors(tensors: Mapping[str, Tensor]) -> Adapter | None:
-    """One layer's entries of a LoRA file as an adapter that can be trained on.
+    """The adapter that one layer's entries of a LoRA file describe; it can be trained further.
 
     Args:
         tensors: suffix -> tensor, e.g. lora_up.weight, lora_down.weight, alpha; lora_A.weight and lora_B.weight;
@@ -70,7 +62,7 @@ def adapter_from_tensors(tensors: Mapping[str, Tensor]) -> Adapter | None:
 
     Returns:
         None for forms that are not trained here: Tucker (lora_mid, hada_t1, lokr_t2), rescale, BOFT, whole
-        differences, or entries nobody knows.
+        differences, or unknown entries.
     """
     names = set(tensors) - {"alpha"}
     found = {name: tensors[name].detach().to(torch.float32, copy=True) for name in names}

@@ -1,4 +1,4 @@
-"""Which layers get an adapter, and putting adapters on and off."""
+"""The choice of the layers that get an adapter, and attaching adapters to them."""
 
 import contextlib
 import math
@@ -12,9 +12,10 @@ from torch import nn
 
 from ..basics.errors import raise_if_any
 from ..basics.randomness import tensor_generator
-from . import Adapter, new_adapter
+from . import KINDS, Adapter, new_adapter
 from .base import CONVOLUTIONS, is_linear, layer_shape
 from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
+from .products import PLAIN, LayerProducts
 from .settings import AdapterConfig
 from .shared_input import AdaptedForward, unshare
 
@@ -25,7 +26,7 @@ FEED_FORWARD = re.compile(r"(.*_)?(ff|ffn|mlp|feed_forward)(_.*|[CX])?")
 ATTENTION = re.compile(r".*(attn|attention).*|proj_in|proj_out|[qkv]")
 NEITHER = re.compile(r".*(modulation|adaln|embed|norm).*", re.IGNORECASE)
 FUSED = r"(.*\.)?single_blocks\.\d+\.linear[12]"
-"""Flux's attention and feed-forward in one layer."""
+"""Flux's layers that hold attention and feed-forward as one."""
 UNET_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.")
 CLIP_LAYER = re.compile(r".*text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+")
 
@@ -47,11 +48,11 @@ class Target:
 def find_targets(
     base_model: nn.Module, targets: str, fused_layers: str = FUSED, target_blocks: Mapping[str, str] = SDXL_BLOCKS
 ) -> list[Target]:
-    """The layers of the diffusion model that a choice of targets names, in module order.
+    """The layers of the diffusion model that the recipe's `targets` means, in module order.
 
     Args:
         base_model: holds `diffusion_model`.
-        targets: one of config.TARGETS. "attention" takes linear layers and 1x1 convolutions of the blocks'
+        targets: one of TARGETS. "attention" takes linear layers and 1x1 convolutions of the blocks'
             attention (projections in and out included, feed-forward not; Flux's fused layers too); "attention and
             feed-forward" adds the blocks' feed-forward layers, which together are kohya's default; "attention,
             feed-forward and convolutions" takes all of a UNet's blocks, as kohya's conv_dim does; "all linear and
@@ -75,7 +76,10 @@ def find_targets(
 
 
 def find_text_targets(text_encoder: nn.Module) -> list[Target]:
-    """The attention and feed-forward layers of every CLIP text model in the host's cond_stage_model (as kohya's).
+    """The attention and feed-forward layers of every CLIP text model within, as in kohya's trainer.
+
+    Args:
+        text_encoder: ComfyUI's cond_stage_model.
 
     Raises:
         InputError: there is no CLIP text model.
@@ -95,19 +99,19 @@ def find_text_targets(text_encoder: nn.Module) -> list[Target]:
 
 
 def targets_of(root: nn.Module, keys: Iterable[str]) -> list[Target]:
-    """The layers of a model (or text encoder) that the state-dict keys name, in module order; other keys are passed."""
+    """The layers of a model or text encoder that state-dict keys name, in module order; unknown keys are ignored."""
     wanted = {key.removesuffix(".weight") for key in keys}
     return [Target(name, module) for name, module in root.named_modules() if name in wanted]
 
 
 def make_adapters(found: Sequence[Target], settings: AdapterConfig, seed: int) -> dict[str, Adapter]:
-    """A fresh adapter a target, by state-dict key; each layer's numbers depend on the seed and its name only.
+    """A fresh adapter for each target, by state-dict key; its numbers depend on the seed and the layer's name only.
 
     Args:
-        found: all targets of the run, of the text encoders too: a layer rule must fit one of them.
+        found: all targets of the run, those of the text encoders included: each layer rule must fit one of them.
 
     Raises:
-        InputError: layer_rules cannot be read, fits nothing or leaves nothing; dropout and adapter do not go together.
+        InputError: layer_rules is ill-formed, fits no layer or excludes all; the adapter does not support the dropout.
     """
     rules = parse_layer_rules(settings.layer_rules)
     check_layer_rules(rules, [target.name for target in found])
@@ -117,7 +121,7 @@ def make_adapters(found: Sequence[Target], settings: AdapterConfig, seed: int) -
         if rank:
             generator = tensor_generator(seed, target.name, "adapter")
             adapters[target.key] = new_adapter(
-                settings.kind, target.module, rank, alpha, generator, settings.lokr_factor
+                settings.kind, target.module, rank, alpha, generator, factor=settings.lokr_factor
             )
     if not adapters:
         raise_if_any("LoRA Config", ["layer_rules gives every layer rank=0: leave some to train."])
@@ -126,7 +130,7 @@ def make_adapters(found: Sequence[Target], settings: AdapterConfig, seed: int) -
 
 
 def rank_and_alpha(settings: AdapterConfig, rule: LayerRule, weight_shape: tuple[int, ...]) -> tuple[int, float]:
-    """A layer's rank, 0 for none, and its alpha as a file says it: scale = alpha / rank.
+    """A layer's rank, 0 for no adapter, and its alpha as in a file: scale = alpha / rank.
 
     rsLoRA's alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732) is written as an alpha of alpha * sqrt(rank).
     """
@@ -150,11 +154,14 @@ def adapters_by_rate(
 
 
 @contextlib.contextmanager
-def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterator[dict[str, AdaptedForward]]:
-    """Puts each adapter on its layer while the context lasts, by a forward on the module object.
+def attached(
+    found: Iterable[Target], adapters: Mapping[str, Adapter], products: LayerProducts = PLAIN
+) -> Iterator[dict[str, AdaptedForward]]:
+    """Attaches each adapter to its layer within the context, by replacing the forward of the module object.
 
     Args:
-        found: may hold more layers than there are adapters; those go as they are.
+        found: targets without an adapter are left alone.
+        products: multiply by the layers' weights.
 
     Yields:
         The layers' forwards by state-dict key.
@@ -169,7 +176,7 @@ def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterat
         for key, adapter in adapters.items():
             layer: Any = layers[key]
             before.append((layer, vars(layer).get("forward")))
-            forwards[key] = layer.forward = AdaptedForward(layer, adapter)
+            forwards[key] = layer.forward = AdaptedForward(layer, adapter, products)
         yield forwards
     finally:
         for layer, forward in reversed(before):
@@ -177,14 +184,14 @@ def attached(found: Iterable[Target], adapters: Mapping[str, Adapter]) -> Iterat
                 vars(layer).pop("forward", None)
             else:
                 layer.forward = forward
-        unshare(forwards.values())  # which else hold each other
+        unshare(forwards.values())  # breaks their reference cycle
 
 
 def draw_dropout(adapters: Mapping[str, Adapter], settings: AdapterConfig, seed: int, step: int, micro: int) -> None:
-    """Draws every dropout of one forward pass and its backward pass; it holds until the next draw or clear.
+    """Draws all dropout of one forward pass and its backward pass; it holds until the next draw or clear.
 
     Args:
-        step, micro: the optimizer step and the batch within it; with the seed they decide every mask.
+        step, micro: the optimizer step and the batch within it; the masks depend on them and the seed only.
     """
     if not settings.has_dropout:
         return clear_dropout(adapters)
@@ -198,13 +205,13 @@ def draw_dropout(adapters: Mapping[str, Adapter], settings: AdapterConfig, seed:
 
 
 def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
-    """Nothing is dropped until the next draw: for samples and validation."""
+    """Turns dropout off until the next draw, as samples and validation need it."""
     for adapter in adapters.values():
         adapter.clear_dropout()
 
 
 def check_dropout(adapters: Iterable[Adapter | type[Adapter]], settings: AdapterConfig) -> None:
-    """Refuses a dropout that one of the adapters, or kinds of adapters, has no place for.
+    """Refuses a dropout that one of the adapters, or kinds of adapters, does not support.
 
     Raises:
         InputError: naming the field and the adapter.
@@ -216,7 +223,7 @@ def check_dropout(adapters: Iterable[Adapter | type[Adapter]], settings: Adapter
     if settings.rank_dropout and ranks:
         problems.append(
             f"rank_dropout is {settings.rank_dropout:g}, but {' and '.join(ranks)} has no ranks to leave out: "
-            "set it to 0, or choose lora, dora or loha."
+            f"set it to 0, or choose {_either(name for name, kind in KINDS.items() if kind.has_rank_dropout)}."
         )
     if settings.dropout and inputs:
         problems.append(
@@ -232,10 +239,15 @@ def is_convolution(target: Target) -> bool:
 
 
 def describe(adapters: Mapping[str, Adapter]) -> str:
-    """What is trained, e.g. "lora on 192 layers, 3,188,736 parameters"; text encoders apart."""
+    """The adapters in words, e.g. "lora on 192 layers, 3,188,736 parameters"; those of text encoders apart."""
     model = [adapter for key, adapter in adapters.items() if key.startswith(DIFFUSION_MODEL)]
     text = [adapter for key, adapter in adapters.items() if not key.startswith(DIFFUSION_MODEL)]
     return "; ".join([*([_count(model)] if model else []), *([f"{_count(text)} in the text encoders"] if text else [])])
+
+
+def _either(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _count(adapters: Sequence[Adapter]) -> str:
@@ -269,12 +281,12 @@ def _is_wanted(name: str, module: nn.Module, targets: str, fused_layers: str, ta
 
 
 def _in_unet_block(name: str) -> bool:
-    """Within a UNet's residual, attention, down and up blocks; its first convolution is none."""
+    """Whether a layer is in a UNet's residual, attention, down and up blocks, without the UNet's first convolution."""
     return UNET_BLOCK.match(name) is not None and not name.startswith("input_blocks.0.")
 
 
 def _inside_block(name: str) -> list[str]:
-    """The parts of a module path after its first number: what the layer is within a repeated block."""
+    """The parts of a module path after its first number: the layer's path within a repeated block."""
     parts = name.split(".")
     first = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
     return parts[first + 1 :]

@@ -1,102 +1,146 @@
-"""What all parametrisations share: the contract, dropout, and a look at the layer."""
+"""The base class of all parametrisations, their dropout, and functions on the layers that they adapt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import PLAIN, LayerProducts
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, eq=False)
 class Dropped:
-    """What one forward pass and its backward pass leave out of an adapter."""
+    """The dropout of one adapter in one forward pass and its backward pass."""
 
     is_whole: bool = False
-    """the layer goes without its adapter"""
+    """the whole adapter is left out"""
     inputs: float = 0.0
     """share of the inputs set to zero"""
     seed: int = 0
-    """decides which inputs"""
+    """of the choice of the inputs"""
     ranks: Tensor | None = None
-    """(rank,) what each rank is multiplied by: 0 where it is left out; None: all stay"""
+    """(rank,) factor on each rank: 0 drops it; None: no rank dropout"""
 
     @property
     def is_nothing(self) -> bool:
-        """Whether all stays."""
+        """Whether nothing is dropped."""
         return not self.is_whole and not self.inputs and self.ranks is None
 
 
 NOTHING = Dropped()
 
 
+@dataclass(frozen=True)
+class AdapterNames:
+    """Names of a parametrisation in files and in other trainers' recipes."""
+
+    title: str
+    """as people write it"""
+    network_module: str = "lycoris.kohya"
+    """in our files' ss_network_module"""
+    lycoris: tuple[str, ...] = ()
+    """values of LyCORIS' `algo` that mean it; the first is written to our files"""
+    lycoris_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """further arguments of LyCORIS that our files name"""
+    kohya: tuple[str, ...] = ()
+    """values of `network_module` in sd-scripts that mean it"""
+    ai_toolkit: tuple[str, ...] = ()
+    """values of `network.type` in ai-toolkit that mean it"""
+
+
 class Adapter(nn.Module, ABC):
-    """The float32 parameters trained beside one frozen layer.
+    """The float32 parameters trained beside one frozen layer; each subclass is one row of KINDS.
 
     Args:
         rank: inner dimension.
-        alpha: as a file says it, so scale = alpha / rank.
+        alpha: as in a file: scale = alpha / rank.
     """
 
     kind: ClassVar[str]
-    """one of config.ADAPTERS"""
+    """its key in KINDS, and the recipe's `adapter`"""
+    names: ClassVar[AdapterNames]
+    notes: ClassVar[tuple[str, ...]] = ()
+    """sentences that every run with it reports"""
     has_rank_dropout: ClassVar[bool] = False
     has_input_dropout: ClassVar[bool] = True
+    has_rank_limit: ClassVar[bool] = True
+    """False: a rank above every layer's has a meaning of its own"""
+    has_scale: ClassVar[bool] = True
+    """False: alpha has no effect"""
+    takes_factor: ClassVar[bool] = False
+    """whether `new` uses its factor, the recipe's lokr_factor"""
+    needs_weight: ClassVar[bool] = False
+    """whether `difference` depends on the weight: such adapters cannot be summed"""
 
     def __init__(self, rank: int, alpha: float):
         super().__init__()
         self.rank = rank
         self.alpha = alpha
         self.copies: dict[str, Tensor] = {}
-        """parameters in the base model's arithmetic, by name, where someone keeps them up to date"""
+        """the parameters in the base model's number format, by name, where `FlatParameters` maintains them"""
         self.dropped = NOTHING
-        """stays until it is drawn anew or cleared, so that activations computed again see the same"""
+        """unchanged until the next draw or clear, so that recomputed activations have the same dropout"""
 
     @property
     def scale(self) -> float:
-        """What the adapter's part is multiplied by (Hu et al., arXiv:2106.09685)."""
+        """Factor on the adapter's output (Hu et al., arXiv:2106.09685)."""
         return self.alpha / self.rank
 
+    @classmethod
+    @abstractmethod
+    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> "Adapter":
+        """A fresh adapter on the CPU with which the layer's output is unchanged.
+
+        Args:
+            generator: on the CPU; draws all its numbers.
+            factor: see `takes_factor`.
+        """
+
     def forward(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The layer's output for its input x with the adapter on, in base's number format.
+        """The layer's output for its input x with the adapter on, in the number format of `base`.
 
         Args:
             layer: the linear layer or convolution; read only.
-            base: the layer's own forward.
+            base: the layer's forward without the adapter.
         """
         return base(x) if self.dropped.is_whole else self.adapted(layer, base, x)
 
-    def fused(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        """What `forward` gives, in fewer passes over the activations; None where there is no such way.
+    def fused(self, layer: nn.Module, x: Tensor, products: LayerProducts = PLAIN) -> Tensor | None:
+        """The output of `forward` in fewer passes over the activations; None where that cannot be done.
 
-        The gradients go into the parameters' `.grad`, which must be there.
+        The backward pass adds the gradients to the parameters' `.grad`, which must exist.
+
+        Args:
+            products: multiply by the layer's weight.
         """
         return None
 
     @abstractmethod
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`forward` of an adapter that is not left out."""
+        """`forward` with the adapter not dropped as a whole."""
 
     def merged(self, weight: Tensor) -> Tensor:
-        """The weight with the adapter on, float32, as the host's loader computes it."""
+        """The weight with the adapter merged in, float32, as ComfyUI's loader computes it."""
         return weight.float() + self.difference(weight)
 
     @abstractmethod
     def difference(self, weight: Tensor | None = None) -> Tensor:
-        """merged - weight, in weight's shape. LoRA, LoHa and LoKr need no weight but for its shape."""
+        """merged - weight, in the shape of the weight; without a weight only where `needs_weight` is False."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds: suffix -> float32 tensor on the CPU."""
+        """Its entries in a file: suffix -> float32 tensor on the CPU."""
 
     @classmethod
     @abstractmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "Adapter | None":
-        """The inverse of `tensors` for float32 tensors; None where they are of another form."""
+        """The inverse of `tensors` for float32 tensors; None where they are of another parametrisation."""
 
     def draw_dropout(
         self,
@@ -105,13 +149,13 @@ class Adapter(nn.Module, ABC):
         rank_dropout: float = 0.0,
         is_left_out: bool = False,
     ) -> None:
-        """Draws what is dropped until the next draw.
+        """Draws the dropout that holds until the next draw.
 
         Args:
             generator: on the CPU.
             dropout: share of the inputs set to zero.
             rank_dropout: share of the ranks set to zero.
-            is_left_out: whether the layer goes without its adapter.
+            is_left_out: whether the whole adapter is dropped.
         """
         seed, ranks = int(torch.randint(2**62, (), generator=generator)), None
         if rank_dropout:
@@ -120,11 +164,11 @@ class Adapter(nn.Module, ABC):
         self.dropped = Dropped(is_left_out, dropout, seed, ranks)
 
     def clear_dropout(self) -> None:
-        """Nothing is dropped: for samples and validation."""
+        """Turns dropout off, as samples and validation need it."""
         self.dropped = NOTHING
 
     def with_dropout(self, x: Tensor) -> Tensor:
-        """x with the drawn share of its entries at zero and the others scaled to keep the mean."""
+        """x with the drawn share of its entries set to zero and the others scaled up to keep the mean."""
         share = self.dropped.inputs
         if not share:
             return x
@@ -141,11 +185,11 @@ class AddedAdapter(Adapter):
 
     @abstractmethod
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What the adapter adds to the layer's output for its input x, in the arithmetic of x."""
+        """The adapter's addend to the layer's output for the input x, in the number format of x."""
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Also the host's quantised linear layer, which is no nn.Linear."""
+    """Whether it is a linear layer, ComfyUI's quantised one, which is no nn.Linear, included."""
     return isinstance(layer, nn.Linear) or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))
 
 
@@ -157,7 +201,7 @@ def layer_shape(layer: Any) -> tuple[int, ...]:
 
 
 def dense_weight(layer: Any) -> Tensor:
-    """The layer's weight as a plain float32 tensor, out of whatever format it is kept in."""
+    """The layer's weight as an ordinary float32 tensor, dequantised where it is quantised."""
     weight = layer.weight.detach()
     if type(weight) is not Tensor and hasattr(weight, "dequantize"):
         weight = weight.dequantize()
@@ -165,7 +209,7 @@ def dense_weight(layer: Any) -> Tensor:
 
 
 def apply_weight(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """What the layer would give for x with another weight and no bias: its stride, padding and dilation are kept."""
+    """The layer's output for x with another weight and no bias, at its stride, padding and dilation."""
     if isinstance(layer, CONVOLUTIONS):
         return layer._conv_forward(x, weight, None)
     return F.linear(x, weight)
@@ -184,5 +228,5 @@ def saved(tensor: Tensor) -> Tensor:
 
 
 def largest_divisor(number: int, limit: float) -> int:
-    """The largest divisor of a number not above the limit nor above the number's square root."""
+    """The largest divisor of a number up to the limit and up to the number's square root."""
     return max(d for d in range(1, number + 1) if d * d <= number and number % d == 0 and d <= max(1, limit))

@@ -5,38 +5,46 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import dense_weight, layer_shape, saved
+from .base import Adapter, AdapterNames, dense_weight, layer_shape, saved
 from .lora import LoRA, init_lora, read_factors
+from .products import PLAIN, LayerProducts
 
 EPS = torch.finfo(torch.float32).eps
-"""The host adds it to every norm."""
+"""ComfyUI adds it to every norm."""
 
 
 class DoRA(LoRA):
     """magnitude * V / ||V|| with V = W + scale * up @ down, one norm for each input column.
 
     The norm is a constant in the backward pass (section 4.3 of the paper). A magnitude for each output row, as some
-    files hold it, is applied as the host applies it: over the norm of the row of W, not of V.
+    files hold it, is applied as ComfyUI does: divided by the norm of the row of W, not of V.
 
     Args:
         magnitude: (1, in, *1s), or (out, 1, *1s) in the form by rows.
     """
 
     kind = "dora"
+    names = AdapterNames(title="DoRA", lycoris=("locon",), lycoris_arguments={"dora_wd": True}, ai_toolkit=("dora",))
+    needs_weight = True
 
     def __init__(self, down: Tensor, up: Tensor, magnitude: Tensor, alpha: float):
         super().__init__(down, up, alpha)
         self.magnitude = nn.Parameter(magnitude)
 
     @classmethod
-    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator) -> "DoRA":
-        """A fresh adapter whose magnitudes are the weight's own column norms."""
+    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
+        """A fresh adapter whose magnitudes are the weight's column norms.
+
+        A layer with one output row gets LoRA: DoRA would leave that row nothing to learn but signs.
+        """
+        if layer_shape(layer)[0] == 1:
+            return LoRA.new(layer, rank, alpha, generator)
         weight = dense_weight(layer)
         down, up = init_lora(layer_shape(layer), rank, generator)
         norms = column_norms(weight, down.to(weight.device), up.to(weight.device)) + EPS
         return cls(down, up, norms, alpha)
 
-    def fused(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+    def fused(self, layer: nn.Module, x: Tensor, products: LayerProducts = PLAIN) -> Tensor | None:
         return None
 
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -45,8 +53,8 @@ class DoRA(LoRA):
             return self._adapted_by_rows(layer, base, x, weight)
         with torch.no_grad():
             norms = column_norms(weight, self.down, self.up * self.scale) + EPS
-        # Scaling W's columns is scaling the input's channels: the merged weight is never made. In float32: in
-        # bf16 the factors would move in steps of 0.4 %.
+        # Scaling W's columns equals scaling the input's channels, so the merged weight is never made. In float32: in
+        # bf16 the factors would change in steps of 0.4 %.
         scaled = x * _along_channels(self.magnitude / norms, layer)
         return super().adapted(layer, base, scaled.to(x.dtype))
 
@@ -87,12 +95,12 @@ class DoRA(LoRA):
 
 
 def column_norms(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """||weight + up @ down|| for each input column, without making that sum: (1, in, *1s).
+    """||weight + up @ down|| for each input column, without computing the sum: (1, in, *1s).
 
     Args:
         weight: (out, in, *kernel).
         down: (rank, in, *kernel) or (rank, in * prod(kernel)).
-        up: (out, rank, *1s), scaled already.
+        up: (out, rank, *1s), already multiplied by the scale.
     """
     columns = weight.reshape(*weight.shape[:2], -1)  # (out, in, k)
     up = up.flatten(1)
@@ -104,10 +112,10 @@ def column_norms(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """||weight|| for each output row, as the host divides by it: (out, 1, *1s)."""
+    """||weight|| + EPS for each output row: (out, 1, *1s)."""
     return weight.flatten(1).norm(dim=1).reshape(-1, *(1 for _ in weight.shape[1:])) + EPS
 
 
 def _along_channels(values: Tensor, layer: nn.Module) -> Tensor:
-    """One value a channel, shaped to go with the layer's input or output."""
+    """One value a channel, shaped to be multiplied with the layer's input or output."""
     return values.reshape(-1, *(1 for _ in layer_shape(layer)[2:]))

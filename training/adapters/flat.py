@@ -1,4 +1,4 @@
-"""What is trained, laid side by side: one long tensor for each learning rate instead of thousands of small ones."""
+"""The trained parameters side by side in memory: one long tensor a learning rate, not thousands of small ones."""
 
 from collections.abc import Iterable
 
@@ -8,20 +8,20 @@ from torch import nn
 from . import Adapter
 
 ALIGNMENT = 64
-"""Elements; every parameter begins at a multiple, where matrix kernels read in whole words."""
+"""Every parameter begins at a multiple of this many elements, so that matrix kernels read aligned words."""
 
 
 class FlatParameters:
     """The parameters of some adapters as one tensor, with one of their gradients beside it.
 
-    The adapters' parameters become views of `values`, and their gradients views of `values.grad`, which lies in its
-    place for good: whoever computes a gradient adds to it, and whoever moves the parameters moves one tensor. Where
-    the base model computes in another number format, `refresh` brings the adapters' working copies up to date.
+    The adapters' parameters become views of `values`, and their gradients views of `values.grad`, which is never
+    replaced: backward passes add to it, and an optimizer can update a single tensor. Where the base model computes in
+    another number format, `refresh` updates the adapters' copies in that format.
 
     Args:
         adapters: each parameter float32.
         device: where they are trained.
-        dtype: the base model's arithmetic.
+        dtype: the base model's number format.
     """
 
     def __init__(self, adapters: Iterable[Adapter], device: torch.device, dtype: torch.dtype):
@@ -30,13 +30,13 @@ class FlatParameters:
             ((adapter, name, parameter) for adapter in self.adapters for name, parameter in adapter.named_parameters()),
             key=lambda member: (member[1], [tuple(parameter.shape) for parameter in member[0].parameters()]),
         )
-        """(adapter, name in it, parameter) each: what may be multiplied together lies side by side"""
+        """(adapter, name in it, parameter) in the order in memory: parameters that may be multiplied together adjoin"""
         sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for _, _, parameter in self.members]
         self.values = nn.Parameter(torch.zeros(sum(sizes), device=device))
         """(N,) float32"""
         self.values.grad = torch.zeros_like(self.values)
         self.copies = None if dtype == torch.float32 else torch.zeros_like(self.values, dtype=dtype)
-        """(N,) in the base model's arithmetic; None where that is float32"""
+        """(N,) in the base model's number format; None where that is float32"""
         start, places = 0, {}
         for (adapter, name, parameter), size in zip(self.members, sizes, strict=True):
             place, shape = slice(start, start + parameter.numel()), parameter.shape
@@ -52,12 +52,12 @@ class FlatParameters:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The adapters' own, for an optimizer that must know their shapes."""
+        """The adapters' parameters in their order, for an optimizer that needs their shapes."""
         return [parameter for adapter in self.adapters for parameter in adapter.parameters()]
 
     @torch.no_grad()
     def in_order(self, laid: torch.Tensor) -> torch.Tensor:
-        """What lies as `values` do, adapter by adapter: the order of checkpoints, which no change of layout changes."""
+        """Numbers in the order of `values`, brought to the adapters' order, in which checkpoints hold them."""
         return torch.cat([laid[place] for place in self._in_order])
 
     @torch.no_grad()
@@ -72,6 +72,6 @@ class FlatParameters:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The working copies follow the values."""
+        """Updates the copies from the values."""
         if self.copies is not None:
             self.copies.copy_(self.values)

@@ -1,4 +1,4 @@
-"""Linear layers with LoRA as one operation: the low-rank products add to what the layers' own products give."""
+"""Linear layers with LoRA as one operation: the low-rank products are added to the outputs of the layers' own."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .. import host
+from .products import LayerProducts
 
 
 class LowRankLinear(torch.autograd.Function):
     """y = x W^T + b + scale (x down^T) up^T, all in the arithmetic of x.
 
-    Products add to what is there (GEMM's beta), so that the low-rank part costs no pass over the activations of its
-    own but for reading them. Gradients of down and up are added, in float32, to the parameters' `.grad`.
+    The low-rank products are accumulated into the layer's output and gradient (GEMM's beta), which saves separate
+    passes over the activations. Gradients of down and up are added, in float32, to the parameters' `.grad`.
     """
 
     @staticmethod
@@ -28,18 +28,20 @@ class LowRankLinear(torch.autograd.Function):
         scale: float,
         down_parameter: nn.Parameter,
         up_parameter: nn.Parameter,
+        products: LayerProducts,
     ) -> Tensor:
         """(rows, in) -> (rows, out).
 
         Args:
             weight: (out, in), plain or quantised.
-            down: (rank, in); up: (out, rank), in the arithmetic of x: the parameters or their copies.
+            down: (rank, in); up: (out, rank), in the number format of x: the parameters or their copies.
             down_parameter, up_parameter: float32, each with its `.grad`.
+            products: multiply by the weight.
         """
         hidden = x @ down.T
-        output = host.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
+        output = products.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
         ctx.save_for_backward(x, hidden, weight, down, up)
-        ctx.scale, ctx.parameters = scale, (down_parameter, up_parameter)
+        ctx.scale, ctx.parameters, ctx.products = scale, (down_parameter, up_parameter), products
         return output
 
     @staticmethod
@@ -53,15 +55,15 @@ class LowRankLinear(torch.autograd.Function):
         _add_product(up_parameter.grad.view(up.shape), gradient.T, hidden, ctx.scale)
         toward_x = None
         if ctx.needs_input_grad[0]:
-            toward_x = host.linear_backward(gradient, weight).addmm_(toward_hidden, down)
-        return toward_x, *(None,) * 7
+            toward_x = ctx.products.linear_backward(gradient, weight).addmm_(toward_hidden, down)
+        return toward_x, *(None,) * 8
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Linear layers of one shape, and the LoRA of each, side by side.
+    """Linear layers of one shape and their LoRAs, whose tensors lie side by side in memory.
 
-    The parameters' `.grad` must stay the tensors that they were when this was made.
+    The parameters' `.grad` must remain the same tensors as long as this is used.
     """
 
     weight: Tensor
@@ -69,9 +71,9 @@ class Joined:
     bias: Tensor | None
     """(layers * out,)"""
     down: Tensor
-    """(layers * rank, in) in the arithmetic of the weight"""
+    """(layers * rank, in) in the number format of the weight"""
     up: Tensor
-    """(layers, out, rank) in the arithmetic of the weight"""
+    """(layers, out, rank) in the number format of the weight"""
     down_gradient: Tensor
     """(layers * rank, in) float32; gradients are added to it"""
     up_gradient: Tensor
@@ -84,14 +86,14 @@ class Joined:
 
 
 class LowRankLinears(torch.autograd.Function):
-    """What `LowRankLinear` gives for each of several layers of one input, in as few products as one layer takes."""
+    """`LowRankLinear` for several layers that read one input, in as many matrix products as a single layer takes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, learned: Tensor, layers: Joined) -> tuple[Tensor, ...]:
         """(rows, in) -> (rows, out) for each layer.
 
         Args:
-            learned: any parameter, so that autograd knows that there is something to learn.
+            learned: any trained parameter; without one autograd would skip the backward pass.
         """
         features = layers.up.shape[1]
         hidden = x @ layers.down.T
@@ -99,7 +101,7 @@ class LowRankLinears(torch.autograd.Function):
         layers.by_layer(output).baddbmm_(layers.by_layer(hidden), layers.up.transpose(1, 2), alpha=layers.scale)
         ctx.save_for_backward(x, hidden, layers.weight, layers.down, layers.up)
         ctx.layers = layers
-        # Not as views, which may not be written to, and models do.
+        # Not as views: autograd forbids in-place writes to a Function's views, and models write into these outputs.
         return tuple(torch.ops.aten.unsafe_split(output, features, 1))
 
     @staticmethod
@@ -120,7 +122,7 @@ class LowRankLinears(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """total += scale a b, summed in float32 whatever a and b are: no rounding between the product and the sum.
+    """total += scale a b, accumulated in float32 for every number format of a and b, without rounding in between.
 
     Args:
         total: (n, m) or (batch, n, m) float32; a: (n, k) and b: (k, m), or with the batch.

@@ -1,4 +1,4 @@
-"""Per-layer settings by pattern: lines such as `output_blocks.* rank=8 alpha=4 lr=0.5`."""
+"""Settings of single layers by name pattern: lines such as `output_blocks.* rank=8 alpha=4 lr=0.5`."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ KEYS = ("rank", "alpha", "lr")
 
 @dataclass(frozen=True)
 class LayerRule:
-    """One line: what the layers that fit its pattern have of their own."""
+    """One line: the settings of the layers that its pattern fits."""
 
     pattern: str
-    """As file names are matched: * is any text, dots included, ? one character."""
+    """Matched as file names are: * is any text, dots included, ? one character."""
     rank: int | None = None
     """None = the recipe's; 0 = no adapter."""
     alpha: float | None = None
@@ -26,13 +26,13 @@ class LayerRule:
 
     def fits(self, name: str) -> bool:
         """Whether a layer's module path fits, with or without `diffusion_model.` before it."""
-        # A pattern such as *ff* must not fit every layer by the prefix's own letters.
+        # A pattern such as *ff* must not fit every layer by the letters of the prefix.
         whole = self.pattern.startswith(DIFFUSION_MODEL)
         return fnmatchcase(name if whole else name.removeprefix(DIFFUSION_MODEL), self.pattern)
 
 
 def parse_layer_rules(text: str) -> tuple[LayerRule, ...]:
-    """The rules of a text, one a line; what follows # is a comment.
+    """The rules of a text, one a line; # begins a comment.
 
     Raises:
         InputError: naming every line that cannot be read.
@@ -54,12 +54,12 @@ def parse_layer_rules(text: str) -> tuple[LayerRule, ...]:
 
 
 def rule_for(rules: Sequence[LayerRule], name: str) -> LayerRule:
-    """The last rule that fits a layer's module path; one that sets nothing where none fits."""
+    """The last rule that fits a layer's module path; where none fits, a rule without settings."""
     return next((rule for rule in reversed(rules) if rule.fits(name)), LayerRule("*"))
 
 
 def check_layer_rules(rules: Sequence[LayerRule], names: Iterable[str]) -> None:
-    """Refuses patterns that fit none of the module paths: a wrong name would go unseen.
+    """Refuses patterns that fit none of the module paths, which would be without effect.
 
     Raises:
         InputError: naming every such pattern.

@@ -1,11 +1,12 @@
 """LoHa: the Hadamard product of two low-rank products (Hyeon-Woo et al., FedPara, arXiv:2108.06098)."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .base import AddedAdapter, saved
+from .base import Adapter, AdapterNames, AddedAdapter, layer_shape, saved
 from .lora import low_rank
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -21,6 +22,7 @@ class LoHa(AddedAdapter):
     """
 
     kind = "loha"
+    names = AdapterNames(title="LoHa", lycoris=("loha",), kohya=("networks.loha",))
     has_rank_dropout = True
 
     def __init__(self, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, alpha: float):
@@ -31,15 +33,16 @@ class LoHa(AddedAdapter):
         self.w2_b = nn.Parameter(w2_b)
 
     @classmethod
-    def new(cls, weight_shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> "LoHa":
+    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
         """Fresh factors as LyCORIS draws them: normal, of deviation 0.1 for w1_a and 1 for w1_b and w2_b; w2_a zero."""
-        out_features, inner = weight_shape[0], int(torch.Size(weight_shape[1:]).numel())
+        out_features, *columns = layer_shape(layer)
+        inner = math.prod(columns)
         w1_a = 0.1 * torch.randn(out_features, rank, generator=generator)
         w1_b, w2_b = (torch.randn(rank, inner, generator=generator) for _ in range(2))
         return cls(w1_a, w1_b, torch.zeros(out_features, rank), w2_b, alpha)
 
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
-        # A Hadamard product of two products is one product of rank^2: activations stay small, no weight is made.
+        # The Hadamard product of two products of rank r is one product of rank r^2: no weight is made.
         w1_a = self.w1_a if self.dropped.ranks is None else self.w1_a * self.dropped.ranks
         up = self.scale * (w1_a.unsqueeze(2) * self.w2_a.unsqueeze(1)).flatten(1)
         down = (self.w1_b.unsqueeze(1) * self.w2_b.unsqueeze(0)).flatten(0, 1)

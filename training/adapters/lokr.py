@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import AddedAdapter, apply_weight, is_linear, largest_divisor, layer_shape, saved
+from .base import Adapter, AdapterNames, AddedAdapter, apply_weight, is_linear, largest_divisor, layer_shape, saved
 from .lora import kaiming_uniform
 
 
 class LoKr(AddedAdapter):
-    """W + scale * kron(w1, w2), where a factor may be a product itself.
+    """W + scale * kron(w1, w2), where each factor may itself be a product.
 
     Args:
         factors: w1 (out_l, in_m) or w1_a @ w1_b; w2 (out_k, in_n, *kernel) or w2_a @ w2_b, 2-D, with
@@ -20,6 +20,9 @@ class LoKr(AddedAdapter):
     """
 
     kind = "lokr"
+    names = AdapterNames(title="LoKr", lycoris=("lokr",), kohya=("networks.lokr",), ai_toolkit=("lokr",))
+    has_rank_limit = False
+    takes_factor = True
 
     def __init__(self, factors: Mapping[str, Tensor], alpha: float):
         products = [factors[name].shape[0] for name in ("w2_b", "w1_b") if name in factors]
@@ -28,17 +31,15 @@ class LoKr(AddedAdapter):
         self.has_product = bool(products)
 
     @classmethod
-    def new(
-        cls, weight_shape: tuple[int, ...], rank: int, alpha: float, factor: int, generator: torch.Generator
-    ) -> "LoKr":
+    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
         """Fresh factors: the first drawn, the second zero.
 
         Args:
-            rank: of the second factor; where it would save nothing, and for every convolution (the host takes only
-                whole factors there), that factor is whole and alpha has no effect.
-            factor: the smaller side of each pair is at most this; -1 = as near to the larger as can be.
+            rank: of the second factor; where it would save nothing, and for every convolution (for which ComfyUI reads
+                whole factors alone), that factor is whole and alpha has no effect.
+            factor: largest size of the smaller side of each pair; -1 = as near to the larger side as possible.
         """
-        out_features, in_features, *kernel = weight_shape
+        out_features, in_features, *kernel = layer_shape(layer)
         out_l, in_m = (largest_divisor(n, n if factor < 0 else factor) for n in (out_features, in_features))
         out_k, in_n = out_features // out_l, in_features // in_m
         factors = {"w1": kaiming_uniform((out_l, in_m), generator)}
@@ -76,7 +77,7 @@ class LoKr(AddedAdapter):
         named = {f"lokr_{name}": saved(factor) for name, factor in self.factors.items()}
         w2 = named.get("lokr_w2")
         if w2 is not None and w2.dim() in (3, 5) and "lokr_w1" in named:
-            # The host lines the factors up itself for 2-D convolutions only.
+            # ComfyUI aligns the dimensions of the factors for 2-D convolutions only.
             named["lokr_w1"] = named["lokr_w1"].reshape(*named["lokr_w1"].shape, *(1 for _ in w2.shape[2:]))
         return named | {"alpha": torch.tensor(float(self.alpha))}
 

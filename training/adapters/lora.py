@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import host
-from .base import AddedAdapter, apply_weight, is_linear, layer_shape, mix_channels, saved
+from .base import Adapter, AdapterNames, AddedAdapter, apply_weight, is_linear, layer_shape, mix_channels, saved
 from .fused_linear import LowRankLinear
+from .products import PLAIN, LayerProducts
 
 PAIRS = (
     ("lora_up.weight", "lora_down.weight"),
@@ -19,7 +19,7 @@ PAIRS = (
     ("lora.up.weight", "lora.down.weight"),
     ("lora_linear_layer.up.weight", "lora_linear_layer.down.weight"),
 )
-"""What kohya, peft, diffusers and others call up and down."""
+"""Names of (up, down) in the files of kohya, peft, diffusers and others."""
 
 
 class LoRA(AddedAdapter):
@@ -32,6 +32,16 @@ class LoRA(AddedAdapter):
     """
 
     kind = "lora"
+    names = AdapterNames(
+        title="LoRA",
+        network_module="networks.lora",
+        lycoris=("locon", "lora"),
+        kohya=(
+            *("networks.lora", "networks.dylora", "networks.lora_fa", "networks.lora_flux", "networks.lora_sd3"),
+            *("networks.lora_lumina", "networks.lora_anima", "networks.lora_hunyuan_image"),
+        ),
+        ai_toolkit=("lora", "locon"),
+    )
     has_rank_dropout = True
 
     def __init__(self, down: Tensor, up: Tensor, alpha: float):
@@ -39,40 +49,46 @@ class LoRA(AddedAdapter):
         self.down = nn.Parameter(down)
         self.up = nn.Parameter(up)
 
+    @classmethod
+    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
+        return LoRA(*init_lora(layer_shape(layer), rank, generator), alpha)
+
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
         up = self.up.to(x.dtype) * self.scale
         if self.dropped.ranks is not None:
             up = up.flatten(1) * self.dropped.ranks.to(x.dtype)
         return low_rank(layer, x, self.down, up)
 
-    def can_fuse(self, layer: Any, x: Tensor) -> bool:
-        """Whether the layer and its LoRA are all in the arithmetic of x, with nothing dropped, and are to learn."""
+    def can_fuse(self, layer: Any, x: Tensor, products: LayerProducts = PLAIN) -> bool:
+        """Whether `fused` can compute the layer: it is training, without dropout, all in the number format of x."""
         weight, down = layer.weight, self.copies.get("down", self.down)
-        is_alike = host.is_quantised(weight) or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
+        is_alike = products.is_quantised(weight)
+        is_alike = is_alike or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
         is_alike = is_alike and x.dtype == down.dtype and (layer.bias is None or layer.bias.dtype == x.dtype)
-        has_places = self.down.grad is not None and self.up.grad is not None
+        has_gradients = self.down.grad is not None and self.up.grad is not None
         is_here = x.device == weight.device
-        return is_alike and is_here and has_places and self.dropped.is_nothing and torch.is_grad_enabled()
+        return is_alike and is_here and has_gradients and self.dropped.is_nothing and torch.is_grad_enabled()
 
-    def fused(self, layer: Any, x: Tensor) -> Tensor | None:
-        if not self.can_fuse(layer, x):
+    def fused(self, layer: Any, x: Tensor, products: LayerProducts = PLAIN) -> Tensor | None:
+        if not self.can_fuse(layer, x, products):
             return None
         weight = layer.weight
         if is_linear(layer) and x.dim() > 1:
-            return self._fused_rows(x, weight, layer.bias)
-        if host.is_quantised(weight) or not _mixes_channels(layer) or x.dim() != 4:
+            return self._fused_rows(x, weight, layer.bias, products)
+        if products.is_quantised(weight) or not _mixes_channels(layer) or x.dim() != 4:
             return None
-        if x.is_cuda:  # models bring it back to the other order just before some of these
+        if x.is_cuda:  # models change to channels first just before some of these layers
             x = x.contiguous(memory_format=torch.channels_last)
         if not x.is_contiguous(memory_format=torch.channels_last):
             return None
-        return self._fused_rows(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+        rows = self._fused_rows(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias, products)
+        return rows.permute(0, 3, 1, 2)
 
-    def _fused_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _fused_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None, products: LayerProducts) -> Tensor:
         down = self.copies.get("down", self.down).detach().flatten(1)
         up = self.copies.get("up", self.up).detach().flatten(1)
-        # The view is made out here: what a Function gives as a view may not be written to, and models do.
-        rows = LowRankLinear.apply(x.flatten(0, -2), weight, bias, down, up, self.scale, self.down, self.up)
+        # The view is made outside: autograd forbids in-place writes to a Function's views, and models write into it.
+        rows = LowRankLinear.apply(x.flatten(0, -2), weight, bias, down, up, self.scale, self.down, self.up, products)
         return rows.view(*x.shape[:-1], -1)  # pyright: ignore[reportAttributeAccessIssue]
 
     def difference(self, weight: Tensor | None = None) -> Tensor:
@@ -95,7 +111,7 @@ class LoRA(AddedAdapter):
 
 
 def read_factors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """down and up of a file's layer, whatever they are called; None where they are missing or do not fit."""
+    """down and up of one layer in a file, under any of PAIRS; None where they are missing or do not fit."""
     for up_name, down_name in PAIRS:
         if up_name in tensors and down_name in tensors:
             up, down = tensors[up_name], tensors[down_name]
@@ -107,7 +123,7 @@ def read_factors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
 def init_lora(
     weight_shape: torch.Size | tuple[int, ...], rank: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Fresh factors for a weight: down as kohya draws it (kaiming uniform, a = sqrt 5), up zero.
+    """Fresh factors for a weight: down drawn as in kohya's trainer (kaiming uniform, a = sqrt 5), up zero.
 
     Args:
         weight_shape: (out, in) of a linear layer, (out, in, *kernel) of a convolution.
@@ -128,14 +144,14 @@ def kaiming_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tenso
 
 
 def _mixes_channels(layer: Any) -> bool:
-    """Whether it is a convolution that is a linear layer over the channels of each place."""
+    """Whether the layer is a 2-D convolution that acts as a linear layer over the channels of each pixel."""
     if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
         return False
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
 
 
 def low_rank(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """up(down(x)) in the arithmetic of x; down goes as the layer goes, up mixes channels.
+    """up(down(x)) in the number format of x; down has the layer's stride, padding and dilation, up mixes channels.
 
     Args:
         down: (rank, in, *kernel) or (rank, in * prod(kernel)).

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, is_linear, largest_divisor, saved
+from .base import Adapter, AdapterNames, is_linear, largest_divisor, layer_shape, saved
 
 
 class OFT(Adapter):
@@ -19,7 +19,11 @@ class OFT(Adapter):
     """
 
     kind = "oft"
+    names = AdapterNames(title="OFT", lycoris=("diag-oft",), kohya=("networks.oft", "networks.oft_flux"))
+    notes = ("alpha has no effect on OFT. ComfyUI applies the strength of an OFT file twice: 0.7 acts as 0.5, 1 as 1.",)
     has_input_dropout = False
+    has_scale = False
+    needs_weight = True
 
     def __init__(self, blocks: Tensor, constraint: float | None = None):
         super().__init__(blocks.shape[1], float(blocks.shape[1]))
@@ -27,10 +31,11 @@ class OFT(Adapter):
         self.constraint = constraint
 
     @classmethod
-    def new(cls, weight_shape: tuple[int, ...], rank: int) -> "OFT":
-        """Blocks of zeros, of the largest size that divides the rows and is at most rank and their square root."""
-        size = largest_divisor(weight_shape[0], rank)
-        return cls(torch.zeros(weight_shape[0] // size, size, size))
+    def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
+        """Blocks of zeros, whose size is the largest divisor of the rows up to rank and the rows' square root."""
+        rows = layer_shape(layer)[0]
+        size = largest_divisor(rows, rank)
+        return cls(torch.zeros(rows // size, size, size))
 
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         output = base(x)

@@ -17,20 +17,20 @@ TARGETS = (
     "SDXL style blocks",
     "SDXL content blocks",
 )
-MOST_RANKS = 1024
-"""The largest rank of every adapter but LoKr, where a rank above a layer's own stands for whole factors."""
+LARGEST_RANK = 1024
+"""For kinds with a rank limit; a larger one with LoKr stands for whole factors."""
 SHARE_BELOW_ONE = Limits(0, 1, excluded=1, offered_to=0.99)
 
 
 @dataclass(frozen=True)
 class AdapterConfig(Settings):
-    """What is trained beside the base model's frozen layers."""
+    """The trained parameters beside the base model's frozen layers."""
 
     subject = "LoRA Config"
 
     kind: str = choice("lora", KINDS, name="adapter")
     """The parametrisation; a key of KINDS."""
-    rank: int = number(16, Limits(1, inf, offered_to=MOST_RANKS))
+    rank: int = number(16, Limits(1, inf, offered_to=LARGEST_RANK))
     """Inner dimension of each adapter (network_dim in kohya's files); for OFT the largest block."""
     alpha: float = number(16.0, Limits(0, 10_000, excluded=0, offered_from=0.001, offered_to=1024))
     """The adapter's output is scaled by alpha / rank; OFT has no scale."""
@@ -46,7 +46,7 @@ class AdapterConfig(Settings):
     targets: str = choice("attention", TARGETS)
     """Which layers get an adapter."""
     layer_rules: str = ""
-    """Lines of `pattern rank=8 alpha=4 lr=0.5`, the last that fits a layer counts; rank=0 leaves the layer out."""
+    """Lines of `pattern rank=8 alpha=4 lr=0.5`; the last one that fits a layer counts; rank=0 leaves the layer out."""
     dropout: float = number(0.0, SHARE_BELOW_ONE)
     """Share of the adapter's inputs set to zero in a forward pass."""
     rank_dropout: float = number(0.0, SHARE_BELOW_ONE)
@@ -56,8 +56,12 @@ class AdapterConfig(Settings):
 
     def more_problems(self) -> list[str]:
         problems = []
-        if self.kind != "lokr" and is_finite(self.rank) and MOST_RANKS < self.rank:
-            problems.append(f"rank is {self.rank}; it must be at most {MOST_RANKS}, except for lokr; 16 is usual.")
+        has_limit = self.kind not in KINDS or KINDS[self.kind].has_rank_limit
+        if has_limit and is_finite(self.rank) and self.rank > LARGEST_RANK:
+            exempt = " and ".join(name for name, kind in KINDS.items() if not kind.has_rank_limit)
+            problems.append(
+                f"rank is {self.rank}; it must be at most {LARGEST_RANK}, except for {exempt}; 16 is usual."
+            )
         try:
             parse_layer_rules(self.layer_rules)
         except InputError as error:
@@ -66,5 +70,5 @@ class AdapterConfig(Settings):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether a forward pass leaves anything out."""
+        """Whether any kind of dropout is on."""
         return bool(self.dropout or self.rank_dropout or self.module_dropout)

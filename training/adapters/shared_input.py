@@ -1,4 +1,4 @@
-"""Layers that read the same tensor, as a layer's queries, keys and values do, computed as one."""
+"""Layers that read the same tensor, such as the queries, keys and values of an attention, computed together."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,26 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import host
 from . import Adapter, LoRA
 from .base import is_linear
 from .fused_linear import Joined, LowRankLinears
+from .products import PLAIN, LayerProducts
 
-LARGEST = 64 * 2**20
-"""bytes of weights that are laid side by side; beyond that there is nothing left to gain"""
+LARGEST_GROUP = 64 * 2**20
+"""Bytes of weights that one group may have; larger groups are no faster."""
 
 
 class AdaptedForward:
-    """Stands in for a layer's forward: the layer with its adapter on."""
+    """Replaces a layer's forward: the layer with its adapter on.
 
-    def __init__(self, layer: Any, adapter: Adapter):
-        self.layer, self.adapter = layer, adapter
+    Args:
+        products: multiply by the layer's weight.
+    """
+
+    def __init__(self, layer: Any, adapter: Adapter, products: LayerProducts = PLAIN):
+        self.layer, self.adapter, self.products = layer, adapter, products
         self.base = layer.forward
-        self.is_plain = host.is_plain(layer)
+        self.is_plain = products.is_plain(layer)
         self.watch: Callable[[AdaptedForward, Tensor], None] | None = None
-        """told what the layer reads"""
+        """called with each input of the layer"""
         self.shared: SharedInput | None = None
-        """the layers that it is computed with"""
+        """the layers that it is computed with; None: computed alone"""
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.is_plain and not args and not kwargs:
@@ -36,18 +40,18 @@ class AdaptedForward:
                 self.watch(self, x)
             output = None if self.shared is None else self.shared.output(self, x)
             if output is None:
-                output = self.adapter.fused(self.layer, x)
+                output = self.adapter.fused(self.layer, x, self.products)
             if output is not None:
                 return output
         return self.adapter(self.layer, lambda scaled: self.base(scaled, *args, **kwargs), x)
 
 
 class SharedInput:
-    """Layers that read one tensor. The first that is asked computes all, and the others take theirs.
+    """Layers that read one tensor: the first to be called computes the outputs of all, and the others fetch theirs.
 
     Args:
-        members: of one shape, with LoRAs of one rank and scale that lie side by side (see `flat`), in that order.
-            Their weights are moved side by side: the layers keep them, as views of one.
+        members: of one shape, with LoRAs of one rank and scale that lie side by side in memory (see `flat`), in that
+            order. Their weights become views of one tensor.
     """
 
     def __init__(self, members: Sequence[AdaptedForward]):
@@ -56,12 +60,12 @@ class SharedInput:
         self._read: tuple[Tensor, int] | None = None
         """the tensor last read, and its version"""
         self._outputs: dict[AdaptedForward, Tensor] = {}
-        """computed of it and not taken yet"""
+        """computed from it and not fetched yet"""
 
     def output(self, member: AdaptedForward, x: Tensor) -> Tensor | None:
-        """What a member gives for x: (..., in) -> (..., out); None where it must be computed alone."""
+        """A member's output for x: (..., in) -> (..., out); None where it must be computed alone."""
         if not self._is_same(x) or member not in self._outputs:
-            if x.dim() < 2 or not all(each.adapter.can_fuse(each.layer, x) for each in self.members):  # pyright: ignore
+            if x.dim() < 2 or not all(_can_fuse(each, x) for each in self.members):
                 return None
             rows = LowRankLinears.apply(x.flatten(0, -2), _down(self.members[0]), self.layers)
             shape = *x.shape[:-1], -1
@@ -73,7 +77,7 @@ class SharedInput:
         return output
 
     def forget(self) -> None:
-        """Lets go of what was computed and not taken, as a pass that broke off leaves it."""
+        """Drops outputs that were not fetched, as an aborted pass leaves them."""
         self._read = None
         self._outputs = {}
 
@@ -82,7 +86,7 @@ class SharedInput:
 
 
 class Readers:
-    """Who has read which tensor, since it was made. It keeps no tensor alive."""
+    """Records which layers have read which tensor, without keeping the tensors alive."""
 
     def __init__(self) -> None:
         self._by_tensor: dict[int, tuple[weakref.ref[Tensor], list[AdaptedForward]]] = {}
@@ -97,10 +101,10 @@ class Readers:
         seen[1].append(reader)
 
     def groups(self, together: Callable[[AdaptedForward], Any]) -> list[list[AdaptedForward]]:
-        """Those that can be computed together, several each; each in one group at most.
+        """Layers to compute together, at least two in a group; a layer is in one group at most.
 
         Args:
-            together: only those for which it gives the same may be in a group.
+            together: a layer's key; only layers with equal keys may be in one group.
         """
         found, taken = [], set()
         for readers in self._all:
@@ -114,7 +118,7 @@ class Readers:
 
 @contextmanager
 def watched(forwards: Iterable[AdaptedForward]) -> Iterator[Readers]:
-    """What the layers read while the context lasts."""
+    """Records the inputs of the layers within the context."""
     readers, forwards = Readers(), list(forwards)
     for each in forwards:
         each.watch = readers
@@ -126,7 +130,7 @@ def watched(forwards: Iterable[AdaptedForward]) -> Iterator[Readers]:
 
 
 def share(group: Sequence[AdaptedForward]) -> SharedInput:
-    """Computes the layers together from now on."""
+    """Lets the layers be computed together from now on."""
     shared = SharedInput(group)
     for each in group:
         each.shared = shared
@@ -134,13 +138,13 @@ def share(group: Sequence[AdaptedForward]) -> SharedInput:
 
 
 def unshare(forwards: Iterable[AdaptedForward]) -> None:
-    """Computes each layer by itself again; their weights stay where they are."""
+    """Lets each layer be computed by itself again; the weights remain views of one tensor."""
     for each in forwards:
         each.shared = None
 
 
 def block_names(blocks: Iterable[str], forwards: Mapping[str, AdaptedForward]) -> dict[AdaptedForward, str]:
-    """The block that each layer is in; "" where it is in none.
+    """The block of each layer; "" where it is in none.
 
     Args:
         blocks: names of modules.
@@ -150,22 +154,27 @@ def block_names(blocks: Iterable[str], forwards: Mapping[str, AdaptedForward]) -
     return {each: next(filter(key.startswith, prefixes), "") for key, each in forwards.items()}
 
 
+def _can_fuse(member: AdaptedForward, x: Tensor) -> bool:
+    adapter = member.adapter
+    return isinstance(adapter, LoRA) and adapter.can_fuse(member.layer, x, member.products)
+
+
 def _can_be_joined(reader: AdaptedForward) -> bool:
     layer, adapter = reader.layer, reader.adapter
     if not (is_linear(layer) and isinstance(adapter, LoRA) and adapter.down.grad is not None):
         return False
-    is_plain = type(layer.weight) in (Tensor, nn.Parameter) and not host.is_quantised(layer.weight)
+    is_plain = type(layer.weight) in (Tensor, nn.Parameter) and not reader.products.is_quantised(layer.weight)
     return is_plain and layer.weight.dtype == adapter.copies.get("down", adapter.down).dtype
 
 
 def _neighbours(
     readers: Iterable[AdaptedForward], together: Callable[[AdaptedForward], Any]
 ) -> Iterator[list[AdaptedForward]]:
-    """The readers in runs of those that are alike and whose LoRAs lie side by side."""
+    """The readers in groups of equal form and key whose LoRAs lie side by side, of at most LARGEST_GROUP bytes."""
     ordered = sorted(readers, key=lambda each: _down(each).data_ptr())
     run = ordered[:1]
     for before, each in pairwise(ordered):
-        is_full = (len(run) + 1) * each.layer.weight.nbytes > LARGEST
+        is_full = (len(run) + 1) * each.layer.weight.nbytes > LARGEST_GROUP
         if is_full or together(before) != together(each) or not _follows(before, each):
             yield run
             run = []
@@ -174,7 +183,7 @@ def _neighbours(
 
 
 def _follows(before: AdaptedForward, each: AdaptedForward) -> bool:
-    """Whether a layer is like the one before it, and its LoRA lies right behind that one's."""
+    """Whether a layer has the form of the one before it, and its LoRA lies directly behind the other's in memory."""
     return _form(before) == _form(each) and all(
         first.data_ptr() + first.nbytes == second.data_ptr()
         for first, second in zip(before.adapter.parameters(), each.adapter.parameters(), strict=True)
@@ -192,7 +201,7 @@ def _down(reader: AdaptedForward) -> Tensor:
 
 
 def _joined(members: Sequence[AdaptedForward]) -> Joined:
-    """The members side by side; their weights and biases become views of one tensor each."""
+    """The members as one; their weights become views of one tensor, their biases of another."""
     weight, bias = (_side_by_side(members, name) for name in ("weight", "bias"))
     assert weight is not None
     number, adapter = len(members), members[0].adapter
@@ -206,11 +215,14 @@ def _joined(members: Sequence[AdaptedForward]) -> Joined:
 
     down, up = ((getattr(adapter, name), adapter.copies.get(name)) for name in ("down", "up"))
     return Joined(
-        weight, bias,
-        as_one(down[0] if down[1] is None else down[1], number * rank, width),
-        as_one(up[0] if up[1] is None else up[1], number, features, rank),
-        as_one(down[0].grad, number * rank, width), as_one(up[0].grad, number, features, rank), adapter.scale,
-    )  # fmt: skip
+        weight=weight,
+        bias=bias,
+        down=as_one(down[0] if down[1] is None else down[1], number * rank, width),
+        up=as_one(up[0] if up[1] is None else up[1], number, features, rank),
+        down_gradient=as_one(down[0].grad, number * rank, width),
+        up_gradient=as_one(up[0].grad, number, features, rank),
+        scale=adapter.scale,
+    )
 
 
 def _side_by_side(members: Sequence[AdaptedForward], name: str) -> Tensor | None:

@@ -3,12 +3,13 @@
 from ..adapters import KINDS
 from ..adapters.settings import TARGETS, AdapterConfig
 from .objective import HUBER_SCHEDULES, LOSSES, TIMESTEPS, ObjectiveConfig
-from .optimization import OPTIMIZERS, SCHEDULERS, OptimizationConfig
+from .optimization import SCHEDULERS, OptimizationConfig
+from .optimizers import OPTIMIZERS, OptimizerKind
 from .presets import CUSTOM, PRESETS, preset_values
 from .recipe import DEFAULTS, FIELDS, GROUPS, LIMITS, LoRAConfig
 from .run import BASE_PRECISIONS, ON_DIVERGENCE, PRECISIONS, SAVE_PRECISIONS, RunConfig
 
-ADAPTERS = tuple(KINDS)
+ADAPTERS = KINDS
 
 __all__ = [
     "ADAPTERS",
@@ -32,6 +33,7 @@ __all__ = [
     "LoRAConfig",
     "ObjectiveConfig",
     "OptimizationConfig",
+    "OptimizerKind",
     "RunConfig",
     "preset_values",
 ]

@@ -5,10 +5,11 @@ from math import inf
 
 from ..basics.numbers import Limits
 from ..basics.settings import Settings, choice, number
+from .optimizers import OPTIMIZERS, OptimizerKind
 
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free")
 SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
-LOWEST_PRODIGY_RATE = 0.1
+LOWEST_RATE_FACTOR = 0.1
+"""Least learning_rate for an optimizer that finds the rate itself."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class OptimizationConfig(Settings):
     text_encoder_learning_rate: float = number(0.0, Limits(0, 10))
     """Peak learning rate of adapters on the text encoders; 0 = the text encoders are not trained."""
     optimizer: str = choice("adamw", OPTIMIZERS)
-    """The optimizer's name."""
+    """A key of OPTIMIZERS."""
     optimizer_args: str = ""
     """Further settings of the optimizer, as in `betas=0.9,0.99 eps=1e-8`."""
     learning_rate: float = number(1e-4, Limits(0, 10, excluded=0, offered_from=1e-8))
@@ -56,19 +57,31 @@ class OptimizationConfig(Settings):
         if not self.has_finite_numbers:
             return []
         problems = []
-        if self.optimizer == "prodigy" and self.learning_rate < LOWEST_PRODIGY_RATE:
+        kind = OPTIMIZERS.get(self.optimizer)
+        if kind and kind.finds_rate and self.learning_rate < LOWEST_RATE_FACTOR:
             problems.append(
-                f"learning_rate is {self.learning_rate:g} with prodigy, which finds the rate itself and multiplies it "
-                "by this: nothing would be learned. Set learning_rate to 1."
+                f"learning_rate is {self.learning_rate:g} with {kind.name}, which finds the rate itself and multiplies "
+                f"it by this: nothing would be learned. Set learning_rate to {kind.rates.usual}."
             )
-        if self.ema_decay and self.optimizer == "schedule_free":
-            problems.append("ema_decay is on with schedule_free, which averages by itself: set ema_decay to 0.")
+        if kind and kind.averages_weights and self.ema_decay:
+            problems.append(f"ema_decay is on with {kind.name}, which averages by itself: set ema_decay to 0.")
         if self.epochs == 0 and self.warmup >= 1 and self.warmup >= self.steps >= 1:
             problems.append(
                 f"warmup is {self.warmup:g} steps of {self.steps}: it must end before the run does. "
                 "Lower warmup (values below 1 are a share of the run) or raise steps."
             )
         return problems
+
+    @property
+    def optimizer_kind(self) -> OptimizerKind:
+        """The optimizer's row in OPTIMIZERS.
+
+        Raises:
+            ValueError: there is no such row any more.
+        """
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is not known")
+        return OPTIMIZERS[self.optimizer]
 
     @property
     def trains_text_encoders(self) -> bool:

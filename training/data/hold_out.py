@@ -8,11 +8,11 @@ from ..config import LoRAConfig
 from .dataset import Dataset
 
 MOST = 64
-"""pictures held out, whatever their share: more would cost time and tell little"""
+"""most pictures held out: more would take time and add little accuracy"""
 
 
 def hold_out(dataset: Dataset, config: LoRAConfig) -> tuple[Dataset, Dataset | None]:
-    """(what is trained on, what is held out); a picture's lot depends on the seed and its name alone.
+    """(dataset to train on, dataset held out or None); the choice is a function of the seed, names and indices.
 
     Regularisation pictures are never held out.
 
@@ -21,13 +21,15 @@ def hold_out(dataset: Dataset, config: LoRAConfig) -> tuple[Dataset, Dataset | N
     """
     if not config.run.validation_share:
         return dataset, None
-    own = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
-    if len(own) < 2:
+    eligible = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
+    if len(eligible) < 2:
         problem = f"validation_share is {config.run.validation_share:g}, but there is no picture to spare: set it to 0."
         raise_if_any("LoRA Config", [problem])
-    count = min(MOST, len(own) - 1, max(1, round(config.run.validation_share * len(own))))
-    lots = sorted(own, key=lambda index: derive_seed(config.run.seed, dataset.pictures[index].name, index, "held out"))
-    held = set(lots[:count])
+    count = min(MOST, len(eligible) - 1, max(1, round(config.run.validation_share * len(eligible))))
+    shuffled = sorted(
+        eligible, key=lambda index: derive_seed(config.run.seed, dataset.pictures[index].name, index, "held out")
+    )
+    held = set(shuffled[:count])
     pictures = dataset.pictures
     return (
         replace(dataset, pictures=tuple(each for index, each in enumerate(pictures) if index not in held)),

@@ -53,8 +53,8 @@ from .page import (
     send,
     show_text,
 )
-from .products import fp8_matmul_obstacle, is_plain, linear, linear_backward
-from .quantise import FP8_MATMUL, is_quantised
+from .products import PRODUCTS, fp8_matmul_obstacle
+from .quantise import FP8_MATMUL
 from .routes import Content, Upload, UploadRules, serve_get, serve_json, serve_post, serve_upload
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text, encode_text_with, trainable_text_encoder

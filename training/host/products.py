@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..adapters.products import LayerProducts
 from .device import has_kernels
 from .fusion import has_functions, is_unchanged
 from .quantise import FP8, LARGEST, dense, is_host_linear, is_multiplied, is_quantised
@@ -141,6 +142,10 @@ def is_plain(layer: Any) -> bool:
     if has_functions(layer) or not (forward is None or isinstance(forward, _Quantised)):
         return False
     return getattr(layer, "pre_quant_scale", None) is None
+
+
+PRODUCTS = LayerProducts(linear, linear_backward, is_quantised, is_plain)
+"""For the layers of a twin."""
 
 
 class _Quantised:

@@ -16,7 +16,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import host
 from ..basics.pytree import form_of, tensors_of, with_tensors
 from .batches import Batch
 from .step import Step
@@ -70,12 +69,14 @@ class GraphEngine:
     """As CUDA graphs: one for each shape of batch, and one for the move. The first time each goes op by op.
 
     Args:
-        say: told, once, what could not be recorded and why.
+        say: called once with a sentence, where a part of the step cannot be captured.
+        interrupts: exceptions by which a user stops a run; a capture passes them on.
     """
 
-    def __init__(self, step: Step, say: Callable[[str], None]):
+    def __init__(self, step: Step, say: Callable[[str], None], interrupts: tuple[type[BaseException], ...] = ()):
         self.step = step
         self.say = say
+        self.interrupts = interrupts
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
@@ -165,7 +166,7 @@ class GraphEngine:
         if uses_cudas_allocator():
             # A Stop goes on its way from here, and would take all that it passes into memory for good.
             _KEPT.append(broken if _is_cuda_error(broken) else str(broken))
-        if not isinstance(broken, Exception) or isinstance(broken, host.Interrupted):
+        if not isinstance(broken, Exception) or isinstance(broken, self.interrupts):
             raise broken
         if isinstance(broken, torch.OutOfMemoryError):  # graphs hold their memory: op by op there may be enough
             self.release()

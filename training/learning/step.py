@@ -11,7 +11,7 @@ from .batches import Batch
 from .ema import EMA
 from .loss_scale import LossScale
 from .objective import Family, Predict, sample_losses
-from .optimizers import is_capturable, move
+from .optimizers import is_capturable, step_unless
 from .picture_losses import PictureLosses
 
 
@@ -86,7 +86,7 @@ class Step:
         self.outcome.copy_(torch.stack([self.loss, norm]))
         self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome.isfinite().all().float()))
         stays = torch.maximum(stays, self.failed)
-        move(self.optimizer, stays)
+        step_unless(self.optimizer, stays)
         self.forget()
         for flat in self.flats:
             flat.refresh()

@@ -154,9 +154,7 @@ def _unaddable_kind(entries: Entries) -> str:
     adapter = adapter_from_tensors(tensors)
     if adapter is None:
         return f"of an unknown kind ({', '.join(sorted(tensors))})"
-    return (
-        "" if adapter.kind in ("lora", "loha", "lokr") else {"dora": "DoRA", "oft": "OFT"}.get(adapter.kind, "strange")
-    )
+    return adapter.names.title if adapter.needs_weight else ""
 
 
 def _shape_mismatches(layer: str, parts: Sequence[Part], by_part: Sequence[Mapping[str, Entries]]) -> list[str]:

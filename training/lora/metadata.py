@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .. import host
+from ..adapters import KINDS
 from ..config import LoRAConfig
 
 OWN = "kiln_"
@@ -17,6 +18,8 @@ OWN_FIELDS = (
     *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
 )
 """Config fields that have no key of kohya's, or whose key there holds the run's result instead of the setting."""
+KOHYA, LYCORIS = "networks.lora", "lycoris.kohya"
+"""ss_network_module of our files; for some families kohya has a network module of its own."""
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
 """modelspec.implementation of ComfyUI's names."""
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
@@ -199,22 +202,21 @@ def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | N
 
 
 def _network_module(config: LoRAConfig, base_version: str) -> str:
-    if config.adapter.kind != "lora" or config.adapter.rslora:
-        return "lycoris.kohya"
+    module = LYCORIS if config.adapter.rslora else KINDS[config.adapter.kind].names.network_module
     family = host.family_of_version(base_version)
-    return family.network_module if family else "networks.lora"
+    return family.network_module if family and module == KOHYA else module
 
 
 def _network_args(config: LoRAConfig) -> dict[str, str]:
     """Arguments of kohya's and LyCORIS' networks besides rank and alpha; strings, as on a command line."""
     adapter = config.adapter
-    algorithms = {"lora": "locon", "dora": "locon", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
+    kind = KINDS[adapter.kind]
     has_convolutions = "convolution" in adapter.targets
     values = {
-        "algo": algorithms[adapter.kind] if _network_module(config, "") == "lycoris.kohya" else None,
-        "dora_wd": True if adapter.kind == "dora" else None,
+        "algo": next(iter(kind.names.lycoris), adapter.kind) if _network_module(config, "") == LYCORIS else None,
+        **kind.names.lycoris_arguments,
         "rs_lora": True if adapter.rslora else None,
-        "factor": adapter.lokr_factor if adapter.kind == "lokr" else None,
+        "factor": adapter.lokr_factor if kind.takes_factor else None,
         "conv_dim": (adapter.conv_rank or adapter.rank) if has_convolutions else None,
         "conv_alpha": (adapter.conv_alpha or adapter.alpha) if has_convolutions else None,
         "rank_dropout": adapter.rank_dropout or None,
@@ -227,12 +229,8 @@ def _network_args(config: LoRAConfig) -> dict[str, str]:
 
 def _optimizer(config: LoRAConfig) -> str:
     optimization = config.optimization
-    usual = {
-        "adamw": "AdamW", "adamw8bit": "AdamW8bit", "adafactor": "AdaFactor", "lion": "Lion", "prodigy": "Prodigy",
-        "schedule_free": "AdamWScheduleFree",
-    }  # fmt: skip
     settings = [f"weight_decay={optimization.weight_decay}", *optimization.optimizer_args.split()]
-    return f"{usual.get(optimization.optimizer, optimization.optimizer)}({','.join(settings)})"
+    return f"{optimization.optimizer_kind.name_in_files}({','.join(settings)})"
 
 
 def _folder_counts(folders: list[Folder]) -> dict[str, dict[str, int]]:

@@ -200,7 +200,7 @@ class Builder:
         nets = self._networks(placement)
         self.adapters = nets.adapters
         learner = self._learner(nets, placement)
-        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters))
+        nets.forwards = stack.enter_context(attached(nets.targets, nets.adapters, host.PRODUCTS))
         stack.enter_context(host.patches_on_device(self.model))
         return learner
 
@@ -238,7 +238,7 @@ class Builder:
         """The step that is trained, and how it is executed."""
         config = self.config
         flats, groups = self._parameter_groups(nets)
-        optimizer = make_optimizer(config, groups)
+        optimizer = make_optimizer(config.optimization, groups)
         can_record = self.device.type == "cuda" and make_capturable(optimizer)
         ema = None
         if config.optimization.ema_decay:
@@ -275,7 +275,7 @@ class Builder:
                 f"The step goes op by op, not as a CUDA graph, which is several times slower: {'; '.join(obstacles)}."
             )
         is_eager = obstacles or not config.run.cuda_graphs
-        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note)
+        engine = EagerEngine(step) if is_eager else GraphEngine(step, self.note, (host.Interrupted,))
         return FittingEngine(
             engine, placement.pictures, not self.trains_text, self.note, nets.adapters.values(), nets.shared
         )
@@ -283,6 +283,7 @@ class Builder:
     def _parameter_groups(self, nets: Networks) -> tuple[list[FlatParameters], list[dict[str, Any]]]:
         """MODEL's layers and those of the text encoders, each at their own learning rate, side by side in memory."""
         config, rules = self.config, parse_layer_rules(self.config.adapter.layer_rules)
+        takes_flat = config.optimization.optimizer_kind.takes_flat_parameters
         own = {key: each for key, each in nets.adapters.items() if key.startswith(DIFFUSION_MODEL)}
         text = {key: each for key, each in nets.adapters.items() if key not in own}
         flats, groups = [], []
@@ -295,6 +296,6 @@ class Builder:
             for rate, members in adapters_by_rate(part, learning_rate, rules).items():
                 flat = FlatParameters(members, device, dtype)
                 flats.append(flat)
-                parameters = [flat.values] if config.optimization.optimizer == "adamw" else flat.parameters
+                parameters = [flat.values] if takes_flat else flat.parameters
                 groups.append({"params": parameters, "learning_rate": rate})
         return flats, groups

@@ -5,18 +5,10 @@ from collections import Counter
 from math import sqrt
 
 from .. import host
+from ..adapters import KINDS
 from ..config import LoRAConfig
 from ..data.dataset import Dataset, is_enlarged
 
-RATES = {
-    "adamw": (1e-6, 3e-3, "1e-4"),
-    "adamw8bit": (1e-6, 3e-3, "1e-4"),
-    "adafactor": (1e-6, 3e-3, "1e-4"),
-    "lion": (1e-7, 8e-5, "2e-5"),
-    "prodigy": (0.3, 3.0, "1"),
-    "schedule_free": (3e-6, 1e-2, "3e-4"),
-}
-"""Lowest and highest learning rate that usually learns, and one to start from, by optimizer."""
 MOST_VIEWS, GOOD_VIEWS = 400, 150
 """of one picture in a run"""
 LARGEST_SCALE, SMALLEST_SCALE = 4.0, 0.01
@@ -47,18 +39,14 @@ def advice(config: LoRAConfig, base: str, dataset: Dataset) -> list[str]:
 def _about_rates(config: LoRAConfig) -> list[str]:
     optimization = config.optimization
     rate, text_rate = optimization.learning_rate, optimization.text_encoder_learning_rate
-    lowest, highest, usual = RATES[optimization.optimizer]
+    rates = optimization.optimizer_kind.rates
     notes = []
-    if rate > highest:
-        why = (
-            "lion moves every number by the whole rate"
-            if optimization.optimizer == "lion"
-            else "pictures tend to break up"
-        )
-        notes.append(f"learning_rate is {rate:g}, high for {optimization.optimizer}: {why}. Try {usual}.")
-    elif rate < lowest:
+    if rate > rates.highest:
+        notes.append(f"learning_rate is {rate:g}, high for {optimization.optimizer}: {rates.above}. Try {rates.usual}.")
+    elif rate < rates.lowest:
         notes.append(
-            f"learning_rate is {rate:g}, low for {optimization.optimizer}: hardly anything is learned. Try {usual}."
+            f"learning_rate is {rate:g}, low for {optimization.optimizer}: hardly anything is learned. "
+            f"Try {rates.usual}."
         )
     if text_rate > rate:
         notes.append(
@@ -66,7 +54,12 @@ def _about_rates(config: LoRAConfig) -> list[str]:
             f"captions by heart and forgets other words. Try {rate / 5:g}, or 0 to leave it as it is."
         )
     moved = rate * optimization.steps
-    if config.run.save_precision == "fp16" and optimization.epochs == 0 and lowest <= rate and moved < LEAST_IN_FP16:
+    if (
+        config.run.save_precision == "fp16"
+        and optimization.epochs == 0
+        and rates.lowest <= rate
+        and moved < LEAST_IN_FP16
+    ):
         notes.append(
             f"learning_rate {rate:g} over {optimization.steps} steps moves the LoRA by {moved:.0e} at most, where fp16 "
             "keeps few digits. Train longer, or set save_precision to fp32."
@@ -76,7 +69,7 @@ def _about_rates(config: LoRAConfig) -> list[str]:
 
 def _about_scale(config: LoRAConfig) -> list[str]:
     adapter = config.adapter
-    if adapter.kind == "oft":  # has no scale
+    if not KINDS[adapter.kind].has_scale:
         return []
     scale = adapter.alpha / (sqrt(adapter.rank) if adapter.rslora else adapter.rank)
     sizes = f"alpha is {adapter.alpha:g} at rank {adapter.rank}{' with rslora' if adapter.rslora else ''}"

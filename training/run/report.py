@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..adapters import Adapter
+from ..adapters import KINDS, Adapter
 from ..adapters.attach import describe
 from ..config import DEFAULTS, LoRAConfig
 from ..data.dataset import Dataset, bucket_table, upscaled
@@ -79,7 +79,8 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
         idle.append((is_set("logit_mean", "logit_std"), "on uniform timesteps"))
     if not has_convolutions:
         idle.append((is_set("conv_rank", "conv_alpha"), "without convolutions among the targets"))
-    if config.adapter.kind != "lokr":
+    adapter = KINDS[config.adapter.kind]
+    if not adapter.takes_factor:
         idle.append((is_set("lokr_factor"), f"on {config.adapter.kind}"))
     if objective.loss == "l2":
         idle.append((is_set("huber_c", "huber_schedule"), "on the loss l2"))
@@ -91,15 +92,12 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
             "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
             "between the model and the sampler."
         )
-    if config.optimization.optimizer == "schedule_free" and config.optimization.scheduler != "constant":
+    optimization, kind = config.optimization, config.optimization.optimizer_kind
+    if kind.scheduler and optimization.scheduler != kind.scheduler:
         notes.append(
-            f"schedule_free is meant to go with the scheduler constant, and goes with {config.optimization.scheduler}."
+            f"{kind.name} is meant to go with the scheduler {kind.scheduler}, and goes with {optimization.scheduler}."
         )
-    if config.adapter.kind == "oft":
-        notes.append(
-            "alpha has no effect on OFT. ComfyUI applies the strength of an OFT file twice: 0.7 acts as 0.5, 1 as 1."
-        )
-    return notes
+    return [*notes, *adapter.notes]
 
 
 def data_facts(dataset: Dataset) -> DataFacts:

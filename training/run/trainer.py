@@ -175,7 +175,8 @@ class _Run:
         check_dropout(self.adapters.values() or [KINDS[config.adapter.kind]], config.adapter)
         rates = {config.optimization.learning_rate * rule_for(rules, target.name).learning_rate for target in targets}
         check_optimizer(
-            config, sorted(rates | ({config.optimization.text_encoder_learning_rate} if self.trains_text else set()))
+            config.optimization,
+            sorted(rates | ({config.optimization.text_encoder_learning_rate} if self.trains_text else set())),
         )
         self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
         self.notes += advice(config, host.base_version(self.model)[0], self.dataset)

@@ -300,7 +300,7 @@ def test_a_rank_of_zero_leaves_the_layer_out(small: Base) -> None:
     found = find_targets(small, ALL)
     adapters = adapters_of(found, with_(layer_rules="diffusion_model.0 rank=0"))
     assert list(adapters) == ["diffusion_model.2.weight"]
-    with attached(found, adapters):
+    with attached(found, adapters, host.PRODUCTS):
         assert "forward" not in vars(found[0].module) and "forward" in vars(found[1].module)
     with pytest.raises(InputError, match="every layer rank=0"):
         adapters_of(found, with_(layer_rules="* rank=0"))
@@ -371,7 +371,7 @@ def test_attached_adapters_are_the_merged_weights(small: Base, kind: str) -> Non
     found, x = find_targets(small, ALL), torch.randn(2, 3, 4, 4)
     adapters = learned(found, with_(adapter=kind))
     with torch.no_grad():
-        with attached(found, adapters):
+        with attached(found, adapters, host.PRODUCTS):
             bypass = small.diffusion_model(x)
         for target in found:
             target.module.weight.copy_(adapters[target.key].merged(target.module.weight))
@@ -416,7 +416,7 @@ def test_weights_do_not_change_while_adapters_learn(small: Base, kind: str) -> N
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     adapters = learned(found, with_(adapter=kind))
     parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
-    with attached(found, adapters):
+    with attached(found, adapters, host.PRODUCTS):
         small.diffusion_model(torch.randn(2, 3, 4, 4)).square().sum().backward()
     torch.optim.SGD(parameters, lr=1.0).step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
@@ -441,7 +441,7 @@ def test_gradients_agree_with_and_without_checkpointing(kind: str) -> None:
             generator = torch.Generator().manual_seed(5)
             x, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 32, generator=generator)
             options = host.transformer_options(model)
-            with attached(found, adapters):
+            with attached(found, adapters, host.PRODUCTS):
                 output = twin.diffusion_model(x, torch.tensor([10.0, 700.0]), context, transformer_options=options)
                 output.square().mean().backward()
             gradients.append([p.grad for adapter in adapters.values() for p in adapter.parameters()])
@@ -461,7 +461,7 @@ def test_an_adapter_sits_on_a_quantised_layer() -> None:
         found = find_targets(Base(nn.ModuleList([layer])), ALL)
         adapters = learned(found, with_(adapter=kind))
         expected = nn.functional.linear(x, adapters[found[0].key].merged(quantised.dequantize()), layer.bias)
-        with attached(found, adapters):
+        with attached(found, adapters, host.PRODUCTS):
             torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -470,7 +470,7 @@ def test_an_adapter_sits_on_a_quantised_layer() -> None:
 
 def outputs(small: Base, found: list[Target], adapters, config: LoRAConfig, *times: tuple[int, int]):
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), attached(found, adapters):
+    with torch.no_grad(), attached(found, adapters, host.PRODUCTS):
         for step, micro in times:
             draw_dropout(adapters, config.adapter, config.run.seed, step, micro)
             yield small.diffusion_model(x)
@@ -491,7 +491,7 @@ def test_samples_are_drawn_without_dropout(small: Base) -> None:
     found = find_targets(small, ALL)
     config = with_(dropout=0.5, rank_dropout=0.5, module_dropout=0.5)
     adapters, x = learned(found, config), torch.randn(2, 3, 4, 4)
-    with torch.no_grad(), attached(found, adapters):
+    with torch.no_grad(), attached(found, adapters, host.PRODUCTS):
         expected = small.diffusion_model(x)
         draw_dropout(adapters, config.adapter, config.run.seed, 0, 0)
         assert not torch.allclose(small.diffusion_model(x), expected)

@@ -3,13 +3,14 @@
 import torch
 from lora_kiln.training.adapters import LoKr, LoRA, init_lora
 from lora_kiln.training.adapters.flat import ALIGNMENT, FlatParameters
+from torch import nn
 
 CPU = torch.device("cpu")
 
 
 def adapters() -> list:
     lora = LoRA(*init_lora((7, 5), 3, torch.Generator().manual_seed(0)), 1.0)
-    return [lora, LoKr.new((8, 6), 2, 1.0, -1, torch.Generator().manual_seed(1))]
+    return [lora, LoKr.new(nn.Linear(6, 8), 2, 1.0, torch.Generator().manual_seed(1))]
 
 
 def test_the_adapters_keep_their_numbers_and_read_them_there() -> None:

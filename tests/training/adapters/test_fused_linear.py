@@ -3,6 +3,7 @@
 import comfy.ops
 import pytest
 import torch
+from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training.adapters.base import AddedAdapter
 from lora_kiln.training.adapters.flat import FlatParameters
@@ -47,7 +48,7 @@ def results(name: str, is_fused: bool, dtype: torch.dtype = torch.float32) -> li
     """Output, and gradients of x, down and up."""
     layer, adapter, x = made(name, dtype)
     flat = FlatParameters([adapter], CPU, dtype)
-    output = adapter.fused(layer, x) if is_fused else AddedAdapter.adapted(adapter, layer, layer, x)
+    output = adapter.fused(layer, x, host.PRODUCTS) if is_fused else AddedAdapter.adapted(adapter, layer, layer, x)
     assert output is not None
     torch.manual_seed(2)
     output.backward(torch.randn(output.shape).to(dtype))
@@ -76,7 +77,7 @@ def test_its_output_may_be_written_to(name: str) -> None:
     """As Flux does with what its first layers give."""
     layer, adapter, x = made(name)
     FlatParameters([adapter], CPU, torch.float32)
-    output = adapter.fused(layer, x)
+    output = adapter.fused(layer, x, host.PRODUCTS)
     assert output is not None
     output += 1.0
     output.sum().backward()
@@ -88,7 +89,7 @@ def test_gradients_add_up_over_batches() -> None:
     FlatParameters([adapter], CPU, torch.float32)
     sums = []
     for _ in range(2):
-        adapter.fused(layer, x).sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
+        adapter.fused(layer, x, host.PRODUCTS).sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
         sums.append(adapter.up.grad.clone())
     torch.testing.assert_close(sums[1], 2 * sums[0])
 
@@ -114,7 +115,7 @@ def test_what_it_cannot_do_is_left_to_the_plain_way(change) -> None:
     layer, adapter, x = made("linear")
     FlatParameters([adapter], CPU, torch.float32)
     change(layer, adapter, x)
-    assert adapter.fused(layer, x) is None
+    assert adapter.fused(layer, x, host.PRODUCTS) is None
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(IN, OUT, 3), lambda: nn.Conv2d(IN, OUT, 1, stride=2)])
@@ -123,4 +124,4 @@ def test_other_convolutions_are_left_to_the_plain_way(make) -> None:
     adapter = LoRA(*init_lora(tuple(layer.weight.shape), RANK, torch.Generator()), ALPHA)
     FlatParameters([adapter], CPU, torch.float32)
     x = torch.randn(1, IN, 5, 5).contiguous(memory_format=torch.channels_last)
-    assert adapter.fused(layer, x) is None
+    assert adapter.fused(layer, x, host.PRODUCTS) is None

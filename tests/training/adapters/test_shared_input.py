@@ -12,7 +12,7 @@ from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.adapters.layer_rules import DIFFUSION_MODEL
-from lora_kiln.training.adapters.shared_input import LARGEST, AdaptedForward, Readers, block_names, share, watched
+from lora_kiln.training.adapters.shared_input import LARGEST_GROUP, AdaptedForward, Readers, block_names, share, watched
 from lora_kiln.training.config import LoRAConfig
 from torch import nn
 
@@ -105,7 +105,7 @@ def test_only_what_is_alike_is_joined() -> None:
 
 
 def test_weights_without_end_go_in_several_groups() -> None:
-    wide, x = LARGEST // (2 * 4 * WIDTH), torch.randn(1, WIDTH)  # two layers fit
+    wide, x = LARGEST_GROUP // (2 * 4 * WIDTH), torch.randn(1, WIDTH)  # two layers fit
     model = nn.ModuleDict({name: nn.Linear(WIDTH, wide, bias=False) for name in "abcde"})
     model.forward = lambda x: [layer(x) for layer in model.values()]
     forwards, _ = made(model)
@@ -211,7 +211,7 @@ def gradients(family: str, shared: bool, checkpointing: bool) -> tuple[torch.Ten
         def forward() -> torch.Tensor:
             return host.predict(twin, options, x_t, torch.tensor([3.0, 2.0]), cond).square().mean()
 
-        with attached(found, adapters) as forwards:
+        with attached(found, adapters, host.PRODUCTS) as forwards:
             if shared:
                 with watched(forwards.values()) as readers:
                     forward().backward()

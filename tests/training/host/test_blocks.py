@@ -39,7 +39,7 @@ class Probe:
         return (self.outputs.pop() * self.mix).sum()
 
     def gradients(self) -> list[torch.Tensor]:
-        with attached(self.found, self.adapters):
+        with attached(self.found, self.adapters, host.PRODUCTS):
             self.value().backward()
         return [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
 
@@ -50,7 +50,7 @@ class Probe:
         for sign in (1.0, -1.0):
             for parameter, old, direction in zip(self.parameters, start, directions, strict=True):
                 parameter.data = old + sign * step * direction
-            with attached(self.found, self.adapters), torch.no_grad():
+            with attached(self.found, self.adapters, host.PRODUCTS), torch.no_grad():
                 values.append(self.value().item())
         for parameter, old in zip(self.parameters, start, strict=True):
             parameter.data = old
@@ -84,7 +84,7 @@ def test_a_broken_forward_pass_leaves_no_hooks_of_checkpointing_behind():
         probe = Probe(models.sd3().model, checkpointed=True)
         block = probe.twin.diffusion_model.joint_blocks[1]
         hook = block.x_block.attn.proj.register_forward_pre_hook(lambda module, args: 1 / 0)
-        with pytest.raises(ZeroDivisionError) as kept, attached(probe.found, probe.adapters):
+        with pytest.raises(ZeroDivisionError) as kept, attached(probe.found, probe.adapters, host.PRODUCTS):
             probe.value()
         hook.remove()
         x = torch.ones(2, requires_grad=True)

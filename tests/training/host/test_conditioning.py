@@ -45,7 +45,7 @@ def loss_and_gradients(small: models.Small, rows: list[int], family_of=None):
         options = host.transformer_options(small.model)
         groups = host.batch_conds(twin, [conds[row] for row in rows], x_0[rows])
         batch = Batch(x_0[rows], noise[rows], sigma[rows], weight[rows], groups, None, None)
-        with attached(targets, adapters):
+        with attached(targets, adapters, host.PRODUCTS):
             loss, _ = batch_loss(
                 lambda x, s, c: host.predict(twin, options, x, s, c), host.family(small.model), batch, CONFIG
             )

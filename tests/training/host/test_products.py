@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor
 from lora_kiln.training import host
-from lora_kiln.training.host.products import _Linear, fp8_matmul_obstacle, rows_to_e4m3
+from lora_kiln.training.host.products import _Linear, fp8_matmul_obstacle, linear, linear_backward, rows_to_e4m3
 from lora_kiln.training.host.quantise import dense, to_fp8
 from lora_kiln.training.run.trainer import Trained
 
@@ -81,7 +81,7 @@ def test_numbers_that_e4m3_holds_are_multiplied_exactly():
     x, weight = (torch.randint(-7, 8, (8, 32), generator=generator).float() for _ in range(2))
     x[:, 0], weight[:, 0] = 7.0, 7.0  # so that every row has the same scale: a power of two of 7 / 448
     layer = to_fp8(weight.to(DEVICE), torch.float32, is_multiplied=True)
-    assert torch.equal(host.linear(x.to(DEVICE), layer, None).cpu(), x @ weight.T)
+    assert torch.equal(linear(x.to(DEVICE), layer, None).cpu(), x @ weight.T)
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (2, 5, 64)])
@@ -91,9 +91,9 @@ def test_both_products_are_near_those_of_the_dense_weight(shape, width):
     x, gradient = drawn(*shape, seed=2), drawn(*shape[:-1], width, seed=3)
     bias = torch.randn(width).to(DEVICE, torch.bfloat16)
     plain = dense(weight, torch.float32)
-    assert apart(host.linear(x, weight, None), F.linear(x.float(), plain)) < 0.1
-    assert apart(host.linear_backward(gradient, weight), gradient.float() @ plain) < 0.1
-    torch.testing.assert_close(host.linear(x, weight, bias), host.linear(x, weight, None) + bias, rtol=0.02, atol=0.02)
+    assert apart(linear(x, weight, None), F.linear(x.float(), plain)) < 0.1
+    assert apart(linear_backward(gradient, weight), gradient.float() @ plain) < 0.1
+    torch.testing.assert_close(linear(x, weight, bias), linear(x, weight, None) + bias, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -136,4 +136,4 @@ def test_the_gpus_own_8_bit_products_are_those_of_the_same_numbers():
     assert not fp8_matmul_obstacle(DEVICE, x.dtype)
     numbers, scale = rows_to_e4m3(x)
     exact = (numbers.double() * scale) @ dense(weight, torch.float32).double().T
-    assert apart(host.linear(x, weight, None), exact) < 0.01
+    assert apart(linear(x, weight, None), exact) < 0.01

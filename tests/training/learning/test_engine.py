@@ -44,10 +44,10 @@ def batch(seed: int, size: int = 4) -> Batch:
 
 
 def made(kind, net: Net, said: list[str]):
-    optimizer = make_optimizer(CONFIG, [{"params": list(net.parameters()), "learning_rate": 0.01}])
+    optimizer = make_optimizer(CONFIG.optimization, [{"params": list(net.parameters()), "learning_rate": 0.01}])
     assert make_capturable(optimizer)
     step = Step(net, FAMILY, CONFIG, optimizer)
-    return GraphEngine(step, said.append) if kind is GraphEngine else EagerEngine(step)
+    return GraphEngine(step, said.append, (host.Interrupted,)) if kind is GraphEngine else EagerEngine(step)
 
 
 def losses(engine, steps: int = 8) -> list[float]:

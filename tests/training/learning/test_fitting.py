@@ -52,7 +52,7 @@ def run(
         for number, adapter in enumerate(adapters.values()):
             adapter.up.data = 0.05 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         flat = FlatParameters(adapters.values(), torch.device("cpu"), torch.float32)
-        optimizer = make_optimizer(config, [{"params": [flat.values], "learning_rate": 1e-3}])
+        optimizer = make_optimizer(config.optimization, [{"params": [flat.values], "learning_rate": 1e-3}])
         options = host.transformer_options(small.model)
 
         def predict(x, sigma, cond):
@@ -60,7 +60,7 @@ def run(
 
         inner = Small(Step(predict, host.family(small.model), config, optimizer, (flat,)), room, room_later)
         engine = FittingEngine(inner, most, may_split, said.append, adapters.values())
-        with attached(targets, adapters):
+        with attached(targets, adapters, host.PRODUCTS):
             for number in range(batches):
                 draw_dropout(adapters, config.adapter, config.run.seed, 0, number)
                 engine.accumulate(batch(small, twin, number))

@@ -47,7 +47,8 @@ def run(net: Net, steps: int = STEPS, batches=batch_at, on_step=None, **changes)
     """Trains the net; gives what on_step heard."""
     config = LoRAConfig.of(**{**RECIPE, **changes})
     optimizer = make_optimizer(
-        config, [{"params": list(net.parameters()), "learning_rate": config.optimization.learning_rate}]
+        config.optimization,
+        [{"params": list(net.parameters()), "learning_rate": config.optimization.learning_rate}],
     )
     heard: list[tuple[int, float, float]] = []
 
@@ -123,7 +124,7 @@ def test_each_group_has_its_own_rate() -> None:
         for layer, rate in zip(net.layers, (0.01, 0.002), strict=True)
     ]
     config = LoRAConfig.of(**{**RECIPE, "scheduler": "linear", "warmup": 10})
-    optimizer = make_optimizer(config, groups)
+    optimizer = make_optimizer(config.optimization, groups)
     heard = []
 
     def on_step(step: int, loss: float, rate: float) -> None:
@@ -146,7 +147,7 @@ def test_a_condition_may_carry_a_graph() -> None:
     config = LoRAConfig.of(**RECIPE, gradient_accumulation=2)
     groups = [{"params": [*net.parameters()], "learning_rate": 0.01}, {"params": [text], "learning_rate": 0.05}]
     losses: list[float] = []
-    engine = engine_of(net, config, make_optimizer(config, groups))
+    engine = engine_of(net, config, make_optimizer(config.optimization, groups))
     train(engine, batches, config, STEPS, lambda step, loss, rate: losses.append(loss))
     assert text.item() != 0.0 and losses[-1] < losses[0]
 

@@ -29,7 +29,9 @@ class Net(nn.Module):
 
 def step_of(net: Net, scale: LossScale | None, **values: object) -> Step:
     config = LoRAConfig.of(**{"learning_rate": 0.01, "weight_decay": 0.0, "max_grad_norm": 1.0, **values})  # pyright: ignore
-    optimizer = make_optimizer(config, [{"params": [net.weight], "learning_rate": config.optimization.learning_rate}])
+    optimizer = make_optimizer(
+        config.optimization, [{"params": [net.weight], "learning_rate": config.optimization.learning_rate}]
+    )
     return Step(net, FAMILY, config, optimizer, ema=EMA([net.weight], 0.5), loss_scale=scale)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.config import OPTIMIZERS, LoRAConfig
+from lora_kiln.training.config import OPTIMIZERS, OptimizationConfig
 from lora_kiln.training.learning.optimizers import (
-    SOURCES,
     for_use,
     load_optimizer_state,
     make_optimizer,
@@ -27,7 +26,7 @@ RATES = {"prodigy": 1.0, "lion": 0.01}
 
 
 def optimizer_of(name: str, parameters, rate: float = RATE, decay: float = 0.0, args: str = "") -> Any:
-    config = LoRAConfig.of(optimizer=name, learning_rate=rate, weight_decay=decay, optimizer_args=args)
+    config = OptimizationConfig(optimizer=name, learning_rate=rate, weight_decay=decay, optimizer_args=args)
     return make_optimizer(config, [{"params": list(parameters), "learning_rate": rate}])
 
 
@@ -210,7 +209,7 @@ def test_it_goes_on_from_its_state(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "schedule_free"])
 def test_groups_move_at_their_own_rates(name: str) -> None:
     fast, slow = nn.Parameter(torch.zeros(3, 3)), nn.Parameter(torch.zeros(3, 3))
-    config = LoRAConfig.of(optimizer=name, learning_rate=1e-3)
+    config = OptimizationConfig(optimizer=name, learning_rate=1e-3)
     groups = [{"params": [fast], "learning_rate": 1e-3}, {"params": [slow], "learning_rate": 1e-4}]
     optimizer = make_optimizer(config, groups)
     fast.grad, slow.grad = torch.ones(3, 3), torch.ones(3, 3)
@@ -222,7 +221,7 @@ def test_groups_move_at_their_own_rates(name: str) -> None:
 
 def test_prodigy_has_one_rate_for_all() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(2))], "learning_rate": rate} for rate in (1.0, 0.5)]
-    config = LoRAConfig.of(optimizer="prodigy", learning_rate=1.0)
+    config = OptimizationConfig(optimizer="prodigy", learning_rate=1.0)
     with pytest.raises(InputError, match="text_encoder_learning_rate"):
         make_optimizer(config, groups)
     for group in groups:
@@ -345,7 +344,7 @@ def test_a_fault_that_is_not_the_settings_is_told_as_it_is() -> None:
     weight = nn.Parameter(torch.ones(2))
     groups = [{"params": [weight], "learning_rate": RATE}] * 2
     with pytest.raises(ValueError, match="more than one parameter group") as error:
-        make_optimizer(LoRAConfig(), groups)
+        make_optimizer(OptimizationConfig(), groups)
     assert not isinstance(error.value, InputError)
 
 
@@ -363,17 +362,17 @@ def test_a_fault_that_is_not_the_settings_is_told_as_it_is() -> None:
 )
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, SOURCES[name][0], None)
+    monkeypatch.setitem(sys.modules, OPTIMIZERS[name].module, None)
     with pytest.raises(InputError, match=rf"{name}.*package {package}.*pip install {package}"):
         optimizer_of(name, [nn.Parameter(torch.ones(2))], rate=1.0)
 
 
 def test_every_optimizer_of_the_config_has_a_source() -> None:
-    assert set(SOURCES) == set(OPTIMIZERS)
+    assert all(name == kind.name and kind.module and kind.class_name for name, kind in OPTIMIZERS.items())
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    config = LoRAConfig()
+    config = OptimizationConfig()
     object.__setattr__(config, "optimizer", "sgd")
     with pytest.raises(ValueError, match="'sgd'"):
         make_optimizer(config, [{"params": [nn.Parameter(torch.ones(2))], "learning_rate": RATE}])

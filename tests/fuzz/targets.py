@@ -45,7 +45,7 @@ from lora_kiln.training.lora.merge import Part, merge_loras
 from lora_kiln.training.model.learner import Learner, Networks
 from lora_kiln.training.run import checkpoints
 from lora_kiln.training.run.history import stored_history
-from lora_kiln.training.run.progress import Past, past_of
+from lora_kiln.training.run.progress import Progress
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -354,7 +354,7 @@ def checkpoint(path: Path) -> None:
     except (ValueError, LookupError, TypeError, RecursionError):
         pass  # it is read as it came
     state = checkpoints.read_state(path.parent)
-    past_of(state)
+    Progress().load_state_dict(state.state_dict())
     small_learner().load(state.tensors, state.facts, same_pictures=True)
 
 
@@ -369,7 +369,17 @@ def small_learner() -> Learner:
     return Learner(Networks(None, None, [], {}), [], optimizer, None, PictureLosses(1, here), EagerEngine(step))
 
 
-PAST = Past([0.5], 2.5, [(0, 0.5)], ("a",), [(1, 0.4)], False, 1, {}, 0).put_into(*small_learner().state())
+def past() -> checkpoints.State:
+    """The checkpoint of a run after one step."""
+    progress = Progress(
+        validations=[(1, 0.4)], rate_changes=[(0, 0.5)], sample_prompts=("a",), completed=1,
+    )  # fmt: skip
+    progress.add_step(0.5, 1e-4)
+    tensors, plain = small_learner().state()
+    return checkpoints.State.of({**tensors, **plain, **progress.state_dict()})
+
+
+PAST = past()
 
 
 RUN = {

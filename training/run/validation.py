@@ -1,4 +1,4 @@
-"""Validation: pictures held out of training, at noise and timesteps that stay the same all through the run."""
+"""Validation: the loss on held-out pictures, at noise and timesteps that are the same at every step of the run."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from ..learning.batches import Batch
 from ..learning.objective import Family, Predict, sample_losses
 
 TIMES = 4
-"""noise levels that each picture is looked at"""
+"""noise levels at which each picture is measured"""
 
 
 def samples_of(dataset: Dataset) -> list[Sample]:
-    """Each picture once: its middle, not mirrored, with its whole caption."""
+    """Each picture once: center crop, not mirrored, with its full caption."""
     return [Sample(index, fit, False, dataset.caption(index)) for index, fit in enumerate(dataset.fits())]
 
 
 def noised(latent: torch.Tensor, family: Family, seed: int, number: int) -> Batch:
-    """A picture at each of the validation's noise levels; its `cond` is left to the caller.
+    """A batch of one picture at each of the validation's noise levels; the caller sets `cond`.
 
     Args:
         latent: (C, ...) in model space.
@@ -37,7 +37,7 @@ def noised(latent: torch.Tensor, family: Family, seed: int, number: int) -> Batc
 
 @torch.no_grad()
 def mean_loss(predict: Predict, family: Family, batches: Sequence[Batch]) -> float:
-    """The plain squared error in the family's own space, over all of them."""
+    """The mean squared error in the space of the family's prediction, over all batches."""
     totals = [
         sample_losses(predict, family, each.x_0, each.noise, each.sigma, each.cond).double().sum().item()
         for each in batches

@@ -9,8 +9,9 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
-from ..basics.errors import raise_if_any
-from ..learning.objective import Family
+from ..basics.errors import InputError, raise_if_any
+from ..learning.family import Family
+from ..learning.prediction import Eps, Flow, Prediction, V
 from .families import facts_about, find_family, unknown_family
 from .modes import sampling_mode
 
@@ -26,23 +27,22 @@ def family(model: Any) -> Family:
     """
     sampling = model.get_model_object("model_sampling")
     kinds = comfy.model_sampling
-    known = {kinds.CONST: "flow", kinds.V_PREDICTION: "v", kinds.EPS: "eps"}
+    known: dict[type, type[Prediction]] = {kinds.CONST: Flow, kinds.V_PREDICTION: V, kinds.EPS: Eps}
     foreign = (kinds.X0, kinds.EDM, kinds.IMG_TO_IMG_FLOW)
-    prediction = next((name for kind, name in known.items() if isinstance(sampling, kind)), None)
+    prediction = next((ours for kind, ours in known.items() if isinstance(sampling, kind)), None)
     if prediction is None or isinstance(sampling, foreign):
         names = ", ".join(kind.__name__ for kind in type(sampling).__mro__[1:3])
-        raise_if_any(
-            "MODEL",
-            [f"its prediction type ({names}) cannot be trained; eps, v and flow models can: connect one of those."],
-        )
+        problem = f"its prediction type ({names}) cannot be trained; eps, v and flow models can: connect one of those."
+        raise InputError("MODEL", [problem])
     sigmas = sampling.sigmas.detach().float().cpu().clone()
     patch = model.model.model_config.unet_config.get("patch_size", 2)
     is_patched = "model_sampling" in model.object_patches
     shift = 0.0 if is_patched else facts_about(model.model).timestep_shift
     return Family(
-        prediction or "", sigmas, float(getattr(sampling, "sigma_data", 1.0)), shift or _shift(sampling),
-        patch if isinstance(patch, int) else int(patch[-1]),
-    )  # fmt: skip
+        prediction(sigmas, float(getattr(sampling, "sigma_data", 1.0))),
+        shift=shift or _shift(sampling),
+        patch=patch if isinstance(patch, int) else int(patch[-1]),
+    )
 
 
 def encode_text(clip: Any, text: str, is_prompt: bool = False) -> Conditioning:

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from .. import host
 from ..adapters import KINDS
 from ..config import LoRAConfig
+from ..learning.prediction import PREDICTIONS
 
 LARGEST_HEADER = 4 * 2**20
 """bytes; the page opens a workflow only from a file whose header is below this"""
@@ -71,7 +72,7 @@ class RunFacts:
     base_version: str
     architecture: str
     prediction: str
-    """eps, v or flow"""
+    """a key of PREDICTIONS"""
     step: int
     """optimizer steps done"""
     total_steps: int
@@ -213,7 +214,8 @@ def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | N
     objective = config.objective
     density = objective.timestep_sampling
     if density == "auto":
-        density = "shift" if prediction == "flow" else ""
+        density = PREDICTIONS[prediction].usual_sampling
+        density = "" if density == "uniform" else density  # kohya's own default
     return {
         "ss_timestep_sampling": DENSITIES.get(density),
         "ss_logit_mean": -objective.logit_mean or None,
@@ -301,7 +303,7 @@ def _modelspec(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, 
         "modelspec.date": datetime.fromtimestamp(run.ended_at, timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
         "modelspec.trigger_phrase": data.trigger_word or None,
-        "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}.get(run.prediction),
+        "modelspec.prediction_type": PREDICTIONS[run.prediction].modelspec_name,
         "modelspec.timestep_range": f"{config.objective.min_timestep},{config.objective.max_timestep - 1}"
         if is_part
         else None,

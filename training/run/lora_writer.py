@@ -12,7 +12,7 @@ from .. import host
 from ..config import LoRAConfig
 from ..data.dataset import Dataset
 from ..data.plan import Plan
-from ..learning.objective import Family
+from ..learning.family import Family
 from ..lora.export import AS_TRAINED, in_precision, lora_tensors
 from ..lora.lora import DTYPES, LoRAModel
 from ..lora.metadata import RunFacts, lora_metadata
@@ -48,7 +48,7 @@ class Maker:
     def tensors(self, learner: Learner) -> dict[str, torch.Tensor]:
         """The LoRA's as it is now."""
         with learner.in_use():
-            return lora_tensors(learner.nets.adapters, self.names)
+            return lora_tensors(learner.networks.adapters, self.names)
 
     def lora(self, tensors: Mapping[str, torch.Tensor], step: int, session: str) -> LoRAModel:
         """The LoRA with its metadata.
@@ -59,7 +59,7 @@ class Maker:
         """
         version, architecture = host.base_version(self.model)
         facts = RunFacts(
-            self.name, version, architecture, self.family.prediction, step, self.plan.steps,
+            self.name, version, architecture, self.family.prediction.name, step, self.plan.steps,
             self.plan.epoch_of(max(0, step - 1)) + 1, self.plan.epoch_of(self.plan.steps - 1) + 1, self.started_at,
             time.time(), {dtype: name for name, dtype in DTYPES.items()}[self.dtype],
             clip_skip=host.clip_skip(self.clip), session=session,

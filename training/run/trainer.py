@@ -24,14 +24,15 @@ from ..data.plan import Plan
 from ..learning.batches import Batch, parts
 from ..learning.fitting import Placement
 from ..learning.loop import Diverged, train
-from ..learning.objective import zero_terminal_sigmas
 from ..learning.optimizers import check_optimizer
 from ..learning.prefetch import on_device, prefetched
+from ..learning.timesteps import zero_terminal_sigmas
 from ..lora.continuing import continued
 from ..lora.lora import LoRAModel
-from ..model.batch_source import Feed, Told
+from ..model.batch_source import BatchSource, TextConditions
 from ..model.builder import Builder
 from ..model.learner import Learner
+from ..model.networks import Setup
 from .advice import advice
 from .controls import Controls
 from .folder import ANEW, open_run
@@ -117,16 +118,23 @@ class _Run:
         self.trains_text = self.config.optimization.text_encoder_learning_rate > 0
         self.family = host.family(self.model)
         self.device = host.training_device(self.model)
-        if self.config.objective.zero_terminal_snr and self.family.prediction == "v":
-            self.family = replace(self.family, sigmas=zero_terminal_sigmas(self.family.sigmas))
-        self.dataset, self.held_out = hold_out(self.dataset, self.config)
-        self.builder = Builder(
-            self.model, self.clip, self.config, self.family, self.names, self.adapters, len(self.dataset.pictures),
-            self._note,
-        )  # fmt: skip
-        self.dtype = self.builder.dtype
+        if self.config.objective.zero_terminal_snr and self.family.prediction.takes_zero_terminal_snr:
+            prediction = self.family.prediction
+            rescaled = replace(prediction, sigmas=zero_terminal_sigmas(prediction.sigmas))
+            self.family = replace(self.family, prediction=rescaled)
+        self.dataset, self.held_out = hold_out(self.dataset, self.config.run.validation_share, self.config.run.seed)
+        setup = Setup(
+            model=self.model,
+            clip=self.clip,
+            config=self.config,
+            family=self.family,
+            names=self.names,
+            note=self._note,
+        )
+        self.builder = Builder(setup, self.adapters, len(self.dataset.pictures))
+        self.dtype = setup.dtype
         self._check_recipe()
-        self.plan = Plan(self.dataset, self.config)
+        self.plan = Plan(self.dataset, self.config.optimization, self.config.run.seed)
         if self.config.optimization.warmup_steps(self.plan.steps) >= self.plan.steps:
             warmup = f"warmup is {self.config.optimization.warmup:g} of {self.plan.steps} steps"
             raise_if_any("LoRA Config", [f"{warmup}: it must end before the run does."])
@@ -157,9 +165,9 @@ class _Run:
         """Refuses, before anything is encoded, what could not be trained; notes what has no effect."""
         config, rules = self.config, parse_layer_rules(self.config.adapter.layer_rules)
         problems = []
-        if config.objective.zero_terminal_snr and self.family.prediction != "v":
+        if config.objective.zero_terminal_snr and not self.family.prediction.takes_zero_terminal_snr:
             problems.append(
-                f"zero_terminal_snr is on, but the model predicts {self.family.prediction}: "
+                f"zero_terminal_snr is on, but the model predicts {self.family.prediction.name}: "
                 "only v-prediction models can start from pure noise. Turn it off."
             )
         if self.dtype == torch.float16 and not host.takes_fp16(self.model):
@@ -178,7 +186,7 @@ class _Run:
             config.optimization,
             sorted(rates | ({config.optimization.text_encoder_learning_rate} if self.trains_text else set())),
         )
-        self.notes += notes_about(config, self.family.prediction, any(map(is_convolution, targets)))
+        self.notes += notes_about(config, self.family.prediction.name, any(map(is_convolution, targets)))
         self.notes += advice(config, host.base_version(self.model)[0], self.dataset)
 
     def _note(self, note: str) -> None:
@@ -218,10 +226,16 @@ class _Run:
             together=self.device.type == "cuda" and not self.config.run.deterministic,
         )
         encoded = encode(self.dataset, self.plan.all_samples(), prompts)
-        self.feed = Feed(Told(self.clip, self.dataset, encoded, self.is_sized), self.plan, self.family, self.config)
+        self.batch_source = BatchSource(
+            TextConditions(self.clip, self.dataset, encoded, self.is_sized),
+            plan=self.plan,
+            family=self.family,
+            objective=self.config.objective,
+            seed=self.config.run.seed,
+        )
         if self.held_out is not None:
             held_out = encode(self.held_out, samples_of(self.held_out), [])
-            self.told_held_out = Told(self.clip, self.held_out, held_out, self.is_sized)
+            self.told_held_out = TextConditions(self.clip, self.held_out, held_out, self.is_sized)
         self.notes += cache.notes if cache is not None else []
         if dataset_facts(self.given[0], cache) != self.origin.dataset:
             raise_if_any("The dataset", ["pictures, masks or captions changed while they were read: queue again."])
@@ -240,7 +254,7 @@ class _Run:
                 attachments.enter_context(torch.cuda.device(self.device))
             learner = self.builder.fitted(self._try_out, attachments)
             attachments.callback(learner.engine.release)
-            self.adapters = learner.nets.adapters
+            self.adapters = learner.networks.adapters
             self.kept.go_on(learner)
             self._train(learner)
         lora = self.kept.lora(takes_best=True)
@@ -251,12 +265,12 @@ class _Run:
     def _try_out(self, learner: Learner, placement: Placement) -> None:
         """The largest forward and backward pass, without a move."""
         step, micro = self.plan.largest()
-        batch = replace(on_device(self.feed.batch(learner.nets, step, micro), self.device), cells=None)
+        batch = replace(on_device(self.batch_source.batch(learner.networks, step, micro), self.device), bins=None)
         try:
             first = next(parts(batch, placement.pictures))
-            learner.engine.step.accumulate(self.feed.with_live_text(learner.nets, first, step, micro))
+            learner.engine.step.accumulate(self.batch_source.with_live_text(learner.networks, first, step, micro))
         finally:
-            learner.engine.step.forget()
+            learner.engine.step.reset()
 
     # ---------------------------------------------------------------- training
 
@@ -275,11 +289,11 @@ class _Run:
                 self.kept.step_back(learner, state, error)
 
     def _train_on(self, learner: Learner, start: int) -> None:
-        config, steps, nets, kept = self.config, self.plan.steps, learner.nets, self.kept
+        config, steps, nets, kept = self.config, self.plan.steps, learner.networks, self.kept
         order = (
             (step, micro) for step in range(start, steps) for micro in range(config.optimization.gradient_accumulation)
         )
-        with prefetched(partial(self.feed.batch, nets), order, self.device) as made_at:
+        with prefetched(partial(self.batch_source.batch, nets), order, self.device) as made_at:
             if config.run.sample_every and start == 0:
                 self._sample(learner, 0)
             kept.events.started()
@@ -290,7 +304,7 @@ class _Run:
                 host.raise_if_interrupted()
                 self.progress(kept.steps)
                 draw_dropout(nets.adapters, config.adapter, config.run.seed, step, micro)
-                return self.feed.with_live_text(nets, made_at(step, micro), step, micro)
+                return self.batch_source.with_live_text(nets, made_at(step, micro), step, micro)
 
             def on_step(step: int, loss: float, rate: float) -> None:
                 if step > FEWEST_LOSSES and loss > EXPLODED * kept.events.largest > 0:
@@ -300,9 +314,16 @@ class _Run:
                 kept.step(step, loss, rate)
 
             train(
-                learner.engine, batch_at, config, steps, on_step, self._pauses_at, partial(self._on_pause, learner),
-                start, kept.rate_factor_at,
-            )  # fmt: skip
+                learner.engine,
+                batch_at,
+                config.optimization,
+                steps,
+                on_step,
+                start=start,
+                rate_factor_at=kept.rate_factor_at,
+                pauses_at=self._pauses_at,
+                on_pause=partial(self._on_pause, learner),
+            )
         self.progress(steps)
 
     def _pauses_at(self, step: int) -> bool:
@@ -374,29 +395,29 @@ class _Run:
 
     def _validate(self, learner: Learner, step: int) -> None:
         """Measures the held-out pictures; the run's randomness is not touched."""
-        told, nets = self.told_held_out, learner.nets
+        told, nets = self.told_held_out, learner.networks
         self.kept.events.preparing("validating")
         clear_dropout(nets.adapters)
         batches = []
         with learner.in_use(), torch.no_grad():
             for number, sample in enumerate(samples_of(told.dataset)):
                 host.raise_if_interrupted()
-                batch = noised(told.encoded.latent(sample), self.family, self.config.run.seed, number)
-                conds = [told.by(nets, sample)] * len(batch.x_0)
+                batch = noised(told.encoded.latent(sample), self.family.prediction, self.config.run.seed, number)
+                conds = [told.of(nets, sample)] * len(batch.x_0)
                 cond = host.batch_conds(nets.model, conds, batch.x_0, host.training_guidance(nets.model))
                 batches.append(on_device(replace(batch, cond=cond), self.device))
-            loss = mean_loss(learner.predict, self.family, batches)
+            loss = mean_loss(learner.predict, self.family.prediction, batches)
         self.kept.validated(step, loss)
 
     def _sample(self, learner: Learner, step: int) -> None:
         """One picture a prompt, with the adapters as they are; the run's randomness is not touched."""
-        kept, told, nets, prompts = self.kept, self.feed.told, learner.nets, self.controls.sample_prompts
+        kept, told, nets, prompts = self.kept, self.batch_source.texts, learner.networks, self.controls.sample_prompts
         clear_dropout(nets.adapters)
         kept.drop_samples(step)
         for number, prompt in enumerate(prompts):
             kept.events.preparing("sampling", number + 1, len(prompts))
             with host.sampling_mode(), learner.in_use():
-                with_prompt, without = told.by_prompt(nets, prompt), told.by_prompt(nets, "")
+                with_prompt, without = told.of_prompt(nets, prompt), told.of_prompt(nets, "")
                 pixels = self.sampler.draw(nets.model, learner.predict, with_prompt, without, number)
             kept.sampled(SamplePicture(step, prompt, pixels), number)
         if prompts:
@@ -405,7 +426,7 @@ class _Run:
 
     def _report(self) -> str:
         base = (
-            f"{host.base_version(self.model)[1]}, {self.family.prediction} prediction, "
+            f"{host.base_version(self.model)[1]}, {self.family.prediction.name} prediction, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
         )
         if self.config.run.base_precision != "as loaded":

@@ -3,8 +3,8 @@
 import comfy.ops
 import pytest
 import torch
-from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training import host
+from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training.adapters.base import AddedAdapter
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.host.products import compute_quantised

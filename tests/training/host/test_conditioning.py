@@ -15,7 +15,7 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture, Sample
 from lora_kiln.training.data.encode import Encoders, encode_samples
 from lora_kiln.training.learning.batches import Batch
-from lora_kiln.training.learning.step import batch_loss
+from lora_kiln.training.learning.objective import batch_loss
 
 import models
 
@@ -52,7 +52,10 @@ def loss_and_gradients(small: models.Small, rows: list[int], family_of=None):
         batch = Batch(x_0[rows], noise[rows], sigma[rows], weight[rows], groups, None, None)
         with attached(targets, adapters, host.PRODUCTS):
             loss, _ = batch_loss(
-                lambda x, s, c: host.predict(twin, options, x, s, c), host.family(small.model), batch, CONFIG
+                lambda x, s, c: host.predict(twin, options, x, s, c),
+                host.family(small.model).prediction,
+                CONFIG.objective,
+                batch,
             )
             loss.backward()
     gradients = {f"{k}.{n}": p.grad for k, a in adapters.items() for n, p in a.named_parameters()}
@@ -157,10 +160,11 @@ def test_shift_is_the_models_own():
     assert host.family(models.sd3().model).shift == 3.0
     assert host.family(models.flux(guidance=False).model).shift == 1.0
     flux = host.family(models.flux().model)
-    assert flux.prediction == "flow"
+    assert flux.prediction.name == "flow"
     assert flux.shift == pytest.approx(math.exp(1.15))
-    u = torch.arange(1, len(flux.sigmas) + 1) / len(flux.sigmas)
-    assert torch.allclose(flux.sigmas, flux.shift * u / (1.0 + (flux.shift - 1.0) * u), atol=1e-6)
+    sigmas = flux.prediction.sigmas
+    u = torch.arange(1, len(sigmas) + 1) / len(sigmas)
+    assert torch.allclose(sigmas, flux.shift * u / (1.0 + (flux.shift - 1.0) * u), atol=1e-6)
 
 
 def test_shift_of_a_patched_sampling_is_the_patchs():

@@ -142,12 +142,12 @@ class ApplyLoRAPreview(io.ComfyNode):
             sampler=sampler,
             scheduler=scheduler,
         )
-        versions = Versions(lora, host.lora_places() if step or compare == STEPS else {})
+        versions = Versions(lora, host.lora_paths() if step or compare == STEPS else {})
         notes = []
         if not versions.has(step):  # chosen for another run: what was trained since must not be lost by it
             there = ", ".join(map(str, versions.files)) or "none"
             notes.append(f"The run has no file of step {step} (it has: {there}): the LoRA as it comes in goes on.")
-            host.say("Apply LoRA Preview: %s", notes[-1])
+            host.log("Apply LoRA Preview: %s", notes[-1])
             step = 0
         if step in versions.files:
             notes.append(f"Step {step} of the run is {versions.files[step].name} in Load LoRA's list.")

@@ -102,7 +102,7 @@ class TrainLoRA(io.ComfyNode):
             model_with,
             clip_with,
             {"loss": trained.losses},
-            host.blocked() if samples is None else samples,
+            host.empty_output() if samples is None else samples,
             trained.report,
         )
 

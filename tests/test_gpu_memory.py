@@ -7,7 +7,8 @@ import gc
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.host.blocks import repeated_blocks, streamable
+from lora_kiln.training.host.blocks import repeated_blocks
+from lora_kiln.training.host.streaming import streamable
 
 import models
 from gradients import FAMILIES, Probe, distance
@@ -38,7 +39,7 @@ def wide_flux(monkeypatch) -> models.Small:
 
 
 def resident(small: models.Small, sigma: float, dtype: torch.dtype, precision: str = "as loaded", kind="lora") -> Probe:
-    twin = host.trainable_view(small.model, dtype, precision)
+    twin = host.trainable_twin(small.model, dtype, precision)
     host.checkpoint_blocks(twin)
     return Probe(small, sigma, twin, kind)
 
@@ -46,7 +47,7 @@ def resident(small: models.Small, sigma: float, dtype: torch.dtype, precision: s
 def streamed(
     small: models.Small, sigma: float, dtype: torch.dtype, room: int = 0, precision: str = "as loaded", kind="lora"
 ) -> Probe:
-    twin = host.trainable_view(small.model, dtype, precision, in_ram=True)
+    twin = host.trainable_twin(small.model, dtype, precision, in_ram=True)
     facts = host.stream_blocks(twin, room)
     assert facts.streamed and facts.is_pinned
     return Probe(small, sigma, twin, kind)

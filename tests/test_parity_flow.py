@@ -147,7 +147,7 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
     model = theirs.small.model
     with host.training_mode():
         give_weights(theirs)
-        twin = host.trainable_view(model, torch.float32)
+        twin = host.trainable_twin(model, torch.float32)
         if checkpointed:
             host.checkpoint_blocks(twin)
         found = find_targets(twin, CONFIG.adapter.targets)

@@ -91,7 +91,7 @@ class Ours:
     def __init__(self, small: models.Small, dtype: torch.dtype):
         self.prediction = host.family(small.model).prediction
         self.options = host.transformer_options(small.model)
-        self.twin = host.trainable_view(small.model, dtype)
+        self.twin = host.trainable_twin(small.model, dtype)
         self.found = find_targets(self.twin, CONFIG.adapter.targets)
         self.adapters: dict[str, Any] = make_adapters(self.found, CONFIG.adapter, CONFIG.run.seed)
         for number, adapter in enumerate(self.adapters.values()):  # so that down gets a gradient too

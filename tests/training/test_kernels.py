@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.host.attention import FEW_KEYS_SINCE, MOST_KEYS
+from lora_kiln.training.host.attention import FEW_KEYS_CAPABILITY, MOST_KEYS
 
 from host import PACK, has_cuda
 
@@ -217,7 +217,7 @@ def test_they_give_what_torch_gives() -> None:
 def test_they_compile_for_small_gpus_and_fit(capability: tuple[int, int], kib: int, tmp_path: Path) -> None:
     """Those with least shared memory (kib, of a program: CUDA's programming guide) of each line of GPUs, in the
     arithmetic that they have."""
-    shapes = [f"{MOST_KEYS}x{width}" for width in (40, 64, MOST_KEYS)] if capability >= FEW_KEYS_SINCE else []
+    shapes = [f"{MOST_KEYS}x{width}" for width in (40, 64, MOST_KEYS)] if capability >= FEW_KEYS_CAPABILITY else []
     dtype = "float16" if capability < (8, 0) else "bfloat16"
     arguments = (f"{10 * capability[0] + capability[1]}", f"{kib * 2**10}", dtype, *shapes)
     done = printed(COMPILED, *arguments, TRITON_CACHE_DIR=str(tmp_path))

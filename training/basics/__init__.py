@@ -1,1 +1,1 @@
-"""What every room needs: errors, numbers, names, files, randomness. It knows nothing of training."""
+"""Errors, settings, numbers, paths, files and randomness; nothing here depends on training."""

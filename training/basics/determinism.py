@@ -1,4 +1,4 @@
-"""The same bits each time, on a GPU too."""
+"""Bitwise reproducible results, on a GPU too."""
 
 import contextlib
 import os
@@ -11,13 +11,16 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextlib.contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Only kernels whose result does not depend on the order in which threads finish; as before on the way out.
+    """Inside, torch uses deterministic algorithms alone; on exit its settings are restored.
 
-    The backward passes of flash and memory-efficient attention otherwise add up in changing order on a GPU.
-    torch asks for cuBLAS's workspace setting by this environment variable.
+    Without them, the backward passes of flash and memory-efficient attention sum in varying order on a GPU. torch
+    requires the environment variable of cuBLAS's workspace for this.
+
+    Args:
+        wanted: False = nothing is changed.
 
     Raises:
-        RuntimeError: inside, by torch, at an operation that has no such kernel; it names the operation.
+        RuntimeError: by torch, at an operation without a deterministic algorithm; the message names the operation.
     """
     if not wanted:
         yield
@@ -26,7 +29,7 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     workspace = os.environ.get(CUBLAS_WORKSPACE)
     os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=False)  # with True, attention goes on as it was
+    torch.use_deterministic_algorithms(True, warn_only=False)  # warn_only=True would leave attention nondeterministic
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
         yield

@@ -1,4 +1,4 @@
-"""Walking folders."""
+"""Listing folders and their subfolders."""
 
 import os
 import time
@@ -8,28 +8,28 @@ from pathlib import Path
 from .paths import leads_out
 
 SETTLED = 2.0
-"""seconds after which a folder's or file's time of change tells every change (FAT counts in twos)"""
+"""seconds; a modification time older than this changes with every further change (FAT has a resolution of 2 s)"""
 _listings: dict[tuple[str, tuple[str, ...]], tuple[int, tuple[bool, list[str]]]] = {}
-"""(folder, endings) -> its time of change in ns, and what `_listing` said then"""
+"""(folder, endings) -> its modification time in ns, and the result of `_listing` then"""
 
 
 def files_below(
-    root: Path, deepest: int | None = None, within: Sequence[Path] = (), strays: list[Path] | None = None
+    root: Path, deepest: int | None = None, within: Sequence[Path] = (), left_out: list[Path] | None = None
 ) -> Iterator[Path]:
-    """Every file in a folder and the folders in it, in name order; hidden ones left out.
+    """The files in a folder and its subfolders, in name order, without hidden ones.
 
-    Links are followed, each folder once, unless they lead out: what a workflow reads, strangers may see.
+    Links are followed, each folder once, but not out of the allowed folders: a workflow may come from a stranger.
 
     Args:
-        deepest: levels of folders below root to go into; None = all.
-        within: the folders that links may lead into; root alone where there are none.
-        strays: the links that lead out are added to it.
+        deepest: levels of subfolders to descend; None = all.
+        within: folders that links may lead into; none = root alone.
+        left_out: receives the links that lead out.
     """
-    allowed, strays = within or (root,), [] if strays is None else strays
+    allowed, left_out = within or (root,), [] if left_out is None else left_out
 
     def stays(path: Path, may_be_link: bool) -> bool:
         if may_be_link and leads_out(path, allowed):
-            strays.append(path)
+            left_out.append(path)
             return False
         return True
 
@@ -40,42 +40,43 @@ def files_below(
         seen.add(os.path.realpath(folder))
         depth = len(here.relative_to(root).parts)
         goes_on = is_new and (deepest is None or depth < deepest)
-        shown = (name for name in sorted(names) if goes_on and not name.startswith("."))
-        names[:] = [name for name in shown if stays(here / name, True)]  # Windows' junctions are no links to Python
+        visible = (name for name in sorted(names) if goes_on and not name.startswith("."))
+        names[:] = [name for name in visible if stays(here / name, True)]  # is_symlink() misses Windows' junctions
         found = (here / name for name in sorted(files) if is_new and not name.startswith("."))
         yield from (path for path in found if stays(path, path.is_symlink()))
 
 
 def folders_with(root: Path, endings: Sequence[str], deepest: int, within: Sequence[Path] = ()) -> list[Path]:
-    """Root and the folders below it that have a file of one of the endings in or below them, in name order.
+    """Root and its subfolders that have, at any depth, a file with one of the endings; in name order, no hidden ones.
 
-    Hidden ones are left out. Only folders that changed since the last call are listed again: it is cheap to call often.
+    Calls are cheap: only folders that changed since the last call are listed again.
 
     Args:
-        deepest: levels of folders below root to go into.
-        within: the folders that links may lead into; root alone where there are none.
+        endings: lower case, such as ".png".
+        deepest: levels of subfolders to descend.
+        within: folders that links may lead into; none = root alone.
     """
     found: list[Path] = []
-    _holds(root, tuple(endings), deepest, set(), found, within or (root,))
+    _collect(root, tuple(endings), deepest, set(), found, within or (root,))
     return sorted(found)
 
 
 def is_settled(mtime_ns: int) -> bool:
-    """Whether a time of change is old enough to tell any later change from it."""
+    """Whether a modification time is old enough that any later change will alter it."""
     return not 0 <= time.time() - mtime_ns / 1e9 < SETTLED
 
 
-def _holds(
+def _collect(
     folder: Path, endings: tuple[str, ...], deeper: int, seen: set[str], found: list[Path], within: Sequence[Path]
 ) -> bool:
-    """Whether the folder holds such a file in itself or below; all that do are added to found."""
+    """Adds the folder and those of its subfolders that have such a file to `found`; returns whether it has one."""
     real = os.path.realpath(folder)
     if real in seen or leads_out(folder, within):
         return False
     seen.add(real)
     holds, names = _listing(folder, endings)
     if deeper:
-        below = [_holds(folder / name, endings, deeper - 1, seen, found, within) for name in names]
+        below = [_collect(folder / name, endings, deeper - 1, seen, found, within) for name in names]
         holds = holds or any(below)
     if holds:
         found.append(folder)
@@ -83,7 +84,7 @@ def _holds(
 
 
 def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[bool, list[str]]:
-    """(whether a file of one of the endings lies in it, the folders in it)."""
+    """(whether the folder itself has a file with one of the endings, names of its subfolders)."""
     try:
         changed = os.stat(folder).st_mtime_ns
         known = _listings.get((str(folder), endings))
@@ -98,7 +99,7 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[bool, list[str]]:
                     names.append(entry.name)
                 elif not holds:
                     holds = entry.name.lower().endswith(endings)
-    except OSError:  # not there, or not ours to read: it offers nothing
+    except OSError:  # missing or unreadable
         return False, []
     if is_settled(changed):
         _listings[str(folder), endings] = (changed, (holds, sorted(names)))

@@ -1,4 +1,4 @@
-"""Numbers that came from outside."""
+"""Checks of numbers from files, nodes and the page."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,40 +7,40 @@ from typing import Any, TypeGuard
 
 
 def is_finite(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number, of a size that a float can have."""
+    """Whether a value is a finite number in the range of floats."""
     try:
         return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond the floats
+    except OverflowError:  # an int beyond the largest float
         return False
 
 
 def is_whole(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a whole number, maybe written as 5.0."""
+    """Whether a value is a whole number, as an int or as a float such as 5.0."""
     return is_finite(value) and value == int(value)
 
 
 def keep_as_whole(settings: object, names: Iterable[str]) -> None:
-    """Makes whole numbers of a frozen dataclass ints: a wire may bring 5.0, which is no size of a tensor."""
+    """Turns fields of a frozen dataclass into ints: a node's input may be 5.0, which torch refuses as a size."""
     for name in names:
         object.__setattr__(settings, name, int(getattr(settings, name)))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which numbers a field may have; as text, in words."""
+    """The numbers that a field may have; `str` gives them in words."""
 
     lowest: float
     highest: float
     excluded: float | None = None
-    """an end, or a number between, that is not allowed"""
+    """a number in the range that is not allowed, such as one of its ends"""
     offered_from: float | None = None
-    """the lowest that a node offers; None = the lowest"""
+    """the lowest number in a node's field; None = `lowest`"""
     offered_to: float | None = None
-    """the highest that a node offers; None = the highest"""
+    """the highest number in a node's field; None = `highest`"""
 
     @property
     def offered(self) -> tuple[float, float]:
-        """The lowest and highest number that a node offers: a field there has two ends, which are allowed."""
+        """The lowest and highest number in a node's field, whose ends are always allowed."""
         return (
             self.lowest if self.offered_from is None else self.offered_from,
             self.highest if self.offered_to is None else self.offered_to,
@@ -60,11 +60,11 @@ class Limits:
 
 
 def outside(values: Mapping[str, Any], limits: Mapping[str, Limits], usual: Mapping[str, float]) -> list[str]:
-    """A sentence for each value that is no number, not within the limits of its name, or not whole where it must be.
+    """A sentence for each value that is not a number, out of its limits, or not whole where it must be.
 
     Args:
-        limits: of more names, maybe, than there are values.
-        usual: a value to start from; where it is an int, only whole numbers are allowed.
+        limits: by name; names without a value are ignored.
+        usual: a usual value by name; an int = only whole numbers are allowed.
     """
     problems = []
     for name, value in values.items():

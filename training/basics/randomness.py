@@ -1,6 +1,6 @@
-"""Random numbers as a function of what they are for, never of how often a generator was called.
+"""Random numbers as a function of a key that names their purpose, not of how often a generator was called.
 
-Resume is then exact by construction, and samples or validation cannot disturb training.
+So a resumed run is exact by construction, and sample pictures or validation cannot change training.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ def derive_seed(*key: int | str) -> int:
 
 
 def tensor_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator for the key; CPU, so that every device sees the same numbers."""
+    """A CPU generator for the key, so that its numbers are the same for every device."""
     return torch.Generator().manual_seed(derive_seed(*key))
 
 
 def python_random(*key: int | str) -> random.Random:
-    """Python's generator for the key: shuffles, coin flips, choices."""
+    """Python's generator for the key, for shuffles and choices."""
     return random.Random(derive_seed(*key))

@@ -1,1 +1,1 @@
-"""Pictures and captions: where they come from, how they are cut, encoded and kept."""
+"""Datasets: pictures and captions, their sources, buckets, encoding and cache."""

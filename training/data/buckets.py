@@ -1,31 +1,31 @@
-"""Aspect buckets: picture sizes of about one area, so that nothing is squeezed and little is cut."""
+"""Aspect buckets: picture sizes of about one area, so that pictures keep their proportions and little is cropped."""
 
 import math
 from dataclasses import dataclass, replace
 
 CROP_VARIANTS = 8
-"""Cuts a picture is seen in when they are random; bounded, so that each is encoded once."""
+"""Number of random crops of a picture; few, since each is encoded and cached."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture goes into its bucket: scaled to cover it, then cut."""
+    """How a picture is fitted into its bucket: scaled to cover it, then cropped."""
 
     width: int
-    """bucket, pixels"""
+    """of the bucket, pixels"""
     height: int
     scaled_width: int
-    """picture after scaling, pixels"""
+    """of the scaled picture, pixels"""
     scaled_height: int
     left: int
-    """what is cut off at the left, pixels"""
+    """scaled pixels cropped at the left"""
     top: int
 
 
 def bucket_sizes(resolution: int, step: int, shortest: int, longest: int) -> list[tuple[int, int]]:
-    """All (width, height) in multiples of step, with an area of at most resolution squared.
+    """All buckets (width, height): multiples of step, of an area of at most resolution squared.
 
-    For each width the tallest height that still fits; sides stay within shortest and longest.
+    Each width has its largest possible height; all sides are between shortest and longest.
     """
     area = max(resolution, step) ** 2
     low, high = max(step, -_floor(-shortest, step)), max(step, _floor(longest, step))
@@ -39,7 +39,7 @@ def bucket_sizes(resolution: int, step: int, shortest: int, longest: int) -> lis
 
 
 def fit_picture(width: int, height: int, sizes: list[tuple[int, int]]) -> Fit:
-    """The bucket nearest in aspect ratio (the largest of equals) and the centred cut into it."""
+    """The bucket nearest in aspect ratio, the largest of several, and the centre crop into it."""
     ratio = math.log(width / height)
     bucket = min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - ratio), -size[0] * size[1]))
     scale = max(bucket[0] / width, bucket[1] / height)
@@ -48,7 +48,7 @@ def fit_picture(width: int, height: int, sizes: list[tuple[int, int]]) -> Fit:
 
 
 def crops(fit: Fit) -> list[Fit]:
-    """CROP_VARIANTS cuts of the same size, evenly from one end of the scaled picture to the other."""
+    """CROP_VARIANTS crops of the same size, at even distances from one end of the scaled picture to the other."""
     across, down = fit.scaled_width - fit.width, fit.scaled_height - fit.height
     steps = CROP_VARIANTS - 1
     return [

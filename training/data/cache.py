@@ -230,7 +230,7 @@ class Cache:
 
     def _note(self, note: str) -> None:
         self.notes.append(note)
-        host.say("%s", note)
+        host.log("%s", note)
 
 
 def _digest(blob: bytes) -> bytes:

@@ -20,7 +20,7 @@ from .captions import with_trigger
 from .hub import HubError, cached_model, download_model
 
 FOLDER = "captioners"
-"""models/captioners holds one folder a model"""
+"""models/captioners has one folder per model"""
 KNOWN_IDS = (
     "Salesforce/blip-image-captioning-base",
     "Salesforce/blip-image-captioning-large",
@@ -35,30 +35,30 @@ FLORENCE_TASK = "<DETAILED_CAPTION>"
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """How captions are written."""
+    """How captions are generated and composed."""
 
     prefix: str = ""
-    """put before each caption"""
+    """prepended to each caption"""
     suffix: str = ""
-    """put after each caption"""
+    """appended to each caption"""
     trigger_word: str = ""
-    """put in front of captions that lack it"""
+    """prepended to captions without it"""
     prompt: str = ""
-    """given to the model before it writes; for Florence-2 a task such as <CAPTION>"""
+    """text that the model continues; for Florence-2 a task such as <CAPTION>"""
     max_new_tokens: int = 60
-    """longest caption, in the model's tokens"""
+    """length limit of a caption, in the model's tokens"""
     num_beams: int = 3
-    """beam search width; 1 = greedy"""
+    """width of the beam search; 1 = greedy"""
 
     def compose(self, text: str, is_regularisation: bool = False) -> str:
-        """The caption from what the model wrote; a regularisation picture's is that alone."""
+        """The caption of a picture from the model's text; a regularisation picture gets that text alone."""
         if is_regularisation:
             return text
         return with_trigger(f"{self.prefix}{text}{self.suffix}".strip(), self.trigger_word)
 
 
 def local_models() -> list[str]:
-    """Names of the models that lie in the host's captioners folders."""
+    """Names of the models in the host's captioners folders."""
     return sorted(
         {
             path.parent.relative_to(root).as_posix()
@@ -71,10 +71,10 @@ def local_models() -> list[str]:
 
 
 def find_model(name: str) -> str:
-    """Where transformers finds a model: a folder in models/captioners, or an id of the Hugging Face hub.
+    """A model as transformers loads it: the path of its folder in models/captioners, or its Hugging Face hub id.
 
     Raises:
-        InputError: neither.
+        InputError: the name is neither.
     """
     try:
         parts = check_parts(name)
@@ -102,15 +102,15 @@ def caption_images(
     settings: CaptionSettings,
     on_caption: Callable[[int, str], None],
 ) -> list[str]:
-    """A caption a picture.
+    """A caption for each picture.
 
     Args:
-        images: each opens one RGB picture.
-        is_regularisation: for each picture; those do not show the subject and get no trigger word.
-        on_caption: called with (index, caption) as they come; may raise to interrupt.
+        images: functions that each open one RGB picture.
+        is_regularisation: for each picture; regularisation pictures do not show the subject and get no trigger word.
+        on_caption: called with (index, caption) after each picture; may raise to interrupt.
 
     Raises:
-        InputError: the model cannot be loaded, or is no image-to-text model.
+        InputError: the model cannot be loaded or is not an image-to-text model.
     """
     processor, model = _load(_folder_of(find_model(model_name)))
     captions = []
@@ -124,10 +124,10 @@ def caption_images(
 
 
 def _folder_of(source: str) -> str:
-    """The folder of a found model, which is downloaded where it is not here yet.
+    """The folder of a model from `find_model`; a hub model is downloaded if it is not in the hub's cache.
 
     Raises:
-        InputError: it cannot be downloaded.
+        InputError: the download failed.
     """
     if os.path.isdir(source):
         return source
@@ -143,11 +143,11 @@ def _folder_of(source: str) -> str:
             host.show_text(text)
         shown = text
 
-    host.say("downloading the captioner %s", source)
+    host.log("downloading the captioner %s", source)
     try:
         return str(download_model(source, on_wait))
     except HubError as error:
-        host.show_text("")  # what it said last is true no more
+        host.show_text("")  # removes the progress of the download
         place = host.model_folders(FOLDER)[0] / source
         problem = (
             f"captioner is {source!r}, which is not on this computer and could not be downloaded: {error}. Connect to "
@@ -179,7 +179,7 @@ def _load(source: str) -> tuple[Any, Any]:
 
 
 def _unless_interrupted(tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-    """Asked after each token whether to stop."""
+    """A stopping criterion of transformers: raises if the user interrupts, never stops by itself."""
     host.raise_if_interrupted()
     return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
@@ -193,9 +193,11 @@ def _describe(processor: Any, model: Any, image: Image.Image, settings: CaptionS
         for key, value in inputs.items()
     }
     tokens = model.generate(
-        **inputs, max_new_tokens=settings.max_new_tokens, num_beams=settings.num_beams,
+        **inputs,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
         stopping_criteria=[_unless_interrupted],
-    )  # fmt: skip
+    )
     if is_florence:
         text = processor.batch_decode(tokens, skip_special_tokens=False)[0]
         parsed = processor.post_process_generation(text, task=prompt, image_size=image.size)

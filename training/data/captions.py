@@ -1,4 +1,4 @@
-"""Captions: where they come from, and what a caption becomes when a sample is drawn."""
+"""Captions: their files, trigger words and tags."""
 
 import json
 import re
@@ -12,25 +12,25 @@ METADATA = "metadata.jsonl"
 
 
 LARGEST_CAPTION = 100_000
-"""bytes; the longest text encoders read some hundred words"""
+"""bytes; text encoders read a few hundred words at most"""
 LARGEST_METADATA = 64 * 2**20
-"""bytes; a line a picture"""
+"""bytes; one line per picture"""
 MOST_PROBLEMS = 20
-"""that are said of one file"""
+"""problems listed of one file"""
 
 
 class CaptionFileError(ValueError):
-    """A caption file that cannot be read; the message names it."""
+    """A caption file that cannot be read; the message names the file."""
 
 
 def read_text(path: Path, largest: int = LARGEST_CAPTION) -> str:
-    """The text of a caption file, UTF-8 or UTF-16 with its mark.
+    """The text of a caption file in UTF-8, or in UTF-16 with a byte order mark.
 
     Args:
-        largest: bytes.
+        largest: allowed size, bytes.
 
     Raises:
-        CaptionFileError: larger, or of another encoding.
+        CaptionFileError: the file is larger, or in another encoding.
     """
     with path.open("rb") as file:
         data = file.read(largest + 1)
@@ -46,9 +46,9 @@ def read_text(path: Path, largest: int = LARGEST_CAPTION) -> str:
 
 
 def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Captions from a metadata.jsonl in the folder: file name -> caption, and the problems met.
+    """(file name -> caption, problems) of the metadata.jsonl in a folder.
 
-    Each line is an object with file_name and one of text, caption or prompt (the Hugging Face image folder form).
+    Each line is an object with file_name and one of text, caption or prompt (Hugging Face's ImageFolder format).
     """
     path = folder / METADATA
     if not path.is_file():
@@ -78,7 +78,8 @@ def _entry(line: str) -> tuple[str, str]:
     """(file name, caption) of a line.
 
     Raises:
-        ValueError, RecursionError: it is no such line.
+        ValueError: the line is too long, not JSON, or lacks a field.
+        RecursionError: the line is nested too deep.
     """
     entry = json.loads(line) if len(line) <= LARGEST_CAPTION else None
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
@@ -95,15 +96,16 @@ def sidecar(picture: Path) -> Path | None:
 
 
 def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
-    """Writes the caption beside the picture: into the sidecar that is there, else .txt.
+    """Writes a picture's caption atomically: into its existing sidecar file, else into a new .txt file.
 
-    Never over text that is there unless asked. The file is whole at any moment.
+    Args:
+        overwrite: replace a caption that is there; otherwise only a blank file is replaced.
 
     Returns:
-        Whether it was written.
+        Whether the caption was written.
 
     Raises:
-        OSError: it cannot be.
+        OSError: the disk is full, the folder read-only ...
     """
     existing = [path for ending in SIDECARS if (path := picture.with_suffix(ending)).exists()]
     if not overwrite and any(path.read_bytes().strip() for path in existing):
@@ -115,7 +117,7 @@ def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger word in it: in front, unless it already stands somewhere."""
+    """The caption with the trigger word prepended, unless it contains the word already."""
     trigger = trigger.strip()
     if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
@@ -123,7 +125,7 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 
 def shuffle_tags(caption: str, keep_tokens: int, *key: int | str) -> str:
-    """The comma-separated tags in another order, the first keep_tokens in place; the key decides the order."""
+    """Shuffles the comma-separated tags but the first keep_tokens; the order is a function of the key."""
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     fixed, loose = tags[:keep_tokens], tags[keep_tokens:]
     python_random(*key).shuffle(loose)
@@ -131,12 +133,12 @@ def shuffle_tags(caption: str, keep_tokens: int, *key: int | str) -> str:
 
 
 def drop_tags(caption: str, keep_tokens: int, share: float, *key: int | str) -> str:
-    """The caption without some of its tags: each but the first keep_tokens is left out with the chance `share`."""
+    """Drops each tag but the first keep_tokens with probability `share`; the choice is a function of the key."""
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     random = python_random(*key)
     return ", ".join(tags[:keep_tokens] + [tag for tag in tags[keep_tokens:] if random.random() >= share])
 
 
 def one_line(caption: str) -> str:
-    """The caption with its line breaks turned into spaces."""
+    """The caption with its line breaks replaced by spaces."""
     return " ".join(line.strip() for line in caption.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""The data of a run: which pictures, with which captions, in which buckets, in which order."""
+"""The dataset of a run: pictures with captions, and the samples and batches of each epoch."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from .folder_settings import FolderSettings
 from .pictures import fit_mask, fit_pixels, load_alpha, load_mask, load_picture, to_image, to_mask_image
 
 SHUFFLE_VARIANTS = 8
-"""Forms a picture's tags are seen in; bounded, so that each text is encoded once."""
+"""Number of random variants of a picture's tags; few, since each text is encoded and cached."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Picture:
     """One picture with its caption."""
 
     name: str
-    """what messages call it"""
+    """path in its folder, or "image 1"; for messages"""
     width: int
-    """pixels, upright"""
+    """pixels, after EXIF rotation"""
     height: int
     caption: str = ""
     repeats: int = 1
@@ -41,24 +41,24 @@ class Picture:
     mask_pixels: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """(H, W) in [0, 1] for a mask from the graph, white = learn"""
     is_transparent: bool = False
-    """some of the file's picture is; then what is opaque serves as mask where there is no other"""
+    """some pixels of the file are transparent; its opacity is the mask if there is no other"""
     folder: FolderSettings = FolderSettings()
-    """its folder's own settings"""
+    """settings of its folder, from dataset.toml"""
 
     @property
     def has_mask(self) -> bool:
-        """Whether some of it may be left out."""
+        """Whether there is a mask to weight the loss by."""
         return self.mask_path is not None or self.mask_pixels is not None or self.is_transparent
 
     def load(self, fit: Fit) -> torch.Tensor:
-        """The picture in its bucket: (H, W, 3) float32 in [0, 1]."""
+        """The picture, scaled and cropped: (H, W, 3) float32 in [0, 1]."""
         if self.path is not None:
             return load_picture(self.path, fit)
         assert self.pixels is not None
         return fit_pixels(to_image(self.pixels), fit)
 
     def load_mask(self, fit: Fit) -> torch.Tensor | None:
-        """The mask in the picture's bucket, white = learn: (H, W) float32 in [0, 1]; None without one."""
+        """The mask, scaled and cropped as the picture, white = learn: (H, W) float32 in [0, 1]; None without one."""
         if self.mask_path is not None:
             return load_mask(self.mask_path, fit)
         if self.mask_pixels is not None:
@@ -70,30 +70,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is trained on in one slot of a batch."""
+    """One picture of a batch: its crop, flip and caption."""
 
     picture: int
     """index into the dataset's pictures"""
     fit: Fit
-    """its bucket and cut"""
+    """its bucket and crop"""
     flipped: bool
     caption: str
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, captions and how to draw from them."""
+    """Pictures with captions, and settings of the samples drawn from them."""
 
     pictures: tuple[Picture, ...]
     settings: DatasetSettings = DatasetSettings()
     name: str = "dataset"
     problems: tuple[str, ...] = ()
-    """what was left out, and why"""
+    """a sentence for each file that was left out"""
     settings_files: tuple[str, ...] = ()
-    """the folders' settings files that were read"""
+    """the dataset.toml files that were read"""
 
     def fits(self, resolution: int | None = None) -> list[Fit]:
-        """Each picture's bucket and centred cut at one resolution; None = the main one."""
+        """Each picture's bucket and centre crop at one resolution; None = the main one."""
         return self._fits[resolution or self.settings.resolution]
 
     @cached_property
@@ -105,7 +105,7 @@ class Dataset:
         }
 
     def settings_of(self, index: int) -> DatasetSettings:
-        """The settings of one picture: its folder's own go before the dataset's."""
+        """The settings of one picture: its folder's dataset.toml overrides the dataset's."""
         return self._settings[self.pictures[index].folder]
 
     @cached_property
@@ -117,7 +117,7 @@ class Dataset:
         return self.settings_of(index).masked_loss and self.pictures[index].has_mask
 
     def caption(self, index: int) -> str:
-        """A picture's caption as trained, before shuffling and dropout; a regularisation picture's as it is."""
+        """A picture's caption before shuffling and dropout; a regularisation picture's is unchanged."""
         picture, settings = self.pictures[index], self.settings_of(index)
         if picture.is_regularisation:
             return picture.caption
@@ -125,7 +125,11 @@ class Dataset:
         return caption_with_trigger(caption, settings.trigger_word)
 
     def with_captions(self, captions: dict[int, str]) -> "Dataset":
-        """A copy with other captions for some pictures, by index."""
+        """A copy with other captions.
+
+        Args:
+            captions: by the pictures' indices.
+        """
         pictures = tuple(
             replace(picture, caption=captions[index]) if index in captions else picture
             for index, picture in enumerate(self.pictures)
@@ -133,21 +137,20 @@ class Dataset:
         return replace(self, pictures=pictures)
 
     def epoch_batches(self, epoch: int, batch_size: int, seed: int) -> list[list[Sample]]:
-        """The batches of an epoch, each within one bucket; a function of the arguments alone.
+        """The batches of an epoch, each of one bucket, in random order; a function of the arguments alone.
 
-        Every training picture comes as often as it repeats, at each resolution. Regularisation pictures are drawn
-        until they are as many as the training samples, going on in the next epoch where this one stopped (as kohya's
-        trainer balances them).
+        Each training picture is in the epoch `repeats` times at each resolution. Regularisation pictures fill it up to
+        as many samples again; the next epoch continues with those that follow (as in kohya's trainer).
         """
         random = python_random(seed, epoch, "order")
-        views, prior = self._views(is_regularisation=False), self._views(is_regularisation=True)
+        entries, prior = self._entries(is_regularisation=False), self._entries(is_regularisation=True)
         if prior:
             python_random(seed, "prior").shuffle(prior)
-            start = epoch * len(views)
-            views = views + [prior[(start + n) % len(prior)] for n in range(len(views))]
-        random.shuffle(views)
+            start = epoch * len(entries)
+            entries = entries + [prior[(start + n) % len(prior)] for n in range(len(entries))]
+        random.shuffle(entries)
         buckets: dict[tuple[int, int], list[Sample]] = {}
-        for slot, (index, resolution) in enumerate(views):
+        for slot, (index, resolution) in enumerate(entries):
             sample = self._sample(index, resolution, epoch, slot, seed)
             buckets.setdefault((sample.fit.width, sample.fit.height), []).append(sample)
         batches = [
@@ -164,8 +167,8 @@ class Dataset:
         is_prior = self.pictures[sample.picture].is_regularisation
         return settings.loss_weight * (settings.prior_loss_weight if is_prior else 1.0)
 
-    def _views(self, is_regularisation: bool) -> list[tuple[int, int]]:
-        """(picture, resolution), each as often as the picture repeats."""
+    def _entries(self, is_regularisation: bool) -> list[tuple[int, int]]:
+        """(picture index, resolution), `repeats` times for each picture and resolution."""
         return [
             (index, resolution)
             for index, picture in enumerate(self.pictures)
@@ -194,7 +197,7 @@ class Dataset:
 
 
 def bucket_table(dataset: Dataset) -> dict[tuple[int, int], int]:
-    """How many pictures each bucket (width, height) holds, over all resolutions, repeats not counted."""
+    """Bucket (width, height) -> number of pictures in it, over all resolutions, without repeats."""
     table: dict[tuple[int, int], int] = {}
     for resolution in dataset.settings.resolutions():
         for fit in dataset.fits(resolution):
@@ -203,14 +206,14 @@ def bucket_table(dataset: Dataset) -> dict[tuple[int, int], int]:
 
 
 def caption_lines(dataset: Dataset) -> str:
-    """All captions as trained, a line each."""
+    """All captions before shuffling and dropout, a line each."""
     return "\n".join(one_line(dataset.caption(index)) for index in range(len(dataset.pictures)))
 
 
 def size_conditioning(picture: Picture, fit: Fit, flipped: bool = False) -> dict[str, Any]:
-    """SDXL's size and crop of one sample, in ComfyUI's names (Podell et al., arXiv:2307.01952, section 2.2).
+    """SDXL's size and crop conditioning of a sample, by ComfyUI's names (Podell et al., arXiv:2307.01952, section 2.2).
 
-    The crop is given in the scaled picture's pixels, from its left or, mirrored, from its right edge.
+    The crop is in pixels of the scaled picture, from its left edge, or from its right edge if it is flipped.
     """
     right = fit.scaled_width - fit.width - fit.left
     return dict(
@@ -224,7 +227,7 @@ def size_conditioning(picture: Picture, fit: Fit, flipped: bool = False) -> dict
 
 
 def upscaled(dataset: Dataset) -> list[str]:
-    """The pictures that are smaller than their largest bucket, and so are trained on enlarged."""
+    """A sentence for each picture that is smaller than its largest bucket, so that it is trained on enlarged."""
     return [
         f"{picture.name} is {picture.width} x {picture.height}, trained at {fit.width} x {fit.height}"
         for picture, fit in zip(dataset.pictures, dataset.fits(max(dataset.settings.resolutions())), strict=True)
@@ -238,5 +241,5 @@ def unreadable(picture: Picture, error: Exception) -> str:
 
 
 def is_enlarged(picture: Picture, fit: Fit) -> bool:
-    """Whether a picture is clearly smaller than its bucket."""
+    """Whether scaling enlarges a picture's area by more than 10 %."""
     return fit.scaled_width * fit.scaled_height > 1.1 * picture.width * picture.height

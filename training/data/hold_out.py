@@ -7,29 +7,29 @@ from ..basics.randomness import derive_seed
 from .dataset import Dataset
 
 LARGEST_HOLD_OUT = 64
-"""Pictures held out at most: more would take time and add little."""
+"""most pictures held out: more would take time and add little accuracy"""
 
 
 def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
-    """(the training pictures, the validation pictures), drawn by the seed and the pictures' names and positions.
+    """(dataset to train on, dataset held out or None); the choice is a function of the seed, names and indices.
 
     Regularisation pictures are never held out.
 
     Args:
-        share: of the pictures, the recipe's validation_share; 0 = none.
+        share: of the pictures to hold out, the recipe's validation_share; 0 = none.
 
     Raises:
         InputError: there are too few pictures to hold any out.
     """
     if not share:
         return dataset, None
-    own = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
-    if len(own) < 2:
+    eligible = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
+    if len(eligible) < 2:
         problem = f"validation_share is {share:g}, but there is no picture to spare: set it to 0."
         raise_if_any("LoRA Config", [problem])
-    count = min(LARGEST_HOLD_OUT, len(own) - 1, max(1, round(share * len(own))))
-    lots = sorted(own, key=lambda index: derive_seed(seed, dataset.pictures[index].name, index, "held out"))
-    held = set(lots[:count])
+    count = min(LARGEST_HOLD_OUT, len(eligible) - 1, max(1, round(share * len(eligible))))
+    shuffled = sorted(eligible, key=lambda index: derive_seed(seed, dataset.pictures[index].name, index, "held out"))
+    held = set(shuffled[:count])
     pictures = dataset.pictures
     return (
         replace(dataset, pictures=tuple(each for index, each in enumerate(pictures) if index not in held)),

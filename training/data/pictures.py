@@ -1,4 +1,4 @@
-"""Picture files in: any kind that Pillow reads, as upright RGB, and their masks."""
+"""Reading picture and mask files, in any safe format of Pillow, as upright RGB or grey."""
 
 import hashlib
 import math
@@ -17,41 +17,39 @@ from .buckets import Fit
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF")
-"""what may lie in such a file, by Pillow's names: some of its others start programs or fetch what they name"""
+"""Pillow's names of the formats that are read; some other formats start programs or open further files"""
 SMALLEST_SIDE = 16
-"""pixels; less holds nothing to learn"""
-PACKED_BMP = (1, 2)
-"""run lengths, which Pillow unpacks in Python: some bytes can hold the whole server up for half a minute"""
+"""pixels"""
+RUN_LENGTH_BMP = (1, 2)
+"""compressions of BMP that Pillow decodes in Python: a few bytes can block the server for half a minute"""
 LARGEST_AREA = 170_000_000
-"""pixels; beyond this one picture would take gigabytes to decode"""
-
-
+"""pixels; a larger picture takes gigabytes to decode"""
 SAME_ASPECT = 0.02
-"""a mask may differ from its picture's aspect ratio by this share, as rounding to pixels does"""
+"""relative difference of two aspect ratios that counts as rounding to pixels"""
 
 
 class PictureError(ValueError):
-    """A picture that cannot be used; the message names it and says what to do."""
+    """A picture that cannot be used; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What is known of a picture file once it was read as a whole."""
+    """Facts about a picture file that was decoded without error."""
 
     width: int
-    """pixels, upright"""
+    """pixels, after EXIF rotation"""
     height: int
     is_transparent: bool
-    """some of it is"""
+    """some of its pixels are"""
     digest: str
     """SHA-256 of the file"""
 
 
 def picture_facts(path: Path) -> PictureFacts:
-    """Reads and decodes the whole file.
+    """Decodes a file and digests it.
 
     Raises:
-        PictureError: it cannot be used.
+        PictureError: the file cannot be used.
     """
     width, height = picture_size(path)
     with _decoding(path), _opened(path) as image:
@@ -62,19 +60,19 @@ def picture_facts(path: Path) -> PictureFacts:
 
 
 def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether two (width, height) have one aspect ratio, but for rounding."""
+    """Whether two (width, height) have the same aspect ratio within SAME_ASPECT."""
     return abs(math.log(first[0] * second[1] / (first[1] * second[0]))) <= SAME_ASPECT
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) as shown, read from the header only.
+    """(width, height) after EXIF rotation, from the file's header alone.
 
     Raises:
-        PictureError: no picture, too small, too large.
+        PictureError: not a picture, too small or too large.
     """
     with _decoding(path), _opened(path) as image:
         width, height = image.size
-        if width * height > LARGEST_AREA:  # before all else: a PNG is decoded for its EXIF
+        if width * height > LARGEST_AREA:  # checked first, as getexif() decodes a PNG
             raise PictureError(
                 f"{path.name} is {width} x {height} pixels: more than {LARGEST_AREA // 1_000_000} million. "
                 "Scale it down."
@@ -89,17 +87,17 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def check_picture(path: Path) -> None:
-    """Decodes the whole file once.
+    """Decodes a file.
 
     Raises:
-        PictureError: truncated or damaged.
+        PictureError: the file is truncated or damaged.
     """
     with _decoding(path), _opened(path) as image:
         image.load()
 
 
 def load_picture(path: Path, fit: Fit) -> torch.Tensor:
-    """The picture in its bucket: (H, W, 3) float32 in [0, 1]."""
+    """A picture, scaled and cropped into its bucket: (H, W, 3) float32 in [0, 1]."""
     with _decoding(path), _opened(path) as image:
         image.draft("RGB", (fit.scaled_width, fit.scaled_height))
         image.load()
@@ -108,10 +106,10 @@ def load_picture(path: Path, fit: Fit) -> torch.Tensor:
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:
-    """The whole picture, upright, as RGB of at most so many pixels a side.
+    """A picture, upright, scaled down to at most `side` pixels on its longer side, RGB.
 
     Raises:
-        PictureError: it cannot be used.
+        PictureError: the file cannot be used.
     """
     picture_size(path)
     with _decoding(path), _opened(path) as image:
@@ -123,7 +121,7 @@ def thumbnail(path: Path, side: int) -> Image.Image:
 
 
 def load_mask(path: Path, fit: Fit) -> torch.Tensor:
-    """A mask file in its picture's bucket, white = 1: (H, W) float32 in [0, 1]; its own transparency is black."""
+    """A mask file, scaled and cropped as its picture, white = 1, transparent = 0: (H, W) float32 in [0, 1]."""
     with _decoding(path), _opened(path) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -135,7 +133,7 @@ def load_mask(path: Path, fit: Fit) -> torch.Tensor:
 
 
 def load_alpha(path: Path, fit: Fit) -> torch.Tensor:
-    """How opaque a picture is, in its bucket: (H, W) float32 in [0, 1]."""
+    """A picture's alpha channel, scaled and cropped as the picture: (H, W) float32 in [0, 1]; 1 without one."""
     with _decoding(path), _opened(path) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -144,15 +142,15 @@ def load_alpha(path: Path, fit: Fit) -> torch.Tensor:
 
 
 def fit_mask(mask: Image.Image, fit: Fit) -> torch.Tensor:
-    """A grey mask scaled, by area, and cut as its picture is: (H, W) float32 in [0, 1]."""
-    cut = mask.resize((fit.width, fit.height), Image.Resampling.BOX, _cut(mask, fit))
-    return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
+    """A grey mask, scaled by area and cropped as its picture: (H, W) float32 in [0, 1]."""
+    fitted = mask.resize((fit.width, fit.height), Image.Resampling.BOX, _crop_box(mask, fit))
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255.0)
 
 
 def fit_pixels(image: Image.Image, fit: Fit) -> torch.Tensor:
-    """An RGB image scaled and cut into its bucket: (H, W, 3) float32 in [0, 1]."""
-    cut = image.resize((fit.width, fit.height), Image.Resampling.LANCZOS, _cut(image, fit))
-    return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
+    """An RGB image, scaled and cropped into its bucket: (H, W, 3) float32 in [0, 1]."""
+    fitted = image.resize((fit.width, fit.height), Image.Resampling.LANCZOS, _crop_box(image, fit))
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255.0)
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
@@ -166,8 +164,8 @@ def to_mask_image(mask: torch.Tensor) -> Image.Image:
     return to_image(mask[..., None].expand(*mask.shape, 3)).getchannel(0)
 
 
-def _cut(image: Image.Image, fit: Fit) -> tuple[float, float, float, float]:
-    """What the fit keeps, in the image's own pixels: left, top, right, bottom."""
+def _crop_box(image: Image.Image, fit: Fit) -> tuple[float, float, float, float]:
+    """The crop of a fit in pixels of the unscaled image: (left, top, right, bottom)."""
     x, y = image.width / fit.scaled_width, image.height / fit.scaled_height
     return (fit.left * x, fit.top * y, (fit.left + fit.width) * x, (fit.top + fit.height) * y)
 
@@ -181,12 +179,12 @@ def _opened(path: Path) -> Image.Image:
             image = Image.open(path, formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path.name} has too many pixels to decode: scale it down.") from error
-    except Exception as error:  # Pillow's readers let any error of theirs out
+    except Exception as error:  # Pillow's decoders raise errors of any type
         kinds = ", ".join(FORMATS)
         raise PictureError(
             f"{path.name} is not a picture Pillow can read ({kinds}): remove it or save it again."
         ) from error
-    if image.info.get("compression") in PACKED_BMP and image.format == "BMP":
+    if image.info.get("compression") in RUN_LENGTH_BMP and image.format == "BMP":
         image.close()
         raise PictureError(f"{path.name} is a compressed BMP, which takes too long to decode: save it as PNG.")
     return image
@@ -194,7 +192,7 @@ def _opened(path: Path) -> Image.Image:
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow has."""
+    """Those of FORMATS that the installed Pillow supports."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
@@ -205,7 +203,7 @@ def _decoding(path: Path) -> Iterator[None]:
         yield
     except PictureError:
         raise
-    except Exception as error:  # Pillow's readers let any error of theirs out
+    except Exception as error:  # Pillow's decoders raise errors of any type
         raise PictureError(f"{path.name} is damaged or cut short ({error}): copy it again or remove it.") from error
 
 
@@ -218,7 +216,7 @@ def _digest(path: Path) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """First frame, 8 bits, transparency over white."""
+    """The first frame in 8 bits, composited over white."""
     image = _to_8_bits(image)
     if _has_alpha(image):
         rgba = image.convert("RGBA")
@@ -239,6 +237,6 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """How opaque each pixel is, where the picture says it; a grey picture of 16 bits never does."""
+    """The alpha channel, or None; a grey picture of 16 bits has none."""
     image = _to_8_bits(image)
     return image.convert("RGBA").getchannel("A") if _has_alpha(image) else None

@@ -8,7 +8,7 @@ from .dataset import Dataset, Sample
 
 
 class Plan:
-    """The samples of every forward pass of a run, epoch after epoch; they depend on the arguments only.
+    """The samples of each forward pass of a run, as a function of the arguments.
 
     Args:
         seed: of the order of the samples.
@@ -29,31 +29,31 @@ class Plan:
         )
 
     def epoch_of(self, step: int) -> int:
-        """The epoch (from 0) that a step begins in."""
-        return self._place(step * self.optimization.gradient_accumulation)[0]
+        """The epoch, from 0, in which a step begins."""
+        return self._position(step * self.optimization.gradient_accumulation)[0]
 
     def samples_at(self, step: int, micro: int) -> list[Sample]:
-        """The samples of one forward pass."""
-        epoch, index = self._place(step * self.optimization.gradient_accumulation + micro)
+        """The samples of forward pass `micro` of a step."""
+        epoch, index = self._position(step * self.optimization.gradient_accumulation + micro)
         return self._epochs[epoch][index]
 
     def largest(self) -> tuple[int, int]:
-        """The (step, forward pass) of the first epoch that has the most pixels."""
-        self._place(0)
+        """The (step, forward pass) with the most pixels in the first epoch."""
+        self._position(0)
         passes = min(self._starts[1], self.steps * self.optimization.gradient_accumulation)
-        places = [divmod(passed, self.optimization.gradient_accumulation) for passed in range(passes)]
+        steps = [divmod(number, self.optimization.gradient_accumulation) for number in range(passes)]
 
-        def pixels(place: tuple[int, int]) -> int:
-            return sum(sample.fit.width * sample.fit.height for sample in self.samples_at(*place))
+        def pixels(step: tuple[int, int]) -> int:
+            return sum(sample.fit.width * sample.fit.height for sample in self.samples_at(*step))
 
-        return max(places, key=pixels)
+        return max(steps, key=pixels)
 
-    def _place(self, passed: int) -> tuple[int, int]:
-        """(epoch, batch within it) after so many forward passes; epochs may differ in length by their buckets."""
-        while self._starts[-1] <= passed:
+    def _position(self, passes: int) -> tuple[int, int]:
+        """(epoch, batch within it) after so many forward passes; epochs may differ in their number of batches."""
+        while self._starts[-1] <= passes:
             self._add_epoch()
-        epoch = bisect.bisect_right(self._starts, passed) - 1
-        return epoch, passed - self._starts[epoch]
+        epoch = bisect.bisect_right(self._starts, passes) - 1
+        return epoch, passes - self._starts[epoch]
 
     def _add_epoch(self) -> None:
         epoch = len(self._epochs)
@@ -61,7 +61,7 @@ class Plan:
         self._starts.append(self._starts[-1] + len(self._epochs[-1]))
 
     def all_samples(self) -> set[Sample]:
-        """Every distinct sample of the run."""
+        """The distinct samples of the run."""
         return {
             sample
             for step in range(self.steps)

@@ -1,4 +1,4 @@
-"""Labelled sheets: what the trainer will see, and what a LoRA does at each strength."""
+"""Pictures in labelled rows and columns: the contact sheet of a dataset, the strength grid of a LoRA."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,27 @@ TEXT = (232, 234, 237)
 FAINT = (154, 160, 166)
 MARGIN = 8
 DIMMED = 0.2
-"""brightness that is left of what is not learned"""
+"""brightness where the mask is 0"""
 
 
-def contact_sheet(cells: Sequence[tuple[torch.Tensor, str, str]], columns: int, side: int) -> torch.Tensor:
+def contact_sheet(entries: Sequence[tuple[torch.Tensor, str, str]], columns: int, side: int) -> torch.Tensor:
     """Pictures in rows, each with a heading and a caption below.
 
     Args:
-        cells: (pixels (H, W, 3), heading, caption).
-        columns: cells a row.
-        side: of a cell's picture, pixels.
+        entries: (pixels (H, W, 3), heading, caption).
+        columns: pictures per row.
+        side: longest side of a picture on the sheet, pixels.
 
     Returns:
         (1, H, W, 3) in [0, 1].
     """
     small, lines = _font(11), 3
     text_height = 16 + lines * 14
-    rows = -(-len(cells) // columns)
+    rows = -(-len(entries) // columns)
     width = MARGIN + columns * (side + MARGIN)
     sheet = Image.new("RGB", (width, MARGIN + rows * (side + text_height + MARGIN)), GROUND)
     pen = ImageDraw.Draw(sheet)
-    for number, (pixels, heading, caption) in enumerate(cells):
+    for number, (pixels, heading, caption) in enumerate(entries):
         left = MARGIN + number % columns * (side + MARGIN)
         top = MARGIN + number // columns * (side + text_height + MARGIN)
         picture = to_image(pixels)
@@ -46,15 +46,16 @@ def contact_sheet(cells: Sequence[tuple[torch.Tensor, str, str]], columns: int, 
 
 
 def dimmed(pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The picture (H, W, 3) with what the mask (H, W) leaves out darkened."""
+    """A picture (H, W, 3), darkened where the mask (H, W) is low."""
     return pixels * (DIMMED + (1.0 - DIMMED) * mask[..., None])
 
 
 def strength_grid(rows: Sequence[tuple[str, Sequence[torch.Tensor]]], column_labels: Sequence[str]) -> torch.Tensor:
-    """One row a prompt, one column a strength, all labelled.
+    """A labelled grid: a row per prompt, a column per strength.
 
     Args:
-        rows: (prompt, pictures (H, W, 3), all of one size).
+        rows: (prompt, a picture (H, W, 3) per strength, all of one size).
+        column_labels: one per strength.
 
     Returns:
         (1, H, W, 3) in [0, 1].
@@ -80,7 +81,12 @@ def strength_grid(rows: Sequence[tuple[str, Sequence[torch.Tensor]]], column_lab
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """The text in at most so many lines of at most so many pixels, cut with an ellipsis."""
+    """The text in lines, the last one ending in an ellipsis if the text is too long.
+
+    Args:
+        width: of a line, pixels.
+        lines: at most.
+    """
     words, out, current = " ".join(text.split()).split(" "), [], ""
     for index, word in enumerate(words):
         longer = f"{current} {word}".strip()
@@ -97,7 +103,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> lis
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
-    text = text[:width]  # a character has a pixel at least: the rest cannot fit
+    text = text[:width]  # a character is at least a pixel wide
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"

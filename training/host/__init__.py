@@ -1,33 +1,18 @@
-"""The only room that knows ComfyUI: everything else asks here.
+"""The only package that imports ComfyUI; the other rooms use it as `host.name`.
 
-`view` makes a trainable twin of the graph's MODEL, `streaming` leaves its weights in RAM, `quantise` holds them in
-fewer bits, `products` multiplies by them, `fusion` has faster forms of layers, `conditioning` turns text and pictures
-into what the model takes, `text_encoder` makes a trainable twin of the CLIP, `loras` knows key names and patches,
-`places` the host's folders, `lora_folder` those of LoRAs, `recipes` the files of other trainers, `page` progress,
-interrupt and the page, `fingerprints` tells models apart.
+`families` is the table of model families. `twin` copies a MODEL for training, `streaming` and `quantise` let it take
+less GPU memory, `fusion`, `attention`, `products` and `rotation` make it faster, `blocks` adds gradient checkpointing.
+`text_encoder`, `latents`, `conditioning` and `model_sampling` give what a training step needs of CLIP, VAE and MODEL;
+`compatibility` checks that they belong together. `loras` names layers in LoRA files. `folders` and `lora_folder` are
+files, `page` and `routes` the way to the browser.
 """
 
-from . import version  # noqa: F401  (first: it refuses a host that is too old)
+from . import version  # isort: skip  (first: refuses a ComfyUI that is too old for the other imports)
+
 from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
-from .conditioning import (
-    batch_conds,
-    captures_with_cuda_malloc,
-    check_compatible,
-    decode_latents,
-    encode_pixels,
-    encode_text,
-    family,
-    from_model_space,
-    latent_shape,
-    predict,
-    sampler_sigmas,
-    start_noise,
-    takes_guidance,
-    to_model_space,
-    training_guidance,
-    wants_size_conditioning,
-)
+from .compatibility import check_compatible
+from .conditioning import batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
 from .families import ModelFamily, base_version, family_of, family_of_architecture, family_of_version
 from .fingerprints import model_fingerprint
@@ -43,7 +28,7 @@ from .folders import (
     leaves_roots,
     may_write,
     model_folders,
-    output_place,
+    output_location,
     register_model_folder,
     resolve_folder,
     runs_root,
@@ -51,125 +36,26 @@ from .folders import (
 )
 from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
-from .lora_folder import lora_files, lora_folder, lora_path, lora_places
+from .latents import decode_latents, encode_pixels, from_model_space, latent_shape, to_model_space
+from .lora_folder import lora_files, lora_folder, lora_path, lora_paths
 from .loras import LayerNames, layer_names, with_lora
+from .model_patches import captures_with_cuda_malloc, patches_on_device, transformer_options, warnings_about
+from .model_sampling import family, sampler_sigmas, set_sigmas, start_noise
 from .modes import sampling_mode, training_mode
 from .page import (
-    Content,
     Interrupted,
-    Upload,
-    UploadRules,
-    blocked,
+    empty_output,
+    log,
     memory,
     progress_bar,
     raise_if_interrupted,
-    say,
+    running_node,
     send,
-    serve_get,
-    serve_json,
-    serve_post,
-    serve_upload,
     show_text,
-    where,
 )
 from .products import PRODUCTS, fp8_matmul_obstacle
 from .quantise import FP8_MATMUL
+from .routes import Content, Upload, UploadRules, serve_get, serve_json, serve_post, serve_upload
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
-from .text_encoder import clip_skip, encode_text_with, trainable_text_encoder
-from .twin import patches_on_device, set_sigmas, trainable_view, transformer_options, twin_of, warnings_about
-
-__all__ = [
-    "Content",
-    "FP8_MATMUL",
-    "Interrupted",
-    "LayerNames",
-    "ModelFamily",
-    "PRODUCTS",
-    "Streamed",
-    "Upload",
-    "UploadRules",
-    "WRITE_VARIABLE",
-    "base_version",
-    "batch_conds",
-    "blocked",
-    "cache_folder",
-    "cache_limit",
-    "captures_with_cuda_malloc",
-    "check_compatible",
-    "checkpoint_blocks",
-    "clip_skip",
-    "data_path",
-    "data_roots",
-    "decode_latents",
-    "draw",
-    "encode_pixels",
-    "encode_text",
-    "encode_text_with",
-    "family",
-    "family_of",
-    "family_of_architecture",
-    "family_of_version",
-    "fp8_matmul_obstacle",
-    "free_bytes",
-    "from_model_space",
-    "fuse_layers",
-    "has_bf16",
-    "has_fp16",
-    "inference_device",
-    "input_folder",
-    "is_picture_there",
-    "largest_upload",
-    "latent_shape",
-    "layer_names",
-    "leaves_roots",
-    "loaded_for_inference",
-    "lora_files",
-    "lora_folder",
-    "lora_path",
-    "lora_places",
-    "make_room",
-    "may_write",
-    "memory",
-    "model_fingerprint",
-    "model_folders",
-    "output_place",
-    "patches_on_device",
-    "predict",
-    "progress_bar",
-    "raise_if_interrupted",
-    "register_model_folder",
-    "repeated_blocks",
-    "resolve_folder",
-    "runs_root",
-    "sampler_names",
-    "sampler_sigmas",
-    "sampling_mode",
-    "say",
-    "scheduler_names",
-    "send",
-    "serve_get",
-    "serve_json",
-    "serve_post",
-    "serve_upload",
-    "set_sigmas",
-    "show_text",
-    "start_noise",
-    "stream_blocks",
-    "takes_fp16",
-    "takes_guidance",
-    "thumbnail_address",
-    "to_model_space",
-    "trainable_text_encoder",
-    "trainable_view",
-    "training_device",
-    "training_dtype",
-    "training_guidance",
-    "training_mode",
-    "transformer_options",
-    "twin_of",
-    "wants_size_conditioning",
-    "warnings_about",
-    "weight_bytes",
-    "where",
-    "with_lora",
-]
+from .text_encoder import clip_skip, encode_text, encode_text_with, trainable_text_encoder
+from .twin import trainable_twin, twin_of

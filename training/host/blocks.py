@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: checkpointing, in-place residuals, weights that can wait in RAM."""
+"""The repeated blocks of a model: finding them, gradient checkpointing, residuals that are added in place."""
 
 import contextlib
 import traceback
@@ -9,37 +9,36 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from .families import facts_about
 
-Around = Callable[[], contextlib.AbstractContextManager[None]]
+MakeContext = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def checkpoint_blocks(twin: Any, around: Mapping[str, Around] | None = None) -> list[str]:
+def checkpoint_blocks(twin: Any, contexts: Mapping[str, MakeContext] | None = None) -> list[str]:
     """Recomputes activations block by block in the backward pass (Chen et al., arXiv:1604.06174).
 
     Args:
-        twin: from `trainable_view`; its blocks are changed for good.
-        around: name of a block -> context in which it runs, each time it does.
+        twin: from `trainable_twin`; its blocks are changed in place.
+        contexts: name of a block -> makes the context for each of its runs, recomputations included.
 
     Returns:
         The names of the blocks.
     """
     names, in_place = [], facts_about(twin).in_place_blocks
     for name, block in repeated_blocks(twin):
-        context = (around or {}).get(name, contextlib.nullcontext)
-        block.forward = _Checkpointed(block, context, _is_one_of(block, in_place))
+        make_context = (contexts or {}).get(name, contextlib.nullcontext)
+        block.forward = _Checkpointed(block, make_context, _is_one_of(block, in_place))
         names.append(name)
     return names
 
 
 class _Checkpointed:
-    """Stands in for a block's forward. It holds the block weakly: a twin is to go when the run ends, not later."""
+    """Replaces a block's forward. It refers to the block weakly: a cycle would keep the twin alive after the run."""
 
-    def __init__(self, block: nn.Module, around: Around, writes_inputs: bool):
-        self.around = around
+    def __init__(self, block: nn.Module, make_context: MakeContext, writes_inputs: bool):
+        self.make_context = make_context
         self.method = weakref.WeakMethod(block.forward) if isinstance(block.forward, types.MethodType) else None
         self.patched = None if self.method else block.forward
         self.writes_inputs = writes_inputs
@@ -47,22 +46,22 @@ class _Checkpointed:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward = self.method() if self.method else self.patched
         assert forward is not None
-        if self.writes_inputs:  # on copies: the recomputation needs the inputs as they came
+        if self.writes_inputs:  # on copies: the recomputation needs the original inputs
             args, kwargs = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
-        with self.around():
+        with self.make_context():
             return forward(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        # Models write into these dicts as they go (which block it is): the second pass must see what the first saw.
+        # Models write into these dicts (e.g. the block's index): the recomputation must see the same values.
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
-        # Nothing here draws from torch's own generators: there are no states to keep.
+        # No block draws from torch's global generators, so their states need not be saved.
         try:
             return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
         except BaseException as error:
-            # A pass that breaks off leaves torch's hooks on, for whatever is computed next, as long as its frames live.
+            # After an error torch's saved-tensor hooks stay active for later computations while the frames are alive.
             traceback.clear_frames(error.__traceback__)
             raise
 
@@ -92,26 +91,6 @@ def _copy_input(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Ten
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and torch.is_grad_enabled() else value
-
-
-def streamable(block: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The weights of a block that may wait in RAM, as (module, name of the parameter).
-
-    Norms and biases, having one dimension, are next to nothing and stay. So does a block that is a single layer: an
-    adapter on it runs around the block, and sees its weight from outside. So do other nodes' kinds of tensors.
-    """
-    if not any(True for _ in block.children()):
-        return []
-    return [
-        (module, name)
-        for module in block.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.dim() > 1 and _can_be_sent(parameter)
-    ]
-
-
-def _can_be_sent(parameter: torch.Tensor) -> bool:
-    return type(parameter) in (torch.Tensor, nn.Parameter) or is_traceable_wrapper_subclass(parameter)
 
 
 def repeated_blocks(base_model: Any) -> Iterator[tuple[str, nn.Module]]:

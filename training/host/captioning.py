@@ -1,4 +1,4 @@
-"""Memory for a model that is not one of the host's own."""
+"""GPU memory for a model that the host did not load, such as a captioner."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ import comfy.model_patcher
 import torch
 
 
-class _Guest(torch.nn.Module):
-    """A module in a frame with the attributes that the host's patcher sets."""
+class _Wrapper(torch.nn.Module):
+    """A module inside a module on which the host's ModelPatcher can set attributes."""
 
     def __init__(self, module: torch.nn.Module):
         super().__init__()
@@ -18,18 +18,21 @@ class _Guest(torch.nn.Module):
 
 
 def inference_device() -> torch.device:
-    """Where the host computes."""
+    """The host's compute device."""
     return comfy.model_management.get_torch_device()
 
 
 @contextlib.contextmanager
 def loaded_for_inference(module: torch.nn.Module) -> Iterator[torch.device]:
-    """Puts a module on the host's device through its model management, and off it again.
+    """Loads a module onto the host's device while the context lasts, through the host's model management.
 
-    The host makes room first and counts the module's memory; on the way out the module leaves the device.
+    The host makes room for it and counts its memory; on exit the module is unloaded.
+
+    Yields:
+        The device.
     """
     device = comfy.model_management.get_torch_device()
-    patcher = comfy.model_patcher.ModelPatcher(_Guest(module), device, torch.device("cpu"))
+    patcher = comfy.model_patcher.ModelPatcher(_Wrapper(module), device, torch.device("cpu"))
     try:
         comfy.model_management.load_models_gpu([patcher], force_full_load=True)
         yield device

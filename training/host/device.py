@@ -1,4 +1,4 @@
-"""The device that a MODEL computes on, and what it can do."""
+"""The device that a MODEL computes on, and the number formats and kernels it supports."""
 
 import functools
 from typing import Any
@@ -8,12 +8,12 @@ import torch
 
 
 def training_device(model: Any) -> torch.device:
-    """Where the MODEL computes."""
+    """The device on which the MODEL computes."""
     return model.load_device
 
 
 def training_dtype(model: Any, precision: str) -> torch.dtype:
-    """The base model's arithmetic for a precision of the config."""
+    """The dtype in which the base model computes, for the config's precision."""
     if precision == "fp32":
         return torch.float32
     device = training_device(model)
@@ -23,7 +23,7 @@ def training_dtype(model: Any, precision: str) -> torch.dtype:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device is a GPU that computes bf16 itself."""
+    """Whether a device is a GPU with bf16 arithmetic; emulation does not count."""
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
@@ -31,17 +31,17 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def has_fp16(device: torch.device) -> bool:
-    """Whether the host trusts a device with fp16: not GTX 16, which computes it wrong, nor older ones."""
+    """Whether the host uses fp16 on a device: not on GTX 16 cards, which compute it wrongly, nor on older ones."""
     return comfy.model_management.should_use_fp16(device)
 
 
 def takes_fp16(model: Any) -> bool:
-    """Whether the host runs such a MODEL in fp16, which holds no number above 65504."""
+    """Whether the host runs this kind of MODEL in fp16; some exceed its largest number, 65504."""
     return torch.float16 in model.model.model_config.supported_inference_dtypes
 
 
 def make_room(device: torch.device) -> None:
-    """Lets the host unload its models from a GPU; they come back when a node needs them."""
+    """Makes the host unload its models from a GPU; it loads them again when a node needs them."""
     if device.type != "cpu":
         comfy.model_management.free_memory(1e30, device)
         comfy.model_management.soft_empty_cache()
@@ -51,23 +51,24 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether Triton's kernels run on a device."""
+    """Whether the Triton kernels run on a device."""
     return not kernel_obstacle(device)
 
 
 @functools.cache
 def kernel_obstacle(device: torch.device) -> str:
-    """Why Triton's kernels cannot run here; empty where one did."""
+    """Why the Triton kernels cannot run on a device, found by running one; empty if they can."""
     try:
         from ..kernels import geglu
 
         geglu(torch.zeros(1, 2, device=device))
-    except torch.OutOfMemoryError:  # of now, and no reason for later
+    except torch.OutOfMemoryError:  # says nothing about later calls
         raise
-    except Exception as error:  # Triton's compiler has errors of many kinds, and none of them may end a run
+    except Exception as error:  # Triton's compiler raises many kinds, and none may end a run
         return first_line(error)
     return ""
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class name if the message is empty."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -52,8 +52,8 @@ class Refusal:
 
     applies: Callable[[Mapping[str, Any]], bool]
     """Called with the model's config (the host's unet_config)."""
-    reason: str
-    """A sentence after "model"; {keys} of the model's config are filled in."""
+    reason: Callable[[Mapping[str, Any]], str]
+    """Called likewise; gives what follows on "model " in the message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class ModelFamily:
     def refusal_of(self, base_model: Any) -> str:
         """Why a `BaseModel` of this family cannot be trained; empty if it can."""
         config = base_model.model_config.unet_config
-        return next((f"model {each.reason.format(**config)}" for each in self.refusals if each.applies(config)), "")
+        return next((f"model {each.reason(config)}" for each in self.refusals if each.applies(config)), "")
 
 
 # ---------------------------------------------------------------- the rows
@@ -165,8 +165,10 @@ FLUX: dict[str, Any] = {
     "refusals": (
         Refusal(
             lambda config: config["in_channels"] > config["out_channels"],
-            "takes {in_channels} channels and gives {out_channels}: it is an inpainting or control model, which "
-            "cannot be trained so far. Connect the plain model of its family.",
+            lambda config: (
+                f"takes {config['in_channels']} channels and gives {config['out_channels']}: it is an inpainting or "
+                "control model, which cannot be trained so far. Connect the plain model of its family."
+            ),
         ),
     ),
 }

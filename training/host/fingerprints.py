@@ -1,4 +1,4 @@
-"""Telling models apart by what they compute with."""
+"""Fingerprints of models: equal ones compute the same."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,18 +9,18 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 
 SAMPLES = 64
-"""values read of each weight"""
+"""Values read of each weight."""
 
 
 def model_fingerprint(model: Any) -> str | None:
-    """A digest of a MODEL's, CLIP's or VAE's weights, patches and options: equal ones compute the same.
+    """A digest of a MODEL's, CLIP's or VAE's weights, patches and options.
 
-    Names, shapes, types and an even sample of the values of every weight count, the same of the patches on them with
-    their strengths, a CLIP's options (clip skip), and the kind of device and arithmetic. Weights are read where they
-    are, before patches are put into them; ones without content (meta) count by shape alone.
+    It covers names, shapes, types and an even sample of the values of every weight, the same for the patches on them
+    with their strengths, a CLIP's options (clip skip), and the kind of device and arithmetic. Weights are read where
+    they are, before patches are applied; meta tensors count by shape alone.
 
     Returns:
-        None where something is on the model that cannot be told apart from outside: hooks, wrappers, other objects.
+        None if the model carries code whose effect cannot be compared: hooks, wrappers, other objects.
     """
     patcher = getattr(model, "patcher", model)
     if _carries_code(patcher, model):
@@ -38,7 +38,7 @@ def model_fingerprint(model: Any) -> str | None:
 
 
 def _weights(patcher: Any) -> Iterable[tuple[str, torch.Tensor]]:
-    """Every weight and buffer by name, as it is without patches."""
+    """Every parameter and buffer by name, without patches."""
     for name, parameter in patcher.model.named_parameters():
         backup = patcher.backup.get(name)
         yield name, parameter if backup is None else backup.weight
@@ -47,7 +47,7 @@ def _weights(patcher: Any) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _options(model: Any) -> list[Any]:
-    """What a CLIP or VAE computes by, beside its weights."""
+    """Options by which a CLIP or VAE computes, besides its weights."""
     names = ("layer_idx", "tokenizer_options", "use_clip_schedule", "vae_dtype", "latent_channels", "latent_dim")
     options = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return [type(getattr(model, "tokenizer", None)).__qualname__, {k: _plain(v) for k, v in options.items()}]
@@ -69,28 +69,28 @@ def _carries_code(patcher: Any, model: Any) -> bool:
 
 
 class _Digest:
-    """Gathers a description and samples of tensors, and digests them together."""
+    """Collects a description and samples of tensors, and hashes them together."""
 
     def __init__(self) -> None:
         self._words = hashlib.sha256()
         self._samples: list[torch.Tensor] = []
 
     def add(self, *parts: Any) -> None:
-        """Adds values of any depth.
+        """Adds values, nested or not.
 
         Raises:
-            TypeError: one that has no content to compare.
+            TypeError: a value whose content cannot be compared.
         """
         for part in parts:
             self._add(part)
 
     def text(self) -> str:
-        """The digest, in hexadecimal."""
+        """The digest in hexadecimal."""
         by_device: dict[torch.device, list[int]] = {}
         for index, sample in enumerate(self._samples):
             by_device.setdefault(sample.device, []).append(index)
         content: dict[int, torch.Tensor] = {}
-        for indices in by_device.values():  # one copy a device; the order stays, wherever a weight lies just now
+        for indices in by_device.values():  # one copy per device; the order does not depend on where weights are
             samples = [self._samples[index] for index in indices]
             parts = torch.cat(samples).cpu().split([sample.numel() for sample in samples])
             content.update(zip(indices, parts, strict=True))
@@ -121,16 +121,16 @@ class _Digest:
 
     def _add_tensor(self, tensor: torch.Tensor) -> None:
         quantised = getattr(tensor, "_qdata", None)
-        if quantised is not None:  # the host's quantised weights: their own data, and the scales beside it
+        if quantised is not None:  # the host's quantised weights: integers and scales
             self._say(type(tensor).__name__)
             self.add(quantised, vars(getattr(tensor, "_params")))  # noqa: B009
             return
         self._say(f"{tuple(tensor.shape)} {tensor.dtype}")
         if tensor.is_meta or not tensor.numel():
             return
-        with torch.inference_mode():  # the host's weights are inference tensors, or become some when they move
+        with torch.inference_mode():  # the host's weights are inference tensors, or become so when moved
             flat = tensor.detach().reshape(-1)
-            step = (flat.numel() // SAMPLES) | 1  # odd, so as not to stay in one column of a matrix
+            step = (flat.numel() // SAMPLES) | 1  # odd, so that samples fall in different columns of a matrix
             sample = flat[::step].clone().view(torch.uint8)
         self._samples.append(sample)
 

@@ -1,4 +1,4 @@
-"""Folders of the host."""
+"""Folders that the pack may read and write: the host's, and those its owner adds."""
 
 import math
 import os
@@ -13,28 +13,29 @@ from ..basics.errors import InputError, raise_if_any
 from ..basics.paths import OutsideRefused, PathRefused, leads_out, resolve
 
 DATASETS = "lora_kiln_datasets"
-"""The kind under which extra_model_paths.yaml may name folders of pictures."""
+"""Key of extra_model_paths.yaml that may list dataset folders."""
 ROOTS_VARIABLE = "LORA_KILN_ROOTS"
-"""Folders outside ComfyUI's input folder that may be read, as the person who runs the server sets them."""
+"""Environment variable set by the server's owner: folders outside ComfyUI's input folder that may be read."""
 WRITE_VARIABLE = "LORA_KILN_WRITE"
-"""1 = captions may be written in the folders outside too."""
+"""Environment variable; 1 = captions may be written in those folders too."""
 CACHE_VARIABLE = "LORA_KILN_CACHE_GB"
-"""Gigabytes that latents and text embeddings may take on disk; 0 = none are kept there."""
+"""Environment variable: gigabytes on disk for cached latents and text embeddings; 0 = no cache on disk."""
 CACHE_GB = 20.0
+"""Its default."""
 
 
 def data_roots() -> list[Path]:
-    """Where data may be read from: the host's input folder, then what its owner allows beside it."""
+    """Folders that data may be read from: the host's input folder first, then those its owner allows."""
     named = [entry for entry in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if entry.strip()]
     listed, _ = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))
     return [Path(os.path.abspath(root)) for root in (folder_paths.get_input_directory(), *named, *listed)]
 
 
 def data_path(name: object, field: str, subject: str) -> Path:
-    """A file or folder by its path under the input folder, or by its absolute path under an allowed root.
+    """A file or folder, by its path below the input folder or its absolute path below an allowed root.
 
     Raises:
-        InputError: outside the allowed roots, or no name that is safe.
+        InputError: it is outside the allowed roots, or its name is unsafe.
     """
     try:
         return resolve(name, data_roots())
@@ -45,10 +46,10 @@ def data_path(name: object, field: str, subject: str) -> Path:
 
 
 def resolve_folder(name: object, field: str) -> Path:
-    """A folder of pictures, as `data_path`.
+    """A folder of pictures, by a name as in `data_path`.
 
     Raises:
-        InputError: also where it is not there.
+        InputError: also if it does not exist.
     """
     path = data_path(name, field, "Load Dataset")
     if not path.is_dir():
@@ -66,59 +67,63 @@ def input_folder() -> Path:
 
 
 def largest_upload() -> int:
-    """Bytes of a file that the host takes from the page."""
+    """The host's size limit for an uploaded file, in bytes."""
     return round(args.max_upload_size * 1024 * 1024)
 
 
 def leaves_roots(path: Path) -> bool:
-    """Whether a path leads out of the allowed roots once its links are followed."""
+    """Whether a path, with its links resolved, is outside the allowed roots."""
     return leads_out(path, data_roots())
 
 
 def may_write(path: Path) -> bool:
     """Whether a workflow may write a file: inside the host's input folder, elsewhere only if LORA_KILN_WRITE is 1.
 
-    Workflows come from strangers; LORA_KILN_ROOTS alone lets them read. Links count by where they lead.
+    Workflows come from strangers, so LORA_KILN_ROOTS alone only allows reading. Links are resolved.
     """
     is_allowed = os.environ.get(WRITE_VARIABLE, "").strip() == "1"
     return not leads_out(path.parent, data_roots() if is_allowed else data_roots()[:1])
 
 
 def runs_root() -> Path:
-    """Where runs lie: lora_kiln in the host's output folder."""
+    """The folder of run folders: lora_kiln in the host's output folder."""
     return Path(folder_paths.get_output_directory()) / "lora_kiln"
 
 
-def is_picture_there(place: Mapping[str, str]) -> bool:
-    """Whether a picture that a node told the page of is still in the host's folder."""
-    folder = folder_paths.get_directory_by_type(place["type"])
-    return folder is not None and os.path.isfile(os.path.join(folder, place["subfolder"], place["filename"]))
+def is_picture_there(image: Mapping[str, str]) -> bool:
+    """Whether a picture that a node has shown still exists.
+
+    Args:
+        image: its entry in the node's UI output: type, subfolder and filename.
+    """
+    folder = folder_paths.get_directory_by_type(image["type"])
+    return folder is not None and os.path.isfile(os.path.join(folder, image["subfolder"], image["filename"]))
 
 
-def output_place(path: Path) -> tuple[str, str]:
-    """(file name, folder below the output folder) of an output file, as the host's /view takes them."""
+def output_location(path: Path) -> tuple[str, str]:
+    """(file name, subfolder) of a file in the output folder, as the host's /view route takes them."""
     return path.name, path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
 
 
 def thumbnail_address(path: Path | None) -> str | None:
-    """Where the server shows a small form of a picture of the input folder; None for others."""
+    """URL path of the thumbnail of a picture in the input folder; None for other pictures."""
     root = data_roots()[0]
     if path is None or not Path(os.path.abspath(path)).is_relative_to(root):
         return None
-    place = Path(os.path.abspath(path)).relative_to(root)
-    return "/kiln/thumbnail?" + urlencode({"folder": place.parent.as_posix(), "name": place.name})
+    inside = Path(os.path.abspath(path)).relative_to(root)
+    return "/kiln/thumbnail?" + urlencode({"folder": inside.parent.as_posix(), "name": inside.name})
 
 
 def cache_folder() -> Path:
-    """Where the cache lies: in the host's user folder, in a part that it never serves to a browser."""
+    """The cache's folder, in the part of the host's user folder that is never served to a browser."""
     return Path(folder_paths.get_system_user_directory("lora_kiln"))
 
 
 def cache_limit() -> int:
-    """Bytes that the cache may take, as LORA_KILN_CACHE_GB says; 0 = no cache.
+    """The cache's size limit in bytes, from LORA_KILN_CACHE_GB; 0 = no cache.
 
     Raises:
-        InputError: it is no number.
+        InputError: the variable is not a number of gigabytes.
     """
     text = os.environ.get(CACHE_VARIABLE, "").strip()
     try:
@@ -132,10 +137,10 @@ def cache_limit() -> int:
 
 
 def model_folders(kind: str) -> list[Path]:
-    """The host's folders of one kind of model."""
+    """The host's folders for one kind of model."""
     return [Path(path) for path in folder_paths.get_folder_paths(kind)]
 
 
 def register_model_folder(kind: str) -> None:
-    """Adds models/<kind> to the host's list of model folders."""
+    """Adds models/<kind> to the host's model folders."""
     folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))

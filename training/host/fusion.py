@@ -1,31 +1,29 @@
-"""Faster forms of a twin's layers: channels last, fused norms, gates and rotations, the quickest attention."""
+"""Faster layers for a twin: convolutions channels last; norms, gates and GELUs as one kernel each."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-import comfy.ldm.flux.math
 import torch
 from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import nn
 
-from .device import HALF, has_kernels, kernel_obstacle
+from .channels_last import stay_in_order
+from .device import HALF, kernel_obstacle
 
 
 def fuse_layers(twin: Any) -> str:
-    """Lets a twin's convolutions work channels last, and its norms, gates and GELUs as one kernel each.
+    """Makes a twin's convolutions work channels last, and its norms, gates and GELUs as one kernel each.
 
     Args:
-        twin: from `trainable_view`, on a GPU, in half precision; changed for good.
+        twin: from `trainable_twin`, on a GPU, in half precision; changed in place.
 
     Returns:
-        Why there are no fused kernels; empty where there are.
+        Why fused kernels cannot be used; empty if they are.
     """
     net: Any = twin.diffusion_model
     for parameter in net.parameters():
-        if parameter.dim() == 4 and parameter.device == twin.device:  # what waits in RAM stays as it is
+        if parameter.dim() == 4 and parameter.device == twin.device:  # weights that wait in RAM stay as they are
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     for module in net.modules():
         if isinstance(module, SpatialTransformer) and len(module.transformer_blocks):
@@ -42,7 +40,7 @@ def fuse_layers(twin: Any) -> str:
     layer_norms: list[Any] = [m for m in usual if isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1]
     gates: list[Any] = [m for m in layers if type(m) is GEGLU]
     gelus: list[Any] = [m for m in usual if isinstance(m, nn.GELU) and m.approximate == "tanh"]
-    with_silu = _take_silu(net, {id(norm) for norm in norms})
+    with_silu = _take_silus(net, {id(norm) for norm in norms})
     for norm in norms:
         norm.forward = _FusedNorm(norm, id(norm) in with_silu)
     for norm in root_norms:
@@ -57,64 +55,28 @@ def fuse_layers(twin: Any) -> str:
 
 
 def is_unchanged(layer: Any) -> bool:
-    """Whether nobody has put a forward of its own on a layer, nor functions that change weights as they are fetched."""
+    """Whether a layer has its class's forward and no weight functions."""
     return "forward" not in vars(layer) and not has_functions(layer)
 
 
 def is_usual(layer: Any) -> bool:
-    """Whether a layer computes as torch's own of its kind does, and not as a class that was made of that."""
-    home = type(layer).forward.__module__
-    return home == "comfy.ops" or home.startswith("torch.")
+    """Whether a layer's forward is torch's or the host's, not a subclass's of some model."""
+    module = type(layer).forward.__module__
+    return module == "comfy.ops" or module.startswith("torch.")
 
 
 def has_functions(layer: Any) -> bool:
-    """The host hangs functions on layers that change weights as they are fetched."""
+    """Whether a layer has weight functions: the host calls them on the weight or bias each time it is used."""
     return any(getattr(layer, f"{kind}_function", None) for kind in ("weight", "bias"))
 
 
-@contextlib.contextmanager
-def fused_rotation() -> Iterator[None]:
-    """While it lasts, the rotary embedding that Flux shares with many models is one kernel, there and back.
-
-    It is a function of the host's, which no module holds; so it is replaced in its place, and put back.
-    """
-    place = comfy.ldm.flux.math
-    before = getattr(place, "_apply_rope1", None)
-    if before is None:
-        yield
-        return
-    place._apply_rope1 = functools.partial(_rotated, before)
-    try:
-        yield
-    finally:
-        place._apply_rope1 = before
-
-
-def _rotated(slow: Any, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """x with its pairs turned, as the host's own function does it."""
-    is_usual = x.is_cuda and x.dtype in HALF and turns.dtype == torch.float32 and not turns.requires_grad
-    if not (is_usual and fits_rotation(x.shape, turns.shape) and has_kernels(x.device)):
-        return slow(x, turns)
-    from ..kernels import rotate
-
-    return rotate(x, turns if 1 in (x.shape[2], turns.shape[2]) else turns[:, :, : x.shape[2]])
-
-
-def fits_rotation(x: Sequence[int], turns: Sequence[int]) -> bool:
-    """Whether `rotate` takes what has these shapes: turns of each place, or the same for all along a dimension."""
-    if (len(x), len(turns)) != (4, 6) or turns[3] * 2 != x[3]:
-        return False
-    places = turns[2] if turns[2] > x[2] > 1 else x[2]  # the host leaves out what is beyond
-    return turns[0] in (1, x[0]) and turns[1] in (1, x[1]) and turns[2] in (1, places)
-
-
 def move_biases(block: Any) -> None:
-    """Gives the biases of a residual block's convolutions to the layers whose outputs are added to theirs.
+    """Moves the biases of a residual block's convolutions to the layers whose outputs are added to theirs.
 
-    A convolution adds its bias in a pass of its own, a linear layer within its product.
+    A convolution adds its bias in a pass of its own, a linear layer within its matrix product.
 
     Args:
-        block: of a twin; changed for good.
+        block: a ResBlock of a twin; changed in place.
     """
     if block.emb_layers is not None and not block.use_scale_shift_norm:
         _move_bias(block.in_layers[-1], block.emb_layers[-1])
@@ -122,41 +84,19 @@ def move_biases(block: Any) -> None:
 
 
 def _move_bias(source: Any, target: Any) -> None:
-    own, other = (getattr(layer, "bias", None) for layer in (source, target))
-    if own is None or other is None or not (is_unchanged(source) and is_unchanged(target)):
+    bias, other = (getattr(layer, "bias", None) for layer in (source, target))
+    if bias is None or other is None or not (is_unchanged(source) and is_unchanged(target)):
         return
-    if own.is_floating_point() and (own.shape, own.dtype) == (other.shape, other.dtype):
-        both = (own.float() + other.float()).to(own.dtype)
+    if bias.is_floating_point() and (bias.shape, bias.dtype) == (other.shape, other.dtype):
+        both = (bias.float() + other.float()).to(bias.dtype)
         source.bias, target.bias = None, nn.Parameter(both, requires_grad=False)
 
 
-def stay_in_order(_: nn.Module, __: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """A forward hook where tokens become a picture: they stay as they lie, which is channels last already.
-
-    The host asks for the other order there, which costs a copy, one back before the next convolution, and both again
-    in the backward pass.
-    """
-    return tokens.as_subclass(_Tokens)
-
-
-class _Tokens(torch.Tensor):
-    """Tokens (B, H * W, C) until somebody makes a picture (B, C, H, W) of them and asks for its order."""
-
-    CHANGE_OF_SHAPE = (torch.Tensor.reshape, torch.Tensor.view, torch.Tensor.movedim, torch.Tensor.permute)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if func is torch.Tensor.contiguous and len(args) == 1 and not kwargs and args[0].dim() == 4:
-                return args[0].contiguous(memory_format=torch.channels_last).as_subclass(torch.Tensor)
-            result = func(*args, **(kwargs or {}))
-            if not isinstance(result, torch.Tensor):
-                return result
-            return result.as_subclass(cls if func in cls.CHANGE_OF_SHAPE else torch.Tensor)
-
-
 class _FusedNorm:
-    """A group norm's forward, with the SiLU behind it. It holds the parameters, not the module, which holds it."""
+    """A group norm's forward, optionally with the SiLU after it.
+
+    It refers to the module's parameters, not to the module: a reference cycle would keep the twin alive.
+    """
 
     def __init__(self, norm: nn.GroupNorm, silu: bool):
         self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
@@ -176,10 +116,10 @@ class _FusedNorm:
 
 @functools.cache
 def default_eps(dtype: torch.dtype, device: torch.device) -> float:
-    """What torch's RMS norm adds where it is told nothing: float32's rounding, in earlier versions that of dtype."""
+    """The eps of torch's RMS norm with eps=None: float32's machine epsilon, in earlier versions of torch `dtype`'s."""
     small = torch.full((1, 8), 2.0**-10, dtype=dtype, device=device)
-    is_own = nn.functional.rms_norm(small, (8,)).float().max() < 0.5
-    return torch.finfo(dtype if is_own else torch.float32).eps
+    uses_dtypes_eps = nn.functional.rms_norm(small, (8,)).float().max() < 0.5
+    return torch.finfo(dtype if uses_dtypes_eps else torch.float32).eps
 
 
 class _FusedRMSNorm:
@@ -218,7 +158,7 @@ class _FusedLayerNorm:
 
 
 class _FusedGEGLU:
-    """A gated layer's forward."""
+    """A GEGLU layer's forward: value * gelu(gate)."""
 
     def __init__(self, gated: GEGLU):
         self.proj = gated.proj
@@ -241,9 +181,9 @@ def _gelu(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.gelu(x, approximate="tanh")
 
 
-def _take_silu(net: nn.Module, norms: set[int]) -> set[int]:
-    """Takes every SiLU right behind one of the norms out of its sequence. Gives the ids of those that had one."""
-    # Such a block puts the time between its second norm and the SiLU.
+def _take_silus(net: nn.Module, norms: set[int]) -> set[int]:
+    """Replaces each SiLU that directly follows one of the norms (ids) by an identity; returns those norms' ids."""
+    # With use_scale_shift_norm the block itself computes between its second norm and the SiLU.
     apart = {id(m.out_layers) for m in net.modules() if isinstance(m, ResBlock) and m.use_scale_shift_norm}
     found = set()
     for sequence in net.modules():

@@ -1,4 +1,4 @@
-"""Pictures drawn with the graph's MODEL, by the host's own sampler."""
+"""Pictures drawn with the graph's MODEL by the host's samplers."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from .conditioning import decode_latents, latent_shape
+from .latents import decode_latents, latent_shape
 
 
 def draw(
@@ -24,10 +24,11 @@ def draw(
     sampler: str,
     scheduler: str,
 ) -> torch.Tensor:
-    """One picture (H, W, 3) in [0, 1], as the KSampler and VAE Decode nodes would draw it.
+    """One picture (H, W, 3) in [0, 1], the same as the KSampler and VAE Decode nodes give.
 
     Args:
-        width, height: pixels, multiples of 8.
+        width, height: in pixels, multiples of 8.
+        guidance: classifier-free guidance scale (KSampler's cfg).
     """
     positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(negative_prompt))
@@ -41,10 +42,10 @@ def draw(
 
 
 def sampler_names() -> list[str]:
-    """The host's samplers."""
+    """Names of the host's samplers."""
     return list(comfy.samplers.KSampler.SAMPLERS)
 
 
 def scheduler_names() -> list[str]:
-    """The host's noise schedules."""
+    """Names of the host's noise schedules."""
     return list(comfy.samplers.KSampler.SCHEDULERS)

@@ -1,4 +1,4 @@
-"""The host's folders of LoRAs."""
+"""The host's LoRA folders."""
 
 from pathlib import Path
 
@@ -10,23 +10,23 @@ KIND = "loras"
 
 
 def lora_folder() -> Path:
-    """Where finished LoRAs go: the first of the folders."""
+    """The folder that finished LoRAs are written to: the first of the host's LoRA folders."""
     return Path(folder_paths.get_folder_paths(KIND)[0])
 
 
 def lora_files() -> list[str]:
-    """The LoRA files in the folders that can be read here, as the host names them."""
+    """The host's names of all .safetensors files in its LoRA folders."""
     return [name for name in folder_paths.get_filename_list(KIND) if name.endswith(".safetensors")]
 
 
 def lora_path(name: str, field: str, subject: str) -> Path:
-    """A LoRA file by its name in `lora_files`.
+    """The path of a LoRA file by its name in `lora_files`.
 
     Args:
-        field, subject: the input and the node, for the message.
+        field, subject: names of the input and the node, for the error message.
 
     Raises:
-        InputError: not in the list, and so outside the folders, of another kind, or not there.
+        InputError: the name is not in the list.
     """
     found = folder_paths.get_full_path(KIND, name) if name in lora_files() else None
     if found is None:
@@ -38,7 +38,7 @@ def lora_path(name: str, field: str, subject: str) -> Path:
     return Path(found)
 
 
-def lora_places() -> dict[str, Path]:
-    """Where each of `lora_files` lies; without links that lead nowhere."""
+def lora_paths() -> dict[str, Path]:
+    """The path of each of `lora_files`; broken links are left out."""
     found = {name: folder_paths.get_full_path(KIND, name) for name in lora_files()}
     return {name: Path(path) for name, path in found.items() if path is not None}

@@ -1,4 +1,4 @@
-"""LoRA names and patches, by the host's own maps."""
+"""Names of a model's layers in LoRA files, from the host's key maps; and a LoRA applied by the host's loader."""
 
 import re
 from collections.abc import Mapping
@@ -20,23 +20,24 @@ LABEL_EMBEDDINGS = {"class_embedding", "add_embedding"}
 
 @dataclass(frozen=True)
 class LayerNames:
-    """What each kind of LoRA file calls one weight, without `.lora_down.weight` and the like."""
+    """The names of one weight in each format of LoRA file, without endings such as `.lora_down.weight`."""
 
     kohya: str
-    """as in lora_unet_input_blocks_4_1_proj_in; where kohya has no name, the host's"""
+    """E.g. lora_unet_input_blocks_4_1_proj_in; the host's name if kohya has none."""
     comfy: str
-    """as in diffusion_model.input_blocks.4.1.proj_in"""
+    """E.g. diffusion_model.input_blocks.4.1.proj_in."""
     diffusers: tuple[tuple[str, int, int], ...] = ()
-    """(module path, first row, rows) of each part; several where diffusers splits a fused layer, and of the same path
-    where it holds the rows in another order; empty where it has no name"""
+    """(module path, first row, number of rows) of each part of the weight. Several paths: diffusers splits a fused
+    layer. One path several times: diffusers holds the rows in another order. Empty: diffusers has no such layer."""
     shape: tuple[int, ...] = ()
-    """of the weight"""
+    """Shape of the weight, before quantisation."""
 
 
 def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
-    """The names of every weight of the MODEL, and of the CLIP's text encoders: state-dict key -> names.
+    """The names of every weight of the MODEL and of the CLIP's text encoders, by state-dict key.
 
-    SD1.5 and SD2 UNets go by diffusers' module names in kohya's files, everything else (SDXL too) by the original ones.
+    Args:
+        model, clip: None = left out.
     """
     names = {} if model is None else _model_names(model.model)
     if clip is not None:
@@ -47,13 +48,13 @@ def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
 def with_lora(
     model: Any, clip: Any, lora: Mapping[str, torch.Tensor], strength: float, clip_strength: float | None = None
 ) -> tuple[Any, Any]:
-    """MODEL and CLIP with a LoRA on, exactly as the host's own loader puts it on.
+    """Clones of MODEL and CLIP with a LoRA applied by the host's loader.
 
     Args:
-        clip_strength: of the text encoders' part; as strength by default.
+        clip_strength: strength on the text encoders; None = `strength`.
     """
-    on_clip = strength if clip_strength is None else clip_strength
-    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, on_clip)
+    text_strength = strength if clip_strength is None else clip_strength
+    return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, text_strength)
 
 
 def _model_names(base: Any) -> dict[str, LayerNames]:
@@ -74,7 +75,7 @@ def _model_names(base: Any) -> dict[str, LayerNames]:
 
 
 def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """State-dict key of each weight -> its shape, before quantisation."""
+    """State-dict key of each weight -> its shape before quantisation."""
     modules = dict(root.named_modules())
     shapes = {}
     for key, tensor in root.state_dict().items():
@@ -101,7 +102,7 @@ Part = tuple[str, int, int]
 def _transformer_parts(
     base: Any, weights: Mapping[str, tuple[int, ...]], prefers_later_names: bool
 ) -> dict[str, tuple[Part, ...]]:
-    """State-dict key -> diffusers' parts, for transformers, by the host's map of all names that its loader takes."""
+    """State-dict key -> parts in diffusers' model, for transformers, from the host's map of all names it can load."""
     whole: dict[str, list[tuple[Part, ...]]] = {}
     split: dict[str, list[Part]] = {}
     for path, entry in comfy.lora.model_lora_keys_unet(base, {}).items():
@@ -111,7 +112,7 @@ def _transformer_parts(
         rows = weights[key][0]
         if slice_ is not None:
             split.setdefault(key, []).append((path, slice_[1], slice_[2]))
-        elif changes:  # the host's only change: diffusers holds the second half first
+        elif changes:  # the host has one kind of change: diffusers holds the second half of the rows first
             whole.setdefault(key, []).append(((path, rows // 2, rows - rows // 2), (path, 0, rows // 2)))
         else:
             whole.setdefault(key, []).append(((path, 0, rows),))

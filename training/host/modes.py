@@ -7,12 +7,12 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from .fusion import fused_rotation
+from .rotation import fused_rotation
 
 
 @contextlib.contextmanager
 def training_mode() -> Iterator[None]:
-    """Autograd on, and the host's kernels switched to those autograd knows; all as before on the way out."""
+    """Enables autograd and switches the host to kernels that have a backward pass; restores both on exit."""
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
     try:
@@ -24,7 +24,7 @@ def training_mode() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exact_sums() -> Iterator[None]:
-    """Products in fp16 are summed in fp32, also where the host was started with --fast."""
+    """Sums fp16 matrix products in fp32, even if the host was started with --fast."""
     products: Any = torch.backends.cuda.matmul
     before = getattr(products, "allow_fp16_accumulation", False)
     if before:

@@ -1,11 +1,11 @@
-"""The products of frozen linear layers, there and back, whatever their weights are held in.
+"""Forward and backward products of frozen linear layers, for plain and quantised weights.
 
-A quantised weight is made dense on the fly, in the forward pass and again in the backward pass; in between only the
-quantised weight is kept. The host's own way of training through such a layer rounds the layer's input to the weight's
-format as well, or keeps the dense weight for the backward pass.
+A quantised weight is dequantised in the forward pass and again in the backward pass; in between only the quantised
+weight is kept. The host's own training path through such a layer also rounds the layer's input to the weight's format,
+or keeps the dequantised weight for the backward pass.
 
-A weight for fp8 matmul is not made dense: input and gradient are brought to e4m3 as well, each row (a token) with a
-scale of its own, and both products are those of 8-bit numbers, summed as fast as the GPU sums them.
+With fp8 matmul the weight is not dequantised: input and gradient are converted to e4m3, each row (token) with its own
+scale, and both products are computed from 8-bit numbers, with the GPU's fast accumulation.
 """
 
 import functools
@@ -21,12 +21,12 @@ from torch.autograd.function import once_differentiable
 from ..adapters.products import LayerProducts
 from .device import has_kernels
 from .fusion import has_functions, is_unchanged
-from .quantise import FP8, LARGEST, dense, is_linear, is_multiplied, is_quantised
+from .quantise import FP8, LARGEST, dense, is_host_linear, is_multiplied, is_quantised
 
 SMALLEST = 2.0**-100
-"""of a row's largest number, so that nothing is divided by zero; as in kernels/e4m3.py"""
+"""Lower bound of a row's largest magnitude, against division by zero; the same as in kernels/e4m3.py."""
 MULTIPLE = 16
-"""Both sides of a matrix must be one for 8-bit products."""
+"""8-bit products need both sides of a matrix to be multiples of it."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: (..., in).
         weight: (out, in), plain or quantised.
-        bias: (out,) in the arithmetic of x.
+        bias: (out,), of x's dtype.
     """
     if not is_multiplied(weight):
         return F.linear(x, dense(weight, x.dtype), bias)
@@ -49,21 +49,21 @@ def linear_backward(gradient: Tensor, weight: Tensor) -> Tensor:
     if not is_multiplied(weight):
         return gradient @ dense(weight, gradient.dtype)
     qdata, weight_scale = weight._qdata, weight._params.scale  # pyright: ignore
-    # The weight's scales, powers of two, run along what is summed over here: they go to the gradient before.
+    # The weight's scales (powers of two) lie along the summed dimension, so the gradient is multiplied by them first.
     numbers, scale = rows_to_e4m3(gradient.reshape(-1, gradient.shape[-1]), weight_scale.flatten())
     ones = torch.ones(1, qdata.shape[1], device=qdata.device)
     return _shaped(_product(numbers, scale, _transposed(qdata), ones, None, gradient.dtype), gradient)
 
 
 def rows_to_e4m3(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Each row in e4m3 with a scale of its own, which brings its largest number to the format's.
+    """Quantises each row to e4m3 with its own scale, such that its largest magnitude is e4m3's largest number.
 
     Args:
         x: (rows, columns).
-        factors: (columns,) float32 that x is multiplied by first; None = 1.
+        factors: (columns,) float32 by which x is multiplied first; None = 1.
 
     Returns:
-        (rows, columns) e4m3 and (rows, 1) float32, whose product is near x.
+        (rows, columns) e4m3 and scales (rows, 1) float32; their product approximates x.
     """
     if x.is_cuda and has_kernels(x.device):
         from .. import kernels
@@ -76,7 +76,7 @@ def rows_to_e4m3(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tens
 
 @functools.cache
 def fp8_matmul_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why a device has no 8-bit products; empty where it has. Without them the same numbers go by `dtype`'s."""
+    """Why a device cannot multiply in 8 bits; empty if it can. If not, rounded numbers are multiplied in `dtype`."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         return "this device has none; NVIDIA GPUs from Ada (RTX 40) on have"
     if dtype != torch.bfloat16:
@@ -86,9 +86,9 @@ def fp8_matmul_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     some, ones = torch.zeros(MULTIPLE, MULTIPLE, device=device).to(FP8), torch.ones(MULTIPLE, 1, device=device)
     try:
         torch._scaled_mm(some, some.T, ones, ones.T, out_dtype=dtype, use_fast_accum=True)
-    except torch.OutOfMemoryError:  # of now, and no reason for later
+    except torch.OutOfMemoryError:  # says nothing about later calls
         raise
-    except (RuntimeError, NotImplementedError, ValueError) as error:  # the person is told: see the learner
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # shown to the user by the builder
         return str(error).strip().split("\n")[0]
     return ""
 
@@ -107,7 +107,7 @@ def _product(a: Tensor, scale_a: Tensor, b: Tensor, scale_b: Tensor, bias: Tenso
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:
-    """(rows, n) -> (..., n), not as a view, which a Function may not give where models write into what they get."""
+    """(rows, n) -> (..., n). Not a view: models write in place into a Function's output, which must not be one."""
     return torch.ops.aten._unsafe_view(rows, [*like.shape[:-1], rows.shape[1]])
 
 
@@ -120,25 +120,24 @@ def _transposed(numbers: Tensor) -> Tensor:
 
 
 def compute_quantised(twin: nn.Module) -> list[str]:
-    """Lets every linear layer with a quantised weight compute as this file says.
+    """Makes the linear layers with quantised weights use `linear` and `linear_backward`.
 
     Args:
-        twin: from `twin_of`; its layers are changed for good.
+        twin: its layers are changed in place.
 
     Returns:
-        The names of the layers. Not among them are layers that wrap their weight in functions of other nodes: they
-        compute as the host does.
+        The names of the layers. Layers with weight functions of other nodes are left to the host.
     """
     names = []
     for name, layer in twin.named_modules():
-        if is_linear(layer) and is_quantised(layer.weight) and is_unchanged(layer):
+        if is_host_linear(layer) and is_quantised(layer.weight) and is_unchanged(layer):
             layer.forward = _Quantised(layer)
             names.append(name)
     return names
 
 
 def is_plain(layer: Any) -> bool:
-    """Whether a layer gives its weight's product with its input and nothing else, by its class or by this file."""
+    """Whether a linear layer computes exactly x W^T + b, without weight functions, patches or input scaling."""
     forward = vars(layer).get("forward")
     if has_functions(layer) or not (forward is None or isinstance(forward, _Quantised)):
         return False
@@ -150,7 +149,7 @@ PRODUCTS = LayerProducts(linear, linear_backward, is_quantised, is_plain)
 
 
 class _Quantised:
-    """Stands in for a linear layer's forward. It holds the layer weakly: a twin is to go when the run ends."""
+    """Replaces a linear layer's forward. The reference is weak: a cycle would keep the twin alive after the run."""
 
     def __init__(self, layer: nn.Module):
         self.layer = weakref.ref(layer)

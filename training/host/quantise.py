@@ -1,4 +1,4 @@
-"""Weights in fewer bits than the arithmetic: the host's own quantised checkpoints, and fp8 made here."""
+"""Weights with fewer bits than the arithmetic: the host's quantised checkpoints, and our fp8 with a scale per row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,23 +9,23 @@ from comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_cl
 from comfy_kitchen.tensor import BaseLayoutParams
 from torch import Tensor, nn
 
+from ..adapters.base import is_linear
 from .device import has_kernels
 
 AS_LOADED, FP8_MATMUL = "as loaded", "fp8 matmul"
-"""of config.BASE_PRECISIONS"""
+"""Two of config.BASE_PRECISIONS."""
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 ROWS, MULTIPLIED_ROWS = "KilnFP8RowsLayout", "KilnFP8MultipliedRowsLayout"
 SMALLEST_EXPONENT = -120
-"""of a row's scale, so that a row of nothing but noise does not divide by zero"""
+"""Of a row's scale, so that a row of zeros does not divide by zero."""
 
 
 class FP8RowsLayout(QuantizedLayout):
-    """e4m3 (Micikevicius et al., arXiv:2209.05433) with one scale for each output row, a power of two.
+    """e4m3 (Micikevicius et al., arXiv:2209.05433) with one power of two as scale for each output row.
 
-    Scaling by a power of two rounds nothing, and e4m3's three bits of mantissa fit bf16's seven: the dense weight is
-    the same in bf16 and in float32. Against a weight w of a row with scale s the error is at most
-    max(|w| / 16, s / 1024).
+    Scaling by a power of two is exact, and e4m3's 3 mantissa bits fit into bf16's 7: the dequantised weight is the same
+    in bf16 and in float32. The error of a weight w in a row of scale s is at most max(|w| / 16, s / 1024).
     """
 
     @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FP8RowsLayout(QuantizedLayout):
 
     @classmethod
     def quantize(cls, tensor: Tensor, **kwargs: Any) -> tuple[Tensor, Params]:
-        """(out, in) floats -> e4m3 and the rows' scales."""
+        """(out, in) floats -> (out, in) e4m3 and the scales of its rows."""
         exact = tensor.float()
         mantissa, exponent = torch.frexp(exact.abs().amax(1, keepdim=True) / LARGEST)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=SMALLEST_EXPONENT)
@@ -56,7 +56,7 @@ class FP8RowsLayout(QuantizedLayout):
 
 
 class FP8MultipliedRowsLayout(FP8RowsLayout):
-    """The same, of weights that are multiplied as they are; see `products`."""
+    """The same for weights that are multiplied in 8 bits, without dequantisation; see `products`."""
 
 
 register_layout_class(ROWS, FP8RowsLayout)
@@ -64,40 +64,41 @@ register_layout_class(MULTIPLIED_ROWS, FP8MultipliedRowsLayout)
 
 
 def to_fp8(weight: Tensor, dtype: torch.dtype, is_multiplied: bool = False) -> Any:
-    """A weight (out, in) in 8 bit, as the host's QuantizedTensor; made dense again it is of `dtype`.
+    """A weight (out, in) in 8 bits, as the host's QuantizedTensor.
 
     Args:
-        is_multiplied: whether it is multiplied in 8 bit too.
+        dtype: of the dequantised weight.
+        is_multiplied: whether it is also multiplied in 8 bits.
     """
     return QuantizedTensor.from_float(weight, MULTIPLIED_ROWS if is_multiplied else ROWS).to(dtype)
 
 
 def is_multiplied(weight: Any) -> bool:
-    """Whether a weight is multiplied in 8 bit."""
+    """Whether a weight is multiplied in 8 bits."""
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == MULTIPLIED_ROWS
 
 
 def in_fp8(base_precision: str) -> bool:
-    """Whether a choice of config.BASE_PRECISIONS holds weights in 8 bit."""
+    """Whether one of config.BASE_PRECISIONS stores the blocks' linear weights in 8 bits."""
     return base_precision != AS_LOADED
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Any of the host's linear layers; its layers for quantised checkpoints are no nn.Linear."""
-    return isinstance(module, comfy.ops.CastWeightBiasOp) and hasattr(module, "in_features")
+def is_host_linear(module: nn.Module) -> bool:
+    """Whether a linear layer is one of the host's, whose weights it can cast; plain nn.Linear layers are not."""
+    return is_linear(module) and isinstance(module, comfy.ops.CastWeightBiasOp)
 
 
 def is_quantised(weight: Any) -> bool:
-    """In fewer bits than any arithmetic here: the host's quantised tensors, and plain fp8 as storage.
+    """Whether a weight must be dequantised by us: the host's quantised tensors, and plain fp8 tensors.
 
-    Other nodes' kinds of tensors (GGUF) are none: their own layers know how to read them.
+    Tensor classes of other nodes (GGUF) do not count: their own layers read them.
     """
     is_plain = type(weight) in (Tensor, nn.Parameter)
     return isinstance(weight, QuantizedTensor) or (is_plain and weight.dtype in (FP8, torch.float8_e5m2))
 
 
 def dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight as plain numbers."""
+    """The dequantised weight as a plain tensor."""
     if isinstance(weight, QuantizedTensor):
         return weight.dequantize().to(dtype)
     return _from_e4m3(weight, None, dtype) if weight.dtype == FP8 and weight.dim() == 2 else weight.to(dtype)
@@ -110,5 +111,5 @@ def _from_e4m3(numbers: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
         return from_e4m3(numbers.contiguous(), scale, dtype)
     if scale is None:
         return numbers.to(dtype)
-    exact = torch.float32 if dtype == torch.float16 else dtype  # fp16 does not hold the smallest scales
+    exact = torch.float32 if dtype == torch.float16 else dtype  # fp16 cannot hold the smallest scales
     return numbers.to(exact).mul_(scale.to(exact)).to(dtype)

@@ -1,15 +1,14 @@
 """Weights streamed from RAM, for a base model that does not fit the GPU.
 
-The frozen weights of the repeated blocks wait in RAM. A block's weights come to the device just before it runs, in
-the forward pass and in the recomputation that checkpointing makes of it in the backward pass, while the block before
-it computes; they go after it, or after its part of the backward pass. So at most two streamed blocks are on the
-device at any moment.
+The frozen weights of the repeated blocks stay in RAM. A block's weights are sent to the device while the previous
+block computes, both in the forward pass and in the recomputation by checkpointing, and are freed after the block's
+forward or backward computation. So at most two streamed blocks are on the device at a time.
 
-In RAM nothing is doubled: what waits is the MODEL's own memory wherever its number format fits (see `twin_of`), be it
-memory or a mapped file. Only pinned memory can be sent beside computing, so a block's weights are gathered into one
-of two pinned buffers of a block's size, and sent from there in one piece. That costs the processor one copy of every
-byte sent, while the GPU computes. Pinning a copy of the model instead would save that, and take its size of RAM
-again; pinning the MODEL's memory where it lies fails on the read-only file mappings that the host loads by default.
+RAM holds no second copy: the streamed weights are the MODEL's own memory (or mapped file) if their number format fits
+(see `twin_of`). Only pinned memory can be sent while the GPU computes, so a block's weights are first gathered into
+one of two pinned buffers. That costs one copy per byte on the processor, in parallel to the GPU. Pinning a copy of the
+model would save it but take the model's size in RAM again; pinning the MODEL's memory itself fails on the read-only
+file mappings that the host loads by default.
 """
 
 import weakref
@@ -24,36 +23,36 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .blocks import checkpoint_blocks, repeated_blocks, streamable
-from .quantise import AS_LOADED, in_fp8, is_linear, is_quantised
+from .blocks import checkpoint_blocks, repeated_blocks
+from .quantise import AS_LOADED, in_fp8, is_host_linear, is_quantised
 
 ALIGNMENT = 256
-"""bytes; where a tensor begins in a block's memory, as kernels want it"""
+"""Bytes: each tensor in a block's memory starts at a multiple of it, as kernels need."""
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """What `stream_blocks` did."""
+    """Result of `stream_blocks`."""
 
     blocks: tuple[str, ...]
-    """all repeated blocks; each is checkpointed"""
+    """Names of all repeated blocks; each is checkpointed."""
     streamed: tuple[str, ...]
-    """those whose weights come from RAM; none where all fit"""
+    """Names of the blocks whose weights stay in RAM; empty if all fit the device."""
     streamed_bytes: int
-    """of their weights"""
+    """Bytes of their weights."""
     resident_bytes: int
-    """of the other blocks' weights"""
+    """Bytes of the other blocks' weights."""
     is_pinned: bool
-    """whether they are sent while the device computes"""
+    """Whether the buffers are pinned memory, so that weights are sent while the device computes."""
 
 
 def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
     """Checkpoints the repeated blocks, and streams the weights of those that do not fit the device.
 
     Args:
-        twin: from `trainable_view(..., in_ram=True)`; its blocks are changed for good.
-        resident_bytes: what the blocks' weights may take of the device at any moment, the two places of streamed
-            blocks included. Below these two places every block is streamed. Norms and biases do not count.
+        twin: from `trainable_twin(..., in_ram=True)`; its blocks are changed in place.
+        resident_bytes: limit for the blocks' weights on the device at any time, including two streamed blocks. If it
+            is less than these two, every block is streamed. Norms and biases do not count.
     """
     device = torch.device(twin.device)
     blocks = {name: _Block(block) for name, block in repeated_blocks(twin)}
@@ -61,18 +60,18 @@ def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
     is_streamed = dict(zip(blocks, spread(sizes, resident_bytes), strict=True))
     for name, block in blocks.items():
         if not is_streamed[name]:
-            block.settle(device)
+            block.move_to(device)
     streamed = [name for name in blocks if is_streamed[name]]
     stream = _Stream(device, [blocks[name] for name in streamed])
-    checkpoint_blocks(twin, {name: partial(stream.present, number) for number, name in enumerate(streamed)})
+    checkpoint_blocks(twin, {name: partial(stream.on_device, number) for number, name in enumerate(streamed)})
     streamed_bytes = sum(blocks[name].size for name in streamed)
     return Streamed(tuple(blocks), tuple(streamed), streamed_bytes, sum(sizes) - streamed_bytes, stream.is_pinned)
 
 
 def weight_bytes(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED) -> int:
-    """What all weights of a twin of MODEL take, to know beforehand whether they fit; see `trainable_view`."""
+    """Bytes of all weights that a twin of MODEL would have; arguments as for `trainable_twin`."""
     blocks = repeated_blocks(model.model)
-    smaller = {id(part) for _, block in blocks for part in block.modules()} if in_fp8(base_precision) else set()
+    in_8_bit = {id(part) for _, block in blocks for part in block.modules()} if in_fp8(base_precision) else set()
     total = 0
     for module in model.model.modules():
         for name, parameter in module._parameters.items():
@@ -81,58 +80,78 @@ def weight_bytes(model: Any, dtype: torch.dtype, base_precision: str = AS_LOADED
             if is_quantised(parameter) or not parameter.is_floating_point():
                 total += parameter.nbytes
             else:
-                is_fp8 = id(module) in smaller and name == "weight" and is_linear(module)
+                is_fp8 = id(module) in in_8_bit and name == "weight" and is_host_linear(module)
                 total += parameter.numel() * (1 if is_fp8 else dtype.itemsize)
     return total
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of the device that nobody uses."""
+    """Free memory of the device."""
     return comfy.model_management.get_free_memory(device)
 
 
 def spread(sizes: Sequence[int], resident_bytes: int) -> list[bool]:
-    """Which blocks are streamed: as few as can be, evenly among the others, so that each has time to arrive.
+    """Whether each block is streamed: as few as possible, spaced evenly, so that there is time to send each.
 
     Args:
-        sizes: bytes of each block, in order of use.
+        sizes: bytes of each block, in the order of the forward pass.
         resident_bytes: see `stream_blocks`.
     """
     total = sum(sizes)
     if total <= resident_bytes:
         return [False for _ in sizes]
     room = max(0, resident_bytes - 2 * max(sizes))
-    is_streamed, seen, kept = [], 0, 0
+    is_streamed, seen, resident = [], 0, 0
     for size in sizes:
         seen += size
-        stays = size == 0 or (kept + size) * total <= room * seen
-        kept += size if stays else 0
+        stays = size == 0 or (resident + size) * total <= room * seen
+        resident += size if stays else 0
         is_streamed.append(not stays)
     return is_streamed
 
 
+def streamable(block: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The weights of a block that can be streamed, as (module, name of the parameter).
+
+    Not among them are: one-dimensional parameters (norms, biases), which are small; blocks that are a single layer,
+    whose weight an adapter may read outside of the block's forward; tensor classes of other nodes.
+    """
+    if not any(True for _ in block.children()):
+        return []
+    return [
+        (module, name)
+        for module in block.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() > 1 and _can_be_sent(parameter)
+    ]
+
+
+def _can_be_sent(parameter: torch.Tensor) -> bool:
+    return type(parameter) in (torch.Tensor, nn.Parameter) or is_traceable_wrapper_subclass(parameter)
+
+
 class _Weight:
-    """One tensor of a block in RAM, and the modules that have it."""
+    """One parameter of a block in RAM, and the modules that share it."""
 
     def __init__(self, source: nn.Parameter):
         self.source = source
-        self.places: list[tuple[weakref.ref[nn.Module], str]] = []
+        self.owners: list[tuple[weakref.ref[nn.Module], str]] = []
         self.names: Sequence[str] = ()
         self.context: Any = None
         self.parts: list[Tensor] = [source.detach()]
-        if is_traceable_wrapper_subclass(source):  # quantised: its data and its scales
+        if is_traceable_wrapper_subclass(source):  # quantised: integers and scales
             self.names, self.context = source.__tensor_flatten__()
             self.parts = [getattr(source, name) for name in self.names]
 
     def put(self, parameter: nn.Parameter) -> None:
-        """Gives the modules this tensor."""
-        for module, name in self.places:
+        """Makes the modules use this parameter."""
+        for module, name in self.owners:
             owner = module()
             if owner is not None:
                 owner._parameters[name] = parameter
 
     def joined(self, parts: Sequence[Tensor]) -> nn.Parameter:
-        """The tensor of these parts."""
+        """A parameter made of these parts."""
         whole: Any = parts[0]
         if self.names:
             shape, stride = self.source.shape, self.source.stride()
@@ -142,7 +161,7 @@ class _Weight:
 
 
 class _Block:
-    """A block's weights in RAM, and how they lie in one piece of memory."""
+    """A block's weights in RAM, and their offsets in one contiguous piece of memory."""
 
     def __init__(self, block: nn.Module):
         found: dict[int, _Weight] = {}
@@ -151,64 +170,61 @@ class _Block:
             if id(parameter) not in found:
                 source = parameter if parameter.device.type == "cpu" else nn.Parameter(parameter.cpu(), False)
                 found[id(parameter)] = _Weight(source)
-            found[id(parameter)].places.append((weakref.ref(module), name))
+            found[id(parameter)].owners.append((weakref.ref(module), name))
         self.weights = list(found.values())
         self.offsets: list[int] = []
         self.size = 0
         for part in self._parts():
             self.offsets.append(self.size)
             self.size += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-        self.leave()
+        self.use_ram()
 
     def _parts(self) -> Iterator[Tensor]:
         return (part for weight in self.weights for part in weight.parts)
 
     def gather(self, memory: Tensor) -> None:
-        """Copies all weights into memory: (size,) uint8."""
-        for place, part in zip(self._places(memory), self._parts(), strict=True):
-            if part.is_contiguous():  # as bytes: whatever the number format, it is the same fast copy
-                place.view(-1).view(torch.uint8).copy_(part.view(-1).view(torch.uint8))
+        """Copies all weights into `memory`: (size,) uint8."""
+        for view, part in zip(self._views(memory), self._parts(), strict=True):
+            if part.is_contiguous():  # copied as bytes, which is fast for every number format
+                view.view(-1).view(torch.uint8).copy_(part.view(-1).view(torch.uint8))
             else:
-                place.copy_(part)
+                view.copy_(part)
 
-    def enter(self, memory: Tensor) -> None:
-        """Lets the block's modules have their weights where `memory`, gathered, has them."""
-        places = iter(list(self._places(memory)))
+    def use(self, memory: Tensor) -> None:
+        """Makes the block's modules use the weights in `memory`, a copy of what `gather` filled."""
+        views = self._views(memory)
         for weight in self.weights:
-            weight.put(weight.joined([next(places) for _ in weight.parts]))
+            weight.put(weight.joined([next(views) for _ in weight.parts]))
 
-    def leave(self) -> None:
-        """Lets the block's modules have the weights in RAM."""
+    def use_ram(self) -> None:
+        """Makes the block's modules use the weights in RAM."""
         for weight in self.weights:
             weight.put(weight.source)
 
-    def settle(self, device: torch.device) -> None:
-        """Moves the weights to the device for good."""
+    def move_to(self, device: torch.device) -> None:
+        """Makes the block's modules use copies of the weights on the device, for the whole run."""
         with torch.inference_mode(False), torch.no_grad():
             for weight in self.weights:
                 weight.put(weight.joined([part.to(device, copy=True) for part in weight.parts]))
 
-    def _places(self, memory: Tensor) -> Iterator[Tensor]:
+    def _views(self, memory: Tensor) -> Iterator[Tensor]:
         for offset, part in zip(self.offsets, self._parts(), strict=True):
             yield memory[offset : offset + part.nbytes].view(part.dtype).view(part.shape)
 
 
 @dataclass
 class _Arrival:
-    """A block's weights on the device, or on their way to it."""
+    """A block's weights that are on the device or are being sent there."""
 
     memory: Tensor
     computing: Any = None
-    """the CUDA stream in whose order the memory was taken and is given back"""
+    """CUDA stream on which the memory was allocated, and is freed."""
     sent: Any = None
-    """the CUDA event of the last byte"""
+    """CUDA event that marks the end of the transfer."""
 
 
 class _Buffer:
-    """Memory from which a block is sent.
-
-    Pinned, where the system allows: else sending waits for computing and computing for sending.
-    """
+    """Memory from which a block is sent: pinned if the system allows it; else transfers and computing alternate."""
 
     def __init__(self, size: int):
         try:
@@ -219,67 +235,67 @@ class _Buffer:
 
 
 class _Stream:
-    """Sends blocks' weights to the device and lets them go.
+    """Sends blocks' weights to the device and frees them there.
 
-    On CUDA the bytes go by a stream of their own. Memory is taken and given back in the order of the computing stream:
-    a transfer first waits for what was computed before it was asked for, as its place may be one just given back, and
-    computing waits for the transfer. `record_stream` alone would be safe too, but it holds places back while the
-    processor runs ahead, and so takes the memory of many blocks.
+    On CUDA transfers run on a stream of their own. Memory is allocated and freed in the order of the computing stream:
+    a transfer waits for everything computed before it was requested, as its memory may just have been freed, and
+    computing waits for the transfer. `record_stream` alone would be safe too, but it delays the freeing while the
+    processor runs ahead, and would take the memory of many blocks.
 
     Args:
-        device: where the blocks compute.
-        blocks: those that are streamed.
+        device: on which the blocks compute.
+        blocks: the streamed ones.
     """
 
     def __init__(self, device: torch.device, blocks: Sequence[_Block]):
         self.device = device
         self.blocks = blocks
-        self.here: dict[int, _Arrival] = {}
+        self.arrivals: dict[int, _Arrival] = {}
         self.last = (-1, -1)
         self.after: dict[tuple[int, int], int] = {}
-        """the block that came last time after these two: what to send ahead, whatever the model's order is"""
+        """(block before, block) -> the block that followed last time, to be sent ahead"""
         self.side: Any = None
         self.buffers: list[_Buffer] = []
         if device.type == "cuda" and blocks:
             self.side = torch.cuda.Stream(device)
             with torch.inference_mode(False):
                 self.buffers = [_Buffer(max(block.size for block in blocks)) for _ in range(2)]
-        weakref.finalize(self, _let_go, self.side, self.here).atexit = False
+        weakref.finalize(self, _finish_transfers, self.side, self.arrivals).atexit = False
 
     @property
     def is_pinned(self) -> bool:
         return bool(self.buffers) and all(buffer.memory.is_pinned() for buffer in self.buffers)
 
     @contextmanager
-    def present(self, number: int) -> Iterator[None]:
-        """The block's modules have their weights on the device while the context lasts.
+    def on_device(self, number: int) -> Iterator[None]:
+        """The block's modules use weights on the device while the context lasts.
 
         Raises:
-            RuntimeError: a CUDA graph is being captured, in which what happens here would happen once only.
+            RuntimeError: a CUDA graph is being captured; its replays would not send any weights.
         """
         if self.side is not None and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("A CUDA graph cannot hold weights that are streamed: run the steps eagerly.")
         upcoming = self._upcoming(number)
-        for other in self.here.keys() - {number}:
+        for other in self.arrivals.keys() - {number}:
             self._drop(other)
         for wanted in (number, upcoming):
-            if wanted not in self.here:
+            if wanted not in self.arrivals:
                 self._send(wanted)
         block = self.blocks[number]
         try:
             with torch.inference_mode(False), torch.no_grad():
-                block.enter(self._arrived(number))
+                block.use(self._arrived(number))
             yield
         finally:
-            block.leave()
+            block.use_ram()
             if upcoming != number:
                 self._drop(number)
 
     def _upcoming(self, number: int) -> int:
-        """The block that will be used next: the one of last time, at first the next in the same direction."""
+        """The block that is expected next: as last time, or at first the next one in the same direction."""
         self.after[self.last] = number
         before, self.last = self.last[1], (self.last[1], number)
-        # A block that is used twice running is the last one: its recomputation follows on its forward pass.
+        # A block that runs twice in a row is the last one: its recomputation follows its forward pass.
         ahead = number + 1 if before < number else number - 1
         guess = ahead if 0 <= ahead < len(self.blocks) else number
         return self.after.get(self.last, guess)
@@ -301,11 +317,11 @@ class _Stream:
                     arrival.memory.copy_(buffer.memory[: block.size], non_blocking=True)
                     buffer.sent.record(self.side)
                     arrival.sent = self.side.record_event()
-        self.here[number] = arrival
+        self.arrivals[number] = arrival
 
     def _arrived(self, number: int) -> Tensor:
-        """The block's memory on the device; what computes from now on waits until it is filled."""
-        arrival = self.here[number]
+        """The block's memory on the device; later work on the current stream waits for the transfer."""
+        arrival = self.arrivals[number]
         if arrival.sent is not None:
             computing = torch.cuda.current_stream(self.device)
             computing.wait_event(arrival.sent)
@@ -314,18 +330,18 @@ class _Stream:
         return arrival.memory
 
     def _drop(self, number: int) -> None:
-        arrival = self.here.pop(number)
-        if arrival.sent is not None:  # if it was sent for nothing: the memory's next user must not overtake it
+        arrival = self.arrivals.pop(number)
+        if arrival.sent is not None:  # even if unused: the memory's next user must wait for the transfer
             arrival.computing.wait_event(arrival.sent)
 
 
 def memory_for(size: int, device: torch.device) -> Tensor:
-    """Memory on the device: (size,) uint8."""
+    """Allocates (size,) uint8 on the device."""
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
-def _let_go(side: Any, here: dict[int, _Arrival]) -> None:
-    """When a twin goes, in whatever state it was: no transfer may still run when its memory is given back."""
+def _finish_transfers(side: Any, arrivals: dict[int, _Arrival]) -> None:
+    """Called when a twin is freed, even after an error: waits for transfers before their memory is freed."""
     if side is not None:
         side.synchronize()
-    here.clear()
+    arrivals.clear()

@@ -89,7 +89,7 @@ def in_precision(lora: Mapping[str, torch.Tensor], precision: str) -> LoRAModel:
         )
         raise InputError("Save LoRA", [problem])
     if too_large:
-        host.say("%d tensors are too large for %s and stay fp32: %s", len(too_large), wanted, _listed(too_large))
+        host.log("%d tensors are too large for %s and stay fp32: %s", len(too_large), wanted, _listed(too_large))
     tensors |= {key: _cast(key, lora[key], torch.float32) for key in too_large}
     layers, name = getattr(lora, "layers", {}), getattr(lora, "name", "")
     return LoRAModel(tensors, getattr(lora, "metadata", {}), name, layers, wanted)

@@ -103,7 +103,7 @@ def targets_of(setup: Setup, adapters: Mapping[str, Adapter], model: Any, text_e
 def _twin(setup: Setup, placement: Placement) -> Any:
     """A trainable twin of MODEL, its weights and activations placed."""
     run, streams = setup.config.run, placement.resident < 1.0
-    model = host.trainable_view(setup.model, setup.dtype, run.base_precision, in_ram=streams)
+    model = host.trainable_twin(setup.model, setup.dtype, run.base_precision, in_ram=streams)
     if setup.config.objective.zero_terminal_snr:
         host.set_sigmas(model, setup.family.prediction.sigmas)
     if setup.device.type == "cuda" and setup.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):

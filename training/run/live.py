@@ -46,7 +46,7 @@ class RunEvents:
         epoch_of: Callable[[int], int] = lambda step: 0,
         pictures: Callable[[], list[dict[str, Any]]] = lambda: [],
     ):
-        self.prompt_id, self.node_id = host.where()
+        self.prompt_id, self.node_id = host.running_node()
         self.run = run or f"{self.prompt_id}/{self.node_id}"
         self.workflow, self.name, self.steps = workflow, name, steps
         self.controls = controls or Controls()

@@ -79,5 +79,5 @@ class Maker:
         path = save_lora(
             host.lora_folder() / f"{self.name}-step{step:06}{suffix}.safetensors", written, written.metadata
         )
-        host.say("wrote %s", path)
+        host.log("wrote %s", path)
         return path

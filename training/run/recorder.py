@@ -197,7 +197,7 @@ class Keeper:
     def _drop_partials(self, but: Path) -> None:
         """Deletes what earlier stops of this very run kept, now that a later one has taken its place."""
         for path in delete_partials(host.lora_folder(), self.maker.name, self.folder.id, but):
-            host.say("deleted %s: %s takes its place", path, but.name)
+            host.log("deleted %s: %s takes its place", path, but.name)
 
     # ---------------------------------------------------------------- what happens on the way
 
@@ -205,7 +205,7 @@ class Keeper:
         """What a person should know of the run, a sentence; it is said once."""
         if note not in self.notes:
             self.notes.append(note)
-            host.say("%s", note)
+            host.log("%s", note)
 
     def mark(self, step: int, kind: str, text: str = "") -> None:
         """Something happened at a step; see `RunEvents.mark`."""
@@ -246,7 +246,7 @@ class Keeper:
         path = self.folder.keep_picture(f"step{sample.step:06}-{number}.png", sample.pixels)
         self._tell_unwritten()
         if path is not None:
-            filename, subfolder = host.output_place(path)
+            filename, subfolder = host.output_location(path)
             told = {
                 "step": sample.step, "prompt": sample.prompt, "prompt_index": number, "filename": filename,
                 "subfolder": subfolder,

@@ -151,7 +151,7 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.notes += [*self.dataset.problems, *host.warnings_about(self.model)]
         for note in self.notes:
-            host.say("%s", note)
+            host.log("%s", note)
 
     def _continue(self, start: Mapping[str, torch.Tensor]) -> None:
         """Takes over the adapters of a LoRA; what of it is not trained goes into MODEL and CLIP for the run."""

@@ -432,7 +432,7 @@ def test_gradients_agree_with_and_without_checkpointing(kind: str) -> None:
     config = with_(adapter=kind, targets=FEED_FORWARD, **is_dropping)
     with host.training_mode():
         for checkpointed in (False, True):
-            twin = host.trainable_view(model, torch.float32)
+            twin = host.trainable_twin(model, torch.float32)
             if checkpointed:
                 assert host.checkpoint_blocks(twin)
             found = find_targets(twin, config.adapter.targets)

@@ -196,7 +196,7 @@ def gradients(family: str, shared: bool, checkpointing: bool) -> tuple[torch.Ten
     small = FAMILIES[family]()
     config, said = LoRAConfig.of(rank=4, alpha=4.0, seed=1), []
     with host.training_mode():
-        twin = host.trainable_view(small.model, torch.float32)
+        twin = host.trainable_twin(small.model, torch.float32)
         if checkpointing:
             host.checkpoint_blocks(twin)
         found = find_targets(twin, config.adapter.targets)

@@ -36,10 +36,10 @@ def test_links_are_followed_where_they_may_lead(tree: Path, tmp_path_factory: py
     (tree / "folder").symlink_to(other)
     (tree / "file.txt").symlink_to(other / "z.txt")
     (tree / "inside.txt").symlink_to(tree / "a.txt")
-    strays: list[Path] = []
-    found = [path.relative_to(tree).as_posix() for path in files_below(tree, strays=strays)]
+    left_out: list[Path] = []
+    found = [path.relative_to(tree).as_posix() for path in files_below(tree, left_out=left_out)]
     assert found == ["a.txt", "b.txt", "inside.txt", "sub/c.txt", "sub/deep/d.txt"]
-    assert strays == [tree / "folder", tree / "file.txt"]
+    assert left_out == [tree / "folder", tree / "file.txt"]
     allowed = [path.relative_to(tree).as_posix() for path in files_below(tree, within=(tree, other))]
     assert {"folder/z.txt", "file.txt"} < set(allowed)
 

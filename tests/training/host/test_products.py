@@ -100,16 +100,16 @@ def test_both_products_are_near_those_of_the_dense_weight(shape, width):
 def test_gradients_are_near_those_of_products_in_full(name):
     make, sigma = FAMILIES[name]
     small = make()
-    full, fast = (host.trainable_view(small.model, torch.float32, base) for base in ("fp8", host.FP8_MATMUL))
+    full, fast = (host.trainable_twin(small.model, torch.float32, base) for base in ("fp8", host.FP8_MATMUL))
     assert 0.0 < distance(Probe(small, sigma, fast).gradients(), Probe(small, sigma, full).gradients()) < 0.15
 
 
 def test_it_is_streamed_to_the_same_bits():
     make, sigma = FAMILIES["flux"]
     small = make()
-    resident = host.trainable_view(small.model, torch.float32, host.FP8_MATMUL)
+    resident = host.trainable_twin(small.model, torch.float32, host.FP8_MATMUL)
     host.checkpoint_blocks(resident)
-    streamed = host.trainable_view(small.model, torch.float32, host.FP8_MATMUL, in_ram=True)
+    streamed = host.trainable_twin(small.model, torch.float32, host.FP8_MATMUL, in_ram=True)
     host.stream_blocks(streamed, 0)
     assert all_equal(Probe(small, sigma, streamed).gradients(), Probe(small, sigma, resident).gradients())
 

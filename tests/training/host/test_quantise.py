@@ -15,7 +15,7 @@ from lora_kiln.training import host
 from lora_kiln.training.basics.determinism import deterministic_kernels
 from lora_kiln.training.config import ADAPTERS
 from lora_kiln.training.host.blocks import repeated_blocks
-from lora_kiln.training.host.quantise import dense, is_linear, is_quantised, to_fp8
+from lora_kiln.training.host.quantise import dense, is_host_linear, is_quantised, to_fp8
 
 import models
 from gradients import FAMILIES, Probe, all_equal, distance
@@ -89,14 +89,14 @@ def test_rows_keep_what_one_scale_for_all_would_lose():
 
 def linears(twin: Any) -> list[Any]:
     """The linear layers of the repeated blocks."""
-    return [layer for _, block in repeated_blocks(twin) for layer in block.modules() if is_linear(layer)]
+    return [layer for _, block in repeated_blocks(twin) for layer in block.modules() if is_host_linear(layer)]
 
 
 def dense_twin(small: models.Small, twin: Any) -> Any:
     """A twin with plain weights that are those of a quantised one."""
-    plain: Any = host.trainable_view(small.model, torch.float32)
+    plain: Any = host.trainable_twin(small.model, torch.float32)
     for layer, other in zip(twin.modules(), plain.modules(), strict=True):
-        if is_linear(layer) and is_quantised(layer.weight):
+        if is_host_linear(layer) and is_quantised(layer.weight):
             other.weight = torch.nn.Parameter(dense(layer.weight, torch.float32), requires_grad=False)
             vars(other).pop("forward", None)
             other.layout_type = None  # by which the host rounds the layer's input on a GPU
@@ -106,8 +106,8 @@ def dense_twin(small: models.Small, twin: Any) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_blocks_linear_weights_take_half_the_bytes_of_bf16(name):
     small = FAMILIES[name][0]()
-    fp8 = host.trainable_view(small.model, torch.bfloat16, "fp8")
-    plain = host.trainable_view(small.model, torch.bfloat16)
+    fp8 = host.trainable_twin(small.model, torch.bfloat16, "fp8")
+    plain = host.trainable_twin(small.model, torch.bfloat16)
     assert linears(fp8)
     for ours, theirs in zip(linears(fp8), linears(plain), strict=True):
         assert ours.weight.nbytes * 2 == theirs.weight.nbytes
@@ -123,7 +123,7 @@ def test_the_blocks_linear_weights_take_half_the_bytes_of_bf16(name):
 def test_gradients_are_those_of_the_dense_weights(name, kind):
     make, sigma = FAMILIES[name]
     small = make()
-    twin = host.trainable_view(small.model, torch.float32, "fp8")
+    twin = host.trainable_twin(small.model, torch.float32, "fp8")
     plain = dense_twin(small, twin)
     ours, theirs = Probe(small, sigma, twin, kind), Probe(small, sigma, plain, kind)
     assert distance(ours.gradients(), theirs.gradients()) < 1e-5
@@ -134,11 +134,11 @@ def test_gradients_are_those_of_the_dense_weights(name, kind):
 def test_fp8_is_streamed_and_checkpointed_to_the_same_bits(name, kind):
     make, sigma = FAMILIES[name]
     small = make()
-    resident = host.trainable_view(small.model, torch.float32, "fp8")
+    resident = host.trainable_twin(small.model, torch.float32, "fp8")
     host.checkpoint_blocks(resident)
-    streamed = host.trainable_view(small.model, torch.float32, "fp8", in_ram=True)
+    streamed = host.trainable_twin(small.model, torch.float32, "fp8", in_ram=True)
     facts = host.stream_blocks(streamed, 0)
-    plain = host.stream_blocks(host.trainable_view(small.model, torch.float32, in_ram=True), 0)
+    plain = host.stream_blocks(host.trainable_twin(small.model, torch.float32, in_ram=True), 0)
     assert facts.streamed_bytes < (0.6 if name in ("flux", "sd3") else 1.0) * plain.streamed_bytes
     expected = Probe(small, sigma, resident, kind).gradients()
     probe = Probe(small, sigma, streamed, kind)
@@ -154,7 +154,7 @@ def test_a_patch_is_in_the_weight_before_it_is_quantised():
     weight = small.model.model.state_dict()[key]
     small.model.add_patches({key: ("diff", (torch.ones_like(weight),))}, 0.5)
     for in_ram in (False, True):
-        twin = host.trainable_view(small.model, torch.float32, "fp8", in_ram=in_ram)
+        twin = host.trainable_twin(small.model, torch.float32, "fp8", in_ram=in_ram)
         own = twin.get_submodule(key.removesuffix(".weight")).weight
         assert torch.allclose(own.dequantize().cpu(), weight.cpu() + 0.5, rtol=1 / 16)
 
@@ -162,7 +162,7 @@ def test_a_patch_is_in_the_weight_before_it_is_quantised():
 def test_fp8_leaves_the_model_as_it_was():
     small = models.sdxl()
     before = models.state(small)
-    twin = host.trainable_view(small.model, torch.float32, "fp8")
+    twin = host.trainable_twin(small.model, torch.float32, "fp8")
     Probe(small, 3.0, twin).gradients()
     after = models.state(small)
     assert [key for key in before if not torch.equal(before[key], after[key])] == []
@@ -177,7 +177,7 @@ def quantised_flux(form: str, full_precision: bool) -> models.Small:
     small = models.flux()
     plain = small.model.model.diffusion_model.state_dict()
     layout = comfy.ops.QUANT_ALGOS[form]["comfy_tensor_layout"]
-    linear = {name for name, module in small.model.model.diffusion_model.named_modules() if is_linear(module)}
+    linear = {name for name, module in small.model.model.diffusion_model.named_modules() if is_host_linear(module)}
     stored: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         for key, tensor in plain.items():
@@ -212,7 +212,7 @@ def is_one_of(tensor: torch.Tensor, weights: list[torch.Tensor]) -> bool:
 def test_a_quantised_checkpoint_is_trained_as_it_is(form, full_precision):
     small = quantised_flux(form, full_precision)
     before = [layer.weight._qdata.clone() for layer in linears(small.model.model)]
-    twin = host.trainable_view(small.model, torch.float32)
+    twin = host.trainable_twin(small.model, torch.float32)
     assert all(isinstance(layer.weight, QuantizedTensor) for layer in linears(twin))
     plain = dense_twin(small, twin)
     expected = Probe(small, 0.6, plain).gradients()
@@ -223,7 +223,7 @@ def test_a_quantised_checkpoint_is_trained_as_it_is(form, full_precision):
     assert distance(ours, expected) < 1e-5
     weights = [dense(layer.weight, torch.float32) for layer in linears(twin)]
     assert kept and not any(is_one_of(each, weights) for each in kept if not is_quantised(each))
-    streamed = host.trainable_view(small.model, torch.float32, in_ram=True)
+    streamed = host.trainable_twin(small.model, torch.float32, in_ram=True)
     host.stream_blocks(streamed, 0)
     assert distance(Probe(small, 0.6, streamed).gradients(), expected) < 1e-5
     assert all(map(torch.equal, before, (layer.weight._qdata for layer in linears(small.model.model))))
@@ -234,7 +234,7 @@ def test_a_quantised_checkpoint_with_a_lora_on_stays_quantised():
     key = "diffusion_model.double_blocks.0.img_attn.proj.weight"
     small.model.add_patches({key: ("diff", (torch.ones(64, 64),))}, 0.5)
     before = small.model.model.diffusion_model.double_blocks[0].img_attn.proj.weight
-    twin = host.trainable_view(small.model, torch.float32)
+    twin = host.trainable_twin(small.model, torch.float32)
     own = twin.diffusion_model.double_blocks[0].img_attn.proj.weight
     assert isinstance(own, QuantizedTensor)
     assert torch.allclose(own.dequantize().cpu(), before.dequantize().cpu() + 0.5, atol=0.1)
@@ -254,11 +254,11 @@ def test_plain_fp8_storage_is_trained_as_it_is(name):
         device = host.training_device(small.model)
         stored = comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
     small = models.Small(stored, small.clip, small.vae)
-    twin = host.trainable_view(small.model, torch.float32)
+    twin = host.trainable_twin(small.model, torch.float32)
     weights = [layer.weight for layer in linears(twin)]
     assert {weight.dtype for weight in weights} == {torch.float8_e4m3fn}
     expected = Probe(small, sigma, dense_twin(small, twin)).gradients()
     assert distance(Probe(small, sigma, twin).gradients(), expected) < 1e-5
-    streamed = host.trainable_view(small.model, torch.float32, in_ram=True)
+    streamed = host.trainable_twin(small.model, torch.float32, in_ram=True)
     host.stream_blocks(streamed, 0)
     assert distance(Probe(small, sigma, streamed).gradients(), expected) < 1e-5

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.host import streaming
-from lora_kiln.training.host.blocks import repeated_blocks, streamable
+from lora_kiln.training.host.blocks import repeated_blocks
+from lora_kiln.training.host.streaming import streamable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import gradients
@@ -26,7 +27,7 @@ def training():
 
 
 def streamed_probe(small: models.Small, sigma: float, resident_bytes: int = 0, dtype=torch.float32, **values) -> Probe:
-    twin = host.trainable_view(small.model, dtype, in_ram=True)
+    twin = host.trainable_twin(small.model, dtype, in_ram=True)
     facts = host.stream_blocks(twin, resident_bytes)
     probe = Probe(small, sigma, twin, **values)
     probe.facts = facts
@@ -34,7 +35,7 @@ def streamed_probe(small: models.Small, sigma: float, resident_bytes: int = 0, d
 
 
 def resident_probe(small: models.Small, sigma: float, dtype=torch.float32, **values) -> Probe:
-    twin = host.trainable_view(small.model, dtype)
+    twin = host.trainable_twin(small.model, dtype)
     host.checkpoint_blocks(twin)
     return Probe(small, sigma, twin, **values)
 
@@ -89,9 +90,9 @@ def test_gradients_are_those_of_the_resident_twin(name, share):
 @pytest.mark.parametrize("precision", ["as loaded", "fp8"])
 def test_every_family_of_transformers_can_be_streamed(name, precision):
     small, sigma = models.Small(models.TRANSFORMERS[name](), None, None), 3.0 if name == "pixart" else 0.6
-    resident = host.trainable_view(small.model, torch.float32, precision)
+    resident = host.trainable_twin(small.model, torch.float32, precision)
     host.checkpoint_blocks(resident)
-    streamed = host.trainable_view(small.model, torch.float32, precision, in_ram=True)
+    streamed = host.trainable_twin(small.model, torch.float32, precision, in_ram=True)
     facts = host.stream_blocks(streamed, 0)
     assert facts.streamed and facts.resident_bytes == 0
     expected = Probe(small, sigma, resident).gradients()
@@ -186,17 +187,17 @@ def waiting(twin: Any) -> set[int]:
 
 
 def stream_of(twin: Any) -> list[Any]:
-    around = (block.forward.around for _, block in repeated_blocks(twin))
+    around = (block.forward.make_context for _, block in repeated_blocks(twin))
     return list({id(each.func.__self__): each.func.__self__ for each in around if hasattr(each, "func")}.values())
 
 
 def test_weights_in_ram_are_the_models_own():
     small = models.flux()
     theirs = {tensor.data_ptr() for tensor in small.model.model.state_dict().values()}
-    twin = host.trainable_view(small.model, torch.float32, in_ram=True)
+    twin = host.trainable_twin(small.model, torch.float32, in_ram=True)
     host.stream_blocks(twin, 0)
     assert waiting(twin) and waiting(twin) <= theirs
-    twin = host.trainable_view(small.model, torch.bfloat16, in_ram=True)  # of another number format they are a copy
+    twin = host.trainable_twin(small.model, torch.bfloat16, in_ram=True)  # of another number format they are a copy
     assert waiting(twin) and not waiting(twin) & theirs
 
 
@@ -273,7 +274,7 @@ def test_a_run_that_stops_in_the_middle_leaves_nothing(at, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_the_weights_take_is_known_beforehand(name, precision, dtype):
     small = FAMILIES[name][0]()
-    twin = host.trainable_view(small.model, dtype, precision)
+    twin = host.trainable_twin(small.model, dtype, precision)
     taken = sum(parameter.nbytes for parameter in twin.parameters())
     assert host.weight_bytes(small.model, dtype, precision) == taken
 
@@ -281,7 +282,7 @@ def test_what_the_weights_take_is_known_beforehand(name, precision, dtype):
 def test_adapters_are_made_on_weights_in_ram():
     """DoRA's start is the norms of the weight, which must be readable where it waits."""
     small = models.sd15()
-    twin = host.trainable_view(small.model, torch.float32, in_ram=True)
+    twin = host.trainable_twin(small.model, torch.float32, in_ram=True)
     host.stream_blocks(twin, 0)
     probe = gradients.Probe(small, 3.0, twin, kind="dora")
     assert all(torch.isfinite(parameter).all() for parameter in probe.parameters)

@@ -49,7 +49,7 @@ def run(
     """Gradients and loss of a step of SDXL batches, and the engine."""
     small, said = models.sdxl(), []
     with host.training_mode():
-        twin = host.trainable_view(small.model, torch.float32)
+        twin = host.trainable_twin(small.model, torch.float32)
         targets = find_targets(twin, config.adapter.targets)
         adapters = make_adapters(targets, config.adapter, config.run.seed)
         for number, adapter in enumerate(adapters.values()):

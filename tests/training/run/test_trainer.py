@@ -410,13 +410,13 @@ def test_the_twin_goes_with_the_run(checkpointing, monkeypatch):
     import weakref
 
     twins = []
-    make = host.trainable_view
+    make = host.trainable_twin
 
     def noted(*args, **kwargs):
         twins.append(weakref.ref(twin := make(*args, **kwargs)))
         return twin
 
-    monkeypatch.setattr(host, "trainable_view", noted)
+    monkeypatch.setattr(host, "trainable_twin", noted)
     gc.collect()
     gc.disable()
     try:

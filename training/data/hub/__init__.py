@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: from its cache on this computer, else downloaded by its own library.
+"""Models of the Hugging Face hub, from the local cache or downloaded by the hub's library.
 
-The library's calls can neither be stopped nor be told how long to try, so a download runs in a process of its own
-(fetch.py), which ends with it, or when the person wants it to.
+The library's calls can neither be interrupted nor limited in time, so a download is a process of its own (download.py)
+that can be killed.
 """
 
 import json
@@ -14,87 +14,84 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
-FETCH = Path(__file__).with_name("fetch.py")
+DOWNLOAD = Path(__file__).with_name("download.py")
 FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.safetensors"]
 ANSWER_SECONDS = 20.0
-"""for which the hub's answer is waited for"""
+"""time limit for the hub's first answer"""
 HEARTBEAT = 0.1
 
 
 class HubError(Exception):
-    """The model could not be had; the message says why."""
+    """The download failed; the message says why."""
 
 
 def cached_model(model_id: str) -> Path | None:
-    """The folder of a model that was downloaded before and is whole, without asking the network."""
+    """The folder of a model that was downloaded before and is complete, or None; the network is not used."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(model_id, local_files_only=True, allow_patterns=FILES))
-        return folder if _is_whole(folder) else None
-    except (
-        OSError,
-        LocalEntryNotFoundError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ):  # none, or a damaged one
+        return folder if _is_complete(folder) else None
+    except (OSError, LocalEntryNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # none, or damaged
         return None
 
 
 def download_model(model_id: str, on_wait: Callable[[str], None]) -> Path:
-    """Downloads a model; what an earlier try has brought is not brought again.
+    """Downloads a model; continues an earlier download.
 
     Args:
-        on_wait: is told what goes on, many times a second; may raise to end it at once.
+        on_wait: called with a line of progress many times a second; may raise to stop the download.
 
     Raises:
         HubError: the hub does not answer, has no such model, or the files could not be written.
     """
     environ = {"HF_HUB_ETAG_TIMEOUT": "10", "HF_HUB_DOWNLOAD_TIMEOUT": "10", **os.environ}
     process = subprocess.Popen(
-        [sys.executable, str(FETCH), model_id, *FILES], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
+        [sys.executable, str(DOWNLOAD), model_id, *FILES],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environ,
     )
     try:
-        return _followed(process, model_id, on_wait)
+        return _follow(process, model_id, on_wait)
     finally:
         process.kill()
         process.wait()
 
 
-def _followed(process: subprocess.Popen[bytes], model_id: str, on_wait: Callable[[str], None]) -> Path:
-    """What fetch.py says, a line of JSON a time, until it gives the folder."""
-    said: queue.Queue[bytes] = queue.Queue()
+def _follow(process: subprocess.Popen[bytes], model_id: str, on_wait: Callable[[str], None]) -> Path:
+    """Reads the lines of download.py until it names the folder."""
+    lines: queue.Queue[bytes] = queue.Queue()
     assert process.stdout is not None
-    threading.Thread(target=_listen, args=(process.stdout, said), daemon=True).start()
-    since, told = time.monotonic(), f"asking the Hugging Face hub for {model_id}"
+    threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
+    start, progress = time.monotonic(), f"asking the Hugging Face hub for {model_id}"
     has_answered = False
     while True:
-        seconds = time.monotonic() - since
-        on_wait(f"{told}, {seconds:.0f} s")
+        seconds = time.monotonic() - start
+        on_wait(f"{progress}, {seconds:.0f} s")
         if not has_answered and seconds > ANSWER_SECONDS:
             raise HubError(f"the hub does not answer within {ANSWER_SECONDS:.0f} s")
         with suppress(queue.Empty):
-            fact = _fact(said.get(timeout=HEARTBEAT))
+            fact = _fact(lines.get(timeout=HEARTBEAT))
             if "folder" in fact:
                 return Path(fact["folder"])
             if "error" in fact:
                 raise HubError(fact["error"])
             if "bytes" in fact:
-                has_answered, told = True, f"downloading {model_id}, {fact['bytes'] / 1e6:,.0f} MB, once"
+                has_answered, progress = True, f"downloading {model_id}, {fact['bytes'] / 1e6:,.0f} MB, once"
 
 
-def _listen(pipe, said: queue.Queue[bytes]) -> None:
+def _listen(pipe: IO[bytes], lines: queue.Queue[bytes]) -> None:
     for line in pipe:
-        said.put(line)
-    said.put(b'{"error": "the download ended before its end"}')
+        lines.put(line)
+    lines.put(b'{"error": "the download ended before its end"}')
 
 
 def _fact(line: bytes) -> dict:
-    """What a line says; nothing where a library has printed it."""
+    """The JSON object of a line; empty for a line that a library printed."""
     try:
         fact = json.loads(line)
     except ValueError:
@@ -102,8 +99,8 @@ def _fact(line: bytes) -> dict:
     return fact if isinstance(fact, dict) else {}
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether nothing is missing that loading needs; a download may have been stopped."""
+def _is_complete(folder: Path) -> bool:
+    """Whether the folder has all files that loading needs; a download may have been stopped."""
     index = folder / "model.safetensors.index.json"
     shards = {"model.safetensors"}
     if index.is_file():

@@ -1,4 +1,4 @@
-"""Who gets an answer of the page's paths. `tests/test_dataset_page.py` asks a real server."""
+"""Which requests the HTTP routes answer. `tests/test_dataset_page.py` asks a real server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import comfy.cli_args
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from lora_kiln.training.host import page
+from lora_kiln.training.host.routes import refuse_other_sites
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ def test_pages_of_other_sites_are_refused_unless_the_host_lets_them_in(allowed, 
         return web.Response()
 
     request = make_mocked_request("POST", "/kiln/dataset/captions", {"Sec-Fetch-Site": site})
-    assert asyncio.run(page._refuses_other_sites(respond)(request)).status == status
+    assert asyncio.run(refuse_other_sites(respond)(request)).status == status

@@ -1,0 +1,56 @@
+"""What is refused: models that cannot be trained, and parts of different families."""
+
+from __future__ import annotations
+
+import pytest
+from lora_kiln.training import host
+from lora_kiln.training.basics.errors import InputError
+
+import models
+
+
+@pytest.mark.parametrize("make", [models.sd15, models.sdxl, models.sd3, models.flux, models.chroma, models.pixart])
+def test_a_checkpoints_own_parts_go_together(make):
+    small = make()
+    host.check_compatible(small.model, small.clip, small.vae)
+
+
+def test_a_family_that_is_not_known_to_train_rightly_is_refused_by_name():
+    flux = models.flux()
+    with pytest.raises(InputError, match="model is a LongCatImage, which cannot be trained so far: SD1.5, .* can"):
+        host.check_compatible(models.long_cat_image(), flux.clip, flux.vae)
+
+
+def test_an_inpainting_flux_is_refused():
+    flux = models.flux()
+    flux.model.model.model_config.unet_config["in_channels"] = 96
+    with pytest.raises(InputError, match="takes 96 channels and gives 16: it is an inpainting or control model"):
+        host.check_compatible(flux.model, flux.clip, flux.vae)
+
+
+@pytest.mark.parametrize(
+    ("model", "clip", "problem"),
+    [
+        (models.sd3, models.flux, "clip gives embeddings 32 wide, the model takes 4096"),
+        (models.flux, models.sd3, "clip gives embeddings 4096 wide, the model takes 32"),
+        (models.flux, models.chroma, "clip gives no pooled embedding, which the model needs"),
+        (models.sdxl, models.sd15, "clip gives embeddings 32 wide, the model takes 64"),
+    ],
+)
+def test_a_clip_of_another_family_is_refused(model, clip, problem):
+    own = model()
+    with pytest.raises(InputError, match=problem):
+        host.check_compatible(own.model, clip().clip, own.vae)
+
+
+def test_a_pooled_embedding_of_another_width_is_refused():
+    small = models.sd3()
+    small.model.model.adm_channels = 2048
+    with pytest.raises(InputError, match="clip gives a pooled embedding 64 wide, the model takes 2048"):
+        host.check_compatible(small.model, small.clip, small.vae)
+
+
+def test_a_vae_of_another_family_is_refused():
+    small = models.flux()
+    with pytest.raises(InputError, match=r"vae gives latents with 4 channels, the model \(Flux\) takes 16"):
+        host.check_compatible(small.model, small.clip, models.sdxl().vae)

@@ -62,7 +62,8 @@ class LoRAFA(AddedAdapter):
 
     @classmethod
     def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
-        return cls(*init_lora(layer_shape(layer), rank, generator), alpha)
+        down, up = init_lora(layer_shape(layer), rank, generator)
+        return cls(down, up, alpha)
 
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
         return low_rank(layer, x, self.get_buffer("down"), self.up.to(x.dtype) * self.scale)

@@ -1,7 +1,4 @@
-"""How a run is kept: in its folder and before the page's eyes while it goes on, as a LoRA file when it ends early.
-
-What the keeper knows of a run goes into each checkpoint (`Past`), and from there into the run that goes on.
-"""
+"""Recorders: they write the progress of a run to its folder and show it to the page."""
 
 import contextlib
 import errno
@@ -10,28 +7,34 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from .. import host
 from ..basics.errors import InputError
 from ..learning.loop import Diverged
-from ..lora.files import PARTIAL, delete_partials
-from ..lora.lora import LoRAModel
+from ..lora.run_files import PARTIAL, delete_partials
 from ..model.learner import Learner
-from ..model.state import Damaged
-from .checkpoints import State, forget, newest_state
+from .checkpoints import State, delete_from, newest_state
 from .controls import Controls
-from .folder import CONTINUE_CHANGED, Opened, how_to_train_the_rest
-from .live import RunEvents
-from .lora_writer import Maker
+from .live import LiveRun
+from .lora_writer import LoRAWriter
 from .origin import Origin
-from .progress import Past, Validations, past_of
-from .sampling import SamplePicture
+from .prepare import Prepared
+from .progress import Mark, Progress, SampleFile, SamplePicture
+from .resume import (
+    CONTINUE_CHANGED,
+    OpenedRun,
+    how_to_train_the_rest,
+    load_learner,
+    load_progress,
+    open_run,
+    refused,
+)
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. In LoRA Config turn gradient_checkpointing on, lower batch_size or choose "
@@ -42,223 +45,319 @@ OUT_OF_RAM = (
     "fewer targets; or lower resolution in Load Dataset."
 )
 MOST_STEPS_BACK = 3
-"""times a run goes back to its last good checkpoint when it diverges"""
+"""how often a run that diverges goes back to its last good checkpoint"""
 
 
-class Keeper:
-    """What a run has come to so far.
+class Recorder(Protocol):
+    """Is told what happens in a run, after the run has changed its progress.
 
-    Args:
-        opened: the run's folder, and where the run begins.
-        maker: of its LoRA.
-        controls: what the page may ask of it.
-        notes: what a person should know of it, said already.
-        workflow: id of the workflow that it is of, for the page.
+    `RunRecorder` writes it to disk and shows it to the page; `NullRecorder` does neither.
     """
 
-    def __init__(self, opened: Opened, maker: Maker, controls: Controls, notes: list[str], workflow: str):
-        plan = maker.plan
-        self.opened, self.maker, self.controls, self.notes = opened, maker, controls, notes
-        self.folder, self.config = opened.folder, maker.config
-        self.events = RunEvents(
-            plan.steps, maker.name, self.folder.id, workflow, controls, plan.epoch_of, self.picture_rows
-        )
-        self.events.notes = notes
-        self.learner: Learner | None = None
-        """None: there is nothing to keep"""
-        self.samples: list[SamplePicture] = []
-        self.validations = Validations(patience=self.config.run.validation_patience)
-        self.best: dict[str, torch.Tensor] = {}
-        """the LoRA of the best validation, where it is to be kept"""
-        self.rate_changes: list[tuple[int, float]] = []
-        """(step, what the recipe's learning rate is multiplied by from it on)"""
-        self.looked_at = 0
-        """the last step at whose end all was done that was due there"""
-        self.is_over = False
-        """whether the run ended before its last step because it was told to"""
-        self.steps_back = 0
-        """times it diverged and went back"""
-        self.checkpointed_at = time.monotonic()
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps done."""
-        return len(self.events.losses)
+    progress: Progress
+    controls: Controls
+    writer: LoRAWriter
+    learner: Learner | None
+    """saved if the run fails; None while its parameters are unsound: half loaded, or moved by an exploded step"""
 
     @property
     def is_checkpoint_due(self) -> bool:
-        """Whether the last one is as old as the recipe lets it become."""
-        return time.monotonic() - self.checkpointed_at >= 60.0 * self.config.run.checkpoint_minutes
+        """Whether the last checkpoint is as old as the recipe allows."""
+        ...
 
-    def rate_factor_at(self, step: int) -> float:
-        """What the recipe's learning rate is multiplied by at a step."""
-        return next((factor for since, factor in reversed(self.rate_changes) if since <= step), 1.0)
+    def load(self, learner: Learner) -> None:
+        """Loads the state in which the run begins into a new learner, and sets `learner`."""
+        ...
 
-    # ---------------------------------------------------------------- from the beginning to the end
-
-    @contextmanager
-    def keeping(self, origin: Origin) -> Iterator[None]:
-        """Takes over what a stopped run had told, keeps what was learned when this one ends early, and lets go of it.
-
-        Raises:
-            InputError: the checkpoint of the stopped run says nothing that a run can go on from.
-        """
-        try:
-            for note in self.opened.notes:
-                self.note(note)
-            self._restore()
-            self.folder.own(
-                {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            )
-            self.folder.record(self._record(origin))
-            with self._kept_on_failure():
-                yield
-        finally:
-            with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
-                self.events.let_go()
-            self.learner = None
-
-    def finish_by_hand(self, step: int) -> None:
-        """The run is over, since a person wants it so; what it would have trained yet can be trained later."""
-        self.is_over = True
-        self.folder.record({"finished_by_hand": True, "trains_rest": False})
-        self.mark(step, "note", "finished by hand")
-        rest = how_to_train_the_rest(self.opened.previous)
-        self.note(f"Finished by hand at step {step} of {self.maker.plan.steps}. {rest}")
-
-    def ended(self, state: str, message: str) -> None:
-        """Says how the run ended: finished, interrupted or failed."""
-        self._tell_unwritten()
-        self.folder.record({"state": state, "message": message, "elapsed": self.events.elapsed, "notes": self.notes})
-        self._tell_unwritten()
-        self.events.ended(state, message)
-
-    def _record(self, origin: Origin) -> dict[str, Any]:
-        """What run.json says at the beginning."""
-        events, plan = self.events, self.maker.plan
-        return {
-            "run": self.folder.id, "name": self.maker.name, "state": "running", "message": "",
-            "workflow_id": events.workflow, "prompt_id": events.prompt_id, "node_id": events.node_id,
-            "steps": plan.steps, "epochs": plan.epoch_of(plan.steps - 1) + 1,
-            "started_at": self.maker.started_at, "elapsed": 0.0, "notes": [], **origin.plain(),
-            "finished_by_hand": self.is_over and self.opened.was_finished_by_hand,
-            "trains_rest": self.opened.trains_rest,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }  # fmt: skip
-
-    @contextmanager
-    def _kept_on_failure(self) -> Iterator[None]:
-        """Writes what was learned when the run ends early, and tells the page how it ended."""
-        try:
-            yield
-        except host.Interrupted:
-            self.ended("interrupted", self._keep())
-            raise
-        except Diverged as error:
-            self.ended("failed", f"{error} {self._keep(is_good=False)}".strip())
-            raise
-        except Exception as error:
-            better = full_memory(error)
-            self.ended("failed", f"{better or error} {self._keep()}".strip())
-            if better is not None:
-                raise better from error
-            raise
-
-    def _keep(self, is_good: bool = True) -> str:
-        """Keeps what was learned when a run ends early. Gives where, in words.
-
-        Args:
-            is_good: whether the run may go on from here.
-        """
-        told = []
-        if not is_good:
-            state, _ = newest_state(self.folder.checkpoints)
-            told.append(
-                f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from step {state.step}."
-                if state is not None
-                else "No checkpoint is left to go on from: the next run starts anew."
-            )
-        if self.steps == 0 or self.learner is None:
-            return " ".join(told) if self.steps else "Nothing was learned yet."
-        try:
-            if is_good and self.checkpoint() is not None:
-                told.append(f"Queue the workflow again, and it goes on from step {self.steps}.")
-        except Exception as error:  # whatever stopped the run comes first
-            told.append(f"No checkpoint of step {self.steps} could be made: {error}")
-        try:
-            path = self.save(PARTIAL, takes_best=True)
-            if is_good:
-                self._drop_partials(but=path)
-            told.append(f"What was learned in {self._step_of_lora(takes_best=True)} steps is kept in {path}.")
-        except Exception as error:  # likewise
-            told.append(f"What was learned in {self.steps} steps could not be saved as a LoRA: {error}")
-        return " ".join(told)
-
-    def _drop_partials(self, but: Path) -> None:
-        """Deletes what earlier stops of this very run kept, now that a later one has taken its place."""
-        for path in delete_partials(host.lora_folder(), self.maker.name, self.folder.id, but):
-            host.log("deleted %s: %s takes its place", path, but.name)
-
-    # ---------------------------------------------------------------- what happens on the way
-
-    def note(self, note: str) -> None:
-        """What a person should know of the run, a sentence; it is said once."""
-        if note not in self.notes:
-            self.notes.append(note)
-            host.log("%s", note)
+    def show(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
+        """The phase: loading, encoding, validating, sampling, saving, training or paused."""
+        ...
 
     def mark(self, step: int, kind: str, text: str = "") -> None:
-        """Something happened at a step; see `RunEvents.mark`."""
-        self.events.mark(step, kind, text)
-        self.folder.log({"step": step, "mark": kind, "text": text})
+        """An event; for the kinds see `Mark`."""
+        ...
 
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """One optimizer step is done."""
-        self.folder.log({"step": step, "loss": loss, "learning_rate": learning_rate})
-        self.events.step(loss, learning_rate)
+    def stepped(self) -> None:
+        """An optimizer step is done."""
+        ...
 
-    def change_rate(self, step: int, factor: float) -> None:
-        """From a step on the recipe's learning rate is multiplied by another factor."""
-        self.rate_changes.append((step, factor))
-        self.mark(step, "learning_rate", f"x {factor:g}")
+    def validated(self) -> None:
+        """The loss on the held-out pictures was measured."""
+        ...
 
-    def validated(self, step: int, loss: float) -> None:
-        """The held-out pictures were looked at."""
-        self.validations.losses = [each for each in self.validations.losses if each[0] != step]
-        if self.validations.add(step, loss) and self.config.run.keep_best:
-            self.best = self._tensors()
-        self.events.validated(step, loss)
-        if math.isfinite(loss):
-            self.folder.log({"step": step, "validation_loss": loss})
-
-    def drop_samples(self, step: int) -> None:
-        """Forgets the sample pictures of a step, those of a stop in the middle of them: they are drawn again."""
-        self.samples = [each for each in self.samples if each.step != step]
-        self.events.drop_samples(step)
-
-    def sampled(self, sample: SamplePicture, number: int) -> None:
-        """A sample picture is there.
+    def sampled(self, picture: SamplePicture, number: int) -> None:
+        """A sample picture was drawn.
 
         Args:
             number: of its prompt.
         """
-        self.samples.append(sample)
-        path = self.folder.keep_picture(f"step{sample.step:06}-{number}.png", sample.pixels)
-        self._tell_unwritten()
+        ...
+
+    def save(self) -> None:
+        """Writes the LoRA of the last step to a file."""
+        ...
+
+    def checkpoint(self) -> Path | None:
+        """Writes a checkpoint. None: it could not be written."""
+        ...
+
+    def step_back(self, learner: Learner, error: Diverged) -> bool:
+        """Goes back to a checkpoint before a divergence. False: there is none, or the recipe does not allow it."""
+        ...
+
+    def finished_by_hand(self) -> None:
+        """The user has ended the run on the page; its remaining steps can be trained later."""
+        ...
+
+    def finish(self) -> None:
+        """The run has ended as planned."""
+        ...
+
+
+class NullRecorder:
+    """Keeps the progress in memory, writes nothing and shows nothing."""
+
+    is_checkpoint_due = False
+
+    def __init__(self, prepared: Prepared):
+        self.progress = Progress(sample_prompts=prepared.config.run.sample_prompts)
+        self.controls = Controls(self.progress.sample_prompts)
+        self.writer = LoRAWriter(prepared, run="")
+        self.learner: Learner | None = None
+
+    def load(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def show(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
+        pass
+
+    def mark(self, step: int, kind: str, text: str = "") -> None:
+        pass
+
+    def stepped(self) -> None:
+        pass
+
+    def validated(self) -> None:
+        pass
+
+    def sampled(self, picture: SamplePicture, number: int) -> None:
+        pass
+
+    def save(self) -> None:
+        pass
+
+    def checkpoint(self) -> None:
+        pass
+
+    def step_back(self, learner: Learner, error: Diverged) -> bool:
+        return False
+
+    def finished_by_hand(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        self.progress.stop_clock()
+
+
+class RunRecorder:
+    """Writes a run's progress to its folder, shows it to the page, and saves what was learned if the run fails.
+
+    Args:
+        opened: the run's folder, and the state in which the run begins.
+        workflow: the id of the workflow.
+    """
+
+    def __init__(self, opened: OpenedRun, prepared: Prepared, workflow: str):
+        self.opened, self.prepared = opened, prepared
+        self.folder, self.notes, self.config = opened.folder, prepared.notes, prepared.config
+        self.progress = Progress(sample_prompts=self.config.run.sample_prompts)
+        self.controls = Controls(self.progress.sample_prompts)
+        self.writer = LoRAWriter(prepared, self.folder.id)
+        self.learner: Learner | None = None
+        plan = prepared.data.plan
+        self.live = LiveRun(
+            self.progress,
+            self.controls,
+            steps=plan.steps,
+            name=prepared.name,
+            run=self.folder.id,
+            workflow=workflow,
+            epoch_of=plan.epoch_of,
+            pictures=self.picture_rows,
+            notes=self.notes.sentences,
+        )
+        self._checkpointed_at = time.monotonic()
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        return time.monotonic() - self._checkpointed_at >= 60.0 * self.config.run.checkpoint_minutes
+
+    # ---------------------------------------------------------------- beginning and end
+
+    @contextmanager
+    def recording(self, origin: Origin) -> Iterator[None]:
+        """Resumes the folder's run if it goes on. If the body raises, saves what was learned.
+
+        Raises:
+            InputError: the checkpoint of the run that goes on cannot be used.
+        """
+        try:
+            self.notes.add(*self.opened.notes)
+            self._resume()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            self.folder.write_owner({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            self.folder.record(self._record(origin))
+            with self._saved_on_failure():
+                yield
+        finally:
+            with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
+                self.live.release()
+            self.learner = None
+
+    def finish(self) -> None:
+        self.checkpoint()
+        self._end("finished", "")
+
+    def finished_by_hand(self) -> None:
+        step = self.progress.step
+        self.folder.record({"finished_by_hand": True, "trains_rest": False})
+        self.mark(step, "note", "finished by hand")
+        rest = how_to_train_the_rest(self.opened.previous)
+        self.notes.add(f"Finished by hand at step {step} of {self.prepared.data.plan.steps}. {rest}")
+
+    def load(self, learner: Learner) -> None:
+        if self.opened.state is not None:
+            load_learner(learner, self.opened.state, same_pictures=self.opened.is_same)
+        self.learner = learner
+
+    def _resume(self) -> None:
+        try:
+            load_progress(self.progress, self.opened)
+        except InputError as error:
+            self.live.ended("failed", str(error))
+            raise
+        progress, controls = self.progress, self.controls
+        if progress.losses:
+            progress.marks.append(Mark(step=progress.step, kind="resumed", text=""))
+        controls.rate_factor = progress.rate_factor_at(progress.step)
+        controls.sample_prompts = progress.sample_prompts
+
+    def _record(self, origin: Origin) -> dict[str, Any]:
+        """The content of run.json when the run begins."""
+        live, plan = self.live, self.prepared.data.plan
+        return {
+            "run": self.folder.id,
+            "name": self.prepared.name,
+            "state": "running",
+            "message": "",
+            "workflow_id": live.workflow,
+            "prompt_id": live.prompt_id,
+            "node_id": live.node_id,
+            "steps": plan.steps,
+            "epochs": plan.epoch_of(plan.steps - 1) + 1,
+            "started_at": self.prepared.started_at,
+            "elapsed": 0.0,
+            "notes": [],
+            **origin.plain(),
+            "finished_by_hand": self.progress.is_over and self.opened.was_finished_by_hand,
+            "trains_rest": self.opened.trains_rest,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def _end(self, state: str, message: str) -> None:
+        """state: finished, interrupted or failed."""
+        self.progress.stop_clock()
+        self._note_unwritten()
+        notes = self.notes.sentences
+        self.folder.record({"state": state, "message": message, "elapsed": self.progress.elapsed, "notes": notes})
+        self._note_unwritten()
+        self.live.ended(state, message)
+
+    # ---------------------------------------------------------------- during the run
+
+    def show(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
+        if phase == "training":
+            self.live.training()
+        elif phase == "paused":
+            self.live.paused()
+        else:
+            self.live.preparing(phase, done, total, message)
+
+    def mark(self, step: int, kind: str, text: str = "") -> None:
+        self.progress.marks.append(Mark(step=step, kind=kind, text=text))
+        self.folder.log({"step": step, "mark": kind, "text": text})
+
+    def stepped(self) -> None:
+        progress = self.progress
+        loss, learning_rate = progress.losses[-1], progress.learning_rates[-1]
+        self.folder.log({"step": progress.step, "loss": loss, "learning_rate": learning_rate})
+        self.live.stepped()
+
+    def validated(self) -> None:
+        step, loss = self.progress.validations[-1]
+        if math.isfinite(loss):
+            self.folder.log({"step": step, "validation_loss": loss})
+
+    def sampled(self, picture: SamplePicture, number: int) -> None:
+        path = self.folder.write_picture(f"step{picture.step:06}-{number}.png", picture.pixels)
+        self._note_unwritten()
         if path is not None:
             filename, subfolder = host.output_location(path)
-            told = {
-                "step": sample.step, "prompt": sample.prompt, "prompt_index": number, "filename": filename,
-                "subfolder": subfolder,
-            }  # fmt: skip
-            self.folder.log({"step": sample.step, "sample": told})
-            self.events.sampled(told)
+            sample = SampleFile(
+                step=picture.step, prompt=picture.prompt, prompt_index=number, filename=filename, subfolder=subfolder
+            )
+            self.folder.log({"step": picture.step, "sample": sample})
+            self.progress.samples.append(sample)
+            self.live.send()
+
+    def save(self) -> None:
+        assert self.learner is not None
+        self.writer.write(self.writer.latest(self.learner, self.progress))
+        self.live.restart_step_clock()
+
+    def checkpoint(self) -> Path | None:
+        assert self.learner is not None
+        self.show("saving")
+        self.progress.sample_prompts = self.controls.sample_prompts
+        tensors, facts = self.learner.state()
+        state = State.of({**tensors, **facts, **self.progress.state_dict()})
+        path = self.folder.checkpoint(state, self.config.run.keep_checkpoints)
+        self._checkpointed_at = time.monotonic()
+        if path is not None:
+            self.progress.marks.append(Mark(step=state.step, kind="checkpoint", text=""))
+        self._note_unwritten()
+        return path
+
+    def step_back(self, learner: Learner, error: Diverged) -> bool:
+        """Goes back to a checkpoint of this run and halves the learning rate; deletes everything after its step."""
+        folder, progress, controls = self.folder, self.progress, self.controls
+        delete_from(folder.checkpoints, error.spoilt)
+        if self.config.run.on_divergence != "step back" or progress.steps_back >= MOST_STEPS_BACK:
+            return False
+        # From the step just before, the same step would follow: the learning rate does not change its gradients.
+        state, _ = newest_state(folder.checkpoints, before=error.step - 1)
+        if state is None:
+            return False
+        self.learner = None  # half loaded, it must not be saved in place of the checkpoint
+        load_learner(learner, state, same_pictures=True)
+        self.learner = learner
+        with refused(state):
+            progress.cut(state.state_dict())
+        folder.cut_metrics(state.step)
+        self.live.send_all_again()
+        progress.steps_back += 1
+        controls.rate_factor = 0.5 * progress.rate_factor_at(state.step)
+        progress.rate_changes.append((state.step, controls.rate_factor))
+        self.mark(state.step, "learning_rate", f"x {controls.rate_factor:g}")
+        self.notes.add(f"{error} Went back to step {state.step} with the learning rate x {controls.rate_factor:g}.")
+        self.checkpoint()  # replaces those of later steps
+        return True
 
     def picture_rows(self) -> list[dict[str, Any]]:
-        """Each picture with its loss against the average at the same noise levels, the worst first."""
+        """For each picture its mean loss, relative to the average at the same noise levels; the highest first."""
         if self.learner is None:
             return []
-        dataset = self.maker.dataset
+        dataset = self.prepared.data.training
         rows = [
             {
                 "name": picture.name,
@@ -266,144 +365,116 @@ class Keeper:
                 "loss": loss,
                 "count": count,
                 "thumbnail": host.thumbnail_address(picture.path),
-            }  # fmt: skip
+            }
             for index, (picture, (loss, count)) in enumerate(
                 zip(dataset.pictures, self.learner.picture_losses.relative(), strict=True)
             )
         ]
         return sorted(rows, key=lambda row: -(row["loss"] or 0.0))
 
-    def _tell_unwritten(self) -> None:
-        for note in self.folder.notes:
-            self.note(note)
+    def _note_unwritten(self) -> None:
+        self.notes.add(*self.folder.notes)
 
-    # ---------------------------------------------------------------- checkpoints, and the way back to them
+    # ---------------------------------------------------------------- failure
 
-    def checkpoint(self, is_last: bool = False) -> Path | None:
-        """All that the run needs to go on from here; None where it cannot be written now."""
-        assert self.learner is not None
-        self.events.preparing("saving")
-        past = Past(
-            self.events.losses, self.events.elapsed, self.rate_changes, self.controls.sample_prompts,
-            self.validations.losses, self.is_over or is_last, self.looked_at, self.best, self.steps_back,
-        )  # fmt: skip
-        path = self.folder.checkpoint(past.put_into(*self.learner.state()), self.config.run.keep_checkpoints)
-        self.checkpointed_at = time.monotonic()
-        if path is not None:
-            self.events.mark(self.steps, "checkpoint")
-        self._tell_unwritten()
-        return path
-
-    def go_on(self, learner: Learner) -> None:
-        """Lets a fresh learner go on from where the run begins.
-
-        Raises:
-            InputError: what a run before had learned does not fit this recipe.
-        """
-        self._load(learner, self.opened.state, self.opened.is_same)
-
-    def way_back(self, error: Diverged) -> State | None:
-        """The checkpoint to go back to after a divergence, if the run may; those that are no good are deleted."""
-        forget(self.folder.checkpoints, error.spoilt)
-        if self.config.run.on_divergence != "step back" or self.steps_back >= MOST_STEPS_BACK:
-            return None
-        # From the very step before it would take the same step again: no rate changes its gradients.
-        return newest_state(self.folder.checkpoints, before=error.step - 1)[0]
-
-    def step_back(self, learner: Learner, state: State, error: Diverged) -> None:
-        """Goes back to a checkpoint of this run, with half the learning rate; nothing of the way given up stays."""
-        self._load(learner, state, same_pictures=True)
-        with refused(state):
-            self._restore_looks(past_of(state))
-        self.folder.cut_metrics(state.step)
-        self.events.cut(state.step)
-        self.samples = [each for each in self.samples if each.step <= state.step]
-        self.steps_back += 1
-        self.controls.rate_factor = 0.5 * self.rate_factor_at(state.step)
-        self.change_rate(state.step, self.controls.rate_factor)
-        self.note(f"{error} Went back to step {state.step} with the learning rate x {self.controls.rate_factor:g}.")
-        self.checkpoint()  # in place of those of the way that was given up
-
-    def _load(self, learner: Learner, state: State | None, same_pictures: bool) -> None:
-        self.learner = None  # half loaded it would be kept in place of the checkpoint
-        if state is not None:
-            with refused(state):
-                learner.load(state.tensors, state.facts, same_pictures)
-        self.learner = learner
-
-    def _restore(self) -> None:
-        """Takes over what a stopped run had told and drawn."""
-        state = self.opened.state
-        if state is None or not self.opened.is_same:
-            return
+    @contextmanager
+    def _saved_on_failure(self) -> Iterator[None]:
+        """If the run fails, saves what was learned, and records how the run ended."""
         try:
-            with refused(state):
-                past = past_of(state)
-        except InputError as error:
-            self.events.ended("failed", str(error))
+            yield
+        except host.Interrupted:
+            self._end("interrupted", self._save_learned())
             raise
-        self.events.restore(self.folder.cut_metrics(state.step), past.losses, past.elapsed)
-        self.rate_changes, self.steps_back = past.rate_changes, past.steps_back
-        self.controls.rate_factor = self.rate_factor_at(state.step)
-        self.controls.sample_prompts = past.sample_prompts
-        self.is_over = past.is_over and not self.opened.trains_rest
-        self._restore_looks(past)
-        for sample in self.events.samples:
-            pixels = self.folder.picture(str(sample.get("filename")))
-            if pixels is not None:
-                self.samples.append(SamplePicture(int(sample["step"]), str(sample["prompt"]), pixels))
+        except Diverged as error:
+            self._end("failed", f"{error} {self._save_diverged()}".strip())
+            raise
+        except Exception as error:
+            better = full_memory(error)
+            self._end("failed", f"{better or error} {self._save_learned()}".strip())
+            if better is not None:
+                raise better from error
+            raise
 
-    def _restore_looks(self, past: Past) -> None:
-        """Takes over what was seen of the LoRA up to a step."""
-        self.validations.losses, self.best, self.looked_at = past.validations, past.best, past.looked_at
+    def _save_learned(self) -> str:
+        """Saves a checkpoint and the LoRA. Returns sentences about both."""
+        step, messages = self.progress.step, []
+        if step == 0:
+            return "Nothing was learned yet."
+        if self.learner is None:
+            return ""
+        try:
+            if self.checkpoint() is not None:
+                messages.append(f"Queue the workflow again, and it goes on from step {step}.")
+        except Exception as error:  # the error that ended the run matters more
+            messages.append(f"No checkpoint of step {step} could be made: {error}")
+        return " ".join([*messages, self._save_partial(self.learner, replaces_earlier=True)])
 
-    # ---------------------------------------------------------------- the LoRA
+    def _save_diverged(self) -> str:
+        """Saves the LoRA alone: the run cannot go on from a diverged state. Returns sentences about it."""
+        state, _ = newest_state(self.folder.checkpoints)
+        if state is None:
+            message = "No checkpoint is left to go on from: the next run starts anew."
+        else:
+            message = f"With previous_run {CONTINUE_CHANGED!r} a better recipe goes on from step {state.step}."
+        if self.progress.step == 0:
+            return "Nothing was learned yet."
+        return message if self.learner is None else f"{message} {self._save_partial(self.learner)}"
 
-    def lora(self, takes_best: bool = False) -> LoRAModel:
-        """The LoRA as it is now.
+    def _save_partial(self, learner: Learner, replaces_earlier: bool = False) -> str:
+        """Saves the LoRA of a run that ended early. Returns a sentence about it.
 
         Args:
-            takes_best: as it was at its best, where that is to be kept.
+            replaces_earlier: whether files that earlier stops of this run have left are deleted.
         """
-        tensors = (takes_best and self.best) or self._tensors()
-        return self.maker.lora(tensors, self._step_of_lora(takes_best), self.folder.id)
-
-    def save(self, suffix: str = "", takes_best: bool = False) -> Path:
-        """Writes the LoRA to a file on the way, and gives where it lies; see `lora` and `Maker.save`."""
-        path = self.maker.save(self.lora(takes_best), self._step_of_lora(takes_best), suffix)
-        self.events.resume_clock()
-        return path
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        assert self.learner is not None
-        return self.maker.tensors(self.learner)
-
-    def _step_of_lora(self, takes_best: bool) -> int:
-        best = self.validations.best if takes_best and self.best else None
-        return best[0] if best else self.steps
-
-
-@contextmanager
-def refused(state: State) -> Iterator[None]:
-    """Says what to do about a checkpoint that a run cannot go on from.
-
-    Raises:
-        InputError: in place of `Damaged`.
-    """
-    try:
-        yield
-    except Damaged as error:
-        problem = (
-            f"previous_run: the run that stopped at step {state.step} cannot be continued with this recipe "
-            f"({error}). Undo the changes, or choose to start anew."
-        )
-        raise InputError("Train LoRA", [problem]) from error
+        try:
+            learned = self.writer.best(learner, self.progress)
+            path = self.writer.write(learned, PARTIAL)
+            if replaces_earlier:
+                for earlier in delete_partials(host.lora_folder(), self.prepared.name, self.folder.id, path):
+                    host.log("deleted %s: %s takes its place", earlier, path.name)
+            return f"What was learned in {learned.step} steps is kept in {path}."
+        except Exception as error:  # the error that ended the run matters more
+            return f"What was learned in {self.progress.step} steps could not be saved as a LoRA: {error}"
 
 
 def full_memory(error: Exception) -> Exception | None:
-    """In place of an error that says that memory is full one that says what to do; None: it is another."""
+    """An error with advice in place of one that says that memory is full; None for other errors."""
     if isinstance(error, torch.OutOfMemoryError):
         return torch.OutOfMemoryError(OUT_OF_MEMORY)
     is_ram = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    is_ram = is_ram or "can't allocate memory" in str(error)  # as PyTorch says it
+    is_ram = is_ram or "can't allocate memory" in str(error)  # PyTorch's words
     return MemoryError(OUT_OF_RAM) if is_ram else None
+
+
+Record = Callable[[Prepared, Origin, str, str], AbstractContextManager[Recorder]]
+"""(run, its origin, one of PREVIOUS, workflow id) -> its recorder, for as long as the run lasts"""
+
+
+@contextmanager
+def recorded(
+    prepared: Prepared,
+    origin: Origin,
+    previous: str,
+    workflow: str,
+    recorder: type[RunRecorder] = RunRecorder,
+) -> Iterator[Recorder]:
+    """Records a run in its folder and on the page.
+
+    Args:
+        previous: what to do about an earlier run of this name; one of `resume.PREVIOUS`.
+        workflow: the id of the workflow.
+
+    Raises:
+        InputError: the folder or the checkpoint cannot be used.
+    """
+    opened = open_run(host.runs_root(), prepared.name, origin, previous)
+    with closing(opened.folder):
+        made = recorder(opened, prepared, workflow)
+        with made.recording(origin):
+            yield made
+
+
+@contextmanager
+def unrecorded(prepared: Prepared, origin: Origin, previous: str, workflow: str) -> Iterator[Recorder]:
+    """Trains from step 0 with nothing on disk and nothing on the page; to be used in place of `recorded`."""
+    yield NullRecorder(prepared)

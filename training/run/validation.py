@@ -1,4 +1,4 @@
-"""Validation: pictures held out of training, at noise and timesteps that stay the same all through the run."""
+"""Validation: the loss on held-out pictures, at noise and timesteps that are the same at every step of the run."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from ..learning.objective import Predict, sample_losses
 from ..learning.prediction import Prediction
 
 TIMES = 4
-"""noise levels that each picture is looked at"""
+"""noise levels at which each picture is measured"""
 
 
 def samples_of(dataset: Dataset) -> list[Sample]:
-    """Each picture once: its middle, not mirrored, with its whole caption."""
+    """Each picture once: center crop, not mirrored, with its full caption."""
     return [Sample(index, fit, False, dataset.caption(index)) for index, fit in enumerate(dataset.fits())]
 
 
 def noised(latent: torch.Tensor, prediction: Prediction, seed: int, number: int) -> Batch:
-    """A picture at each of the validation's noise levels; its `cond` is left to the caller.
+    """A batch of one picture at each of the validation's noise levels; the caller sets `cond`.
 
     Args:
         latent: (C, ...) in model space.
@@ -36,7 +36,7 @@ def noised(latent: torch.Tensor, prediction: Prediction, seed: int, number: int)
 
 @torch.no_grad()
 def mean_loss(predict: Predict, prediction: Prediction, batches: Sequence[Batch]) -> float:
-    """The mean squared error of the network's output, without the recipe's weights, over all samples."""
+    """The mean squared error in the space of the prediction, without the recipe's weights, over all batches."""
     plain = ObjectiveConfig()
     totals = [sample_losses(predict, prediction, plain, batch).double().sum().item() for batch in batches]
     return sum(totals) / sum(len(batch.x_0) for batch in batches)

@@ -88,14 +88,14 @@ class Prepared:
     def builder(self) -> Builder:
         """Makes the networks, the optimizer and the engine."""
         return Builder(
-            self.models.model,
-            self.models.clip,
-            self.config,
-            self.base.family,
-            self.base.layer_names,
-            self.adapters,
-            len(self.data.training.pictures),
-            self.notes.add,
+            model=self.models.model,
+            clip=self.models.clip,
+            config=self.config,
+            family=self.base.family,
+            names=self.base.layer_names,
+            adapters=self.adapters,
+            pictures=len(self.data.training.pictures),
+            note=self.notes.add,
         )
 
 

@@ -36,8 +36,10 @@ from lora_kiln.training.learning.objective import Family
 from lora_kiln.training.learning.optimizers import check_optimizer, make_optimizer
 from lora_kiln.training.learning.picture_losses import PictureLosses
 from lora_kiln.training.learning.step import Step
+from lora_kiln.training.lora.describe import describe_lora
 from lora_kiln.training.lora.export import FORMATS, as_format
-from lora_kiln.training.lora.files import describe_lora, for_host, read_adapters, read_header, read_lora_file
+from lora_kiln.training.lora.files import for_host, read_adapters, read_lora_file
+from lora_kiln.training.lora.header import read_header
 from lora_kiln.training.lora.keys import ENDINGS
 from lora_kiln.training.lora.merge import Part, merge_loras
 from lora_kiln.training.model.learner import Learner, Networks

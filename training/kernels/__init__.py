@@ -1,6 +1,6 @@
-"""Triton kernels for what a network does between its matrix products; every one reads and writes memory once or twice.
+"""Triton kernels for the layers between matrix products; each reads and writes memory once or twice.
 
-For frozen layers: the gradient is that of the input alone. Sums are float32 and in a fixed order.
+They are for frozen layers: the backward pass gives the gradient of the input alone. Sums are float32, in a fixed order.
 """
 
 from .cross_attention import cross_attention, try_cross_attention

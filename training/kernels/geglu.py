@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-"""GEGLU, the gate of a UNet's feed-forward layers."""
+"""GEGLU, the gated activation in a UNet's feed-forward layers."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from .launch import launch
 
 ELEMENTS = 1024
-"""of a program"""
+"""per program"""
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -32,41 +32,44 @@ class _GEGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         width = x.shape[-1] // 2
         output = torch.empty(*x.shape[:-1], width, device=x.device, dtype=x.dtype)
-        launch(_geglu_forward, (triton.cdiv(output.numel(), ELEMENTS),), x, output, output.numel(), width, ELEMENTS)
+        number = output.numel()
+        grid = (triton.cdiv(number, ELEMENTS),)
+        launch(_geglu_forward, grid, x=x, output=output, number=number, width=width, ELEMENTS=ELEMENTS)
         ctx.save_for_backward(x)
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
-        gradient, output = gradients[0].contiguous(), torch.empty_like(x)
-        number = gradient.numel()
+        grad_output, output = grad_outputs[0].contiguous(), torch.empty_like(x)
+        number = grad_output.numel()
         grid = (triton.cdiv(number, ELEMENTS),)
-        launch(_geglu_backward, grid, x, gradient, output, number, x.shape[-1] // 2, ELEMENTS)
+        arguments = dict(x=x, grad_output=grad_output, output=output, number=number, width=x.shape[-1] // 2)
+        launch(_geglu_backward, grid, **arguments, ELEMENTS=ELEMENTS)
         return output
 
 
 @triton.jit
 def _geglu_forward(x, output, number, width, ELEMENTS: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    there = index < number
+    inside = index < number
     at = index + (index // width) * width
-    value = tl.load(x + at, there, 0.0).to(tl.float32)
-    gate = tl.load(x + at + width, there, 0.0).to(tl.float32)
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    gate = tl.load(x + at + width, inside, 0.0).to(tl.float32)
     result = value * gate * (0.5 + 0.5 * tl.erf(gate * 0.7071067811865476))
-    tl.store(output + index, result.to(output.dtype.element_ty), there)
+    tl.store(output + index, result.to(output.dtype.element_ty), inside)
 
 
 @triton.jit
-def _geglu_backward(x, gradient, output, number, width, ELEMENTS: tl.constexpr):
+def _geglu_backward(x, grad_output, output, number, width, ELEMENTS: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
-    there = index < number
+    inside = index < number
     at = index + (index // width) * width
-    value = tl.load(x + at, there, 0.0).to(tl.float32)
-    gate = tl.load(x + at + width, there, 0.0).to(tl.float32)
-    g = tl.load(gradient + index, there, 0.0).to(tl.float32)
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    gate = tl.load(x + at + width, inside, 0.0).to(tl.float32)
+    grad = tl.load(grad_output + index, inside, 0.0).to(tl.float32)
     normal = 0.5 + 0.5 * tl.erf(gate * 0.7071067811865476)
     density = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(output + at, (g * gate * normal).to(output.dtype.element_ty), there)
-    tl.store(output + at + width, (g * value * (normal + gate * density)).to(output.dtype.element_ty), there)
+    tl.store(output + at, (grad * gate * normal).to(output.dtype.element_ty), inside)
+    tl.store(output + at + width, (grad * value * (normal + gate * density)).to(output.dtype.element_ty), inside)

@@ -1,4 +1,4 @@
-"""How a kernel is launched."""
+"""Launching Triton kernels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class _Pointer(int):
-    """A tensor's place as Triton takes it, without a look at whose memory it is.
+    """A tensor's address, which Triton does not check.
 
-    While a CUDA graph is recorded under cudaMallocAsync memory has an address and nothing behind it yet, and Triton
-    would refuse it. Launchers take integers as they are, and what they stand for from `data_ptr` and `dtype`.
+    While a CUDA graph is captured under cudaMallocAsync, an address is not backed by memory yet, and Triton's check of
+    tensors fails. Its launchers pass integers on unchecked; `data_ptr` and `dtype` mark them as pointers.
     """
 
     dtype: torch.dtype
@@ -25,22 +25,29 @@ class _Pointer(int):
         return int(self)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: int) -> None:
-    """Runs a kernel; tensors among the arguments are handed over as addresses.
+def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """Runs a kernel; CUDA tensors are passed as addresses.
 
     Args:
-        options: Triton's own, such as num_warps.
+        arguments: the kernel's, and options of Triton's such as num_warps.
     """
-    is_cuda = isinstance(arguments[0], Tensor) and arguments[0].is_cuda
-    given = (_Pointer(each) if is_cuda and isinstance(each, Tensor) else each for each in arguments)
-    kernel[grid](*given, **options)
+    kernel[grid](**{name: _address(value) for name, value in arguments.items()})
+
+
+def _address(value: Any) -> Any:
+    return _Pointer(value) if isinstance(value, Tensor) and value.is_cuda else value
 
 
 def last_dense(x: Tensor) -> Tensor:
-    """x with its last dimension dense; a copy only where it is not."""
+    """x if its last dimension has stride 1, else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def padded(numbers: Sequence[int], value: int) -> list[int]:
-    """Three numbers: lengths or strides of the dimensions before the last, those that lack in front."""
+    """Lengths or strides of at most three dimensions, padded in front with `value` to three."""
     return [*[value] * (3 - len(numbers)), *numbers]
+
+
+def numbered(**sequences: Sequence[int]) -> dict[str, int]:
+    """x=(2, 1) -> {"x_0": 2, "x_1": 1}, as kernels name their strides."""
+    return {f"{name}_{axis}": value for name, values in sequences.items() for axis, value in enumerate(values)}

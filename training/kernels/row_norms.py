@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-"""Layer norm and RMS norm: over the last dimension."""
+"""Layer norm and RMS norm over the last dimension."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import last_dense, launch, padded
+from .launch import last_dense, launch, numbered, padded
 
 ELEMENTS = 4096
-"""of a program, at least one row"""
+"""per program, at least one row"""
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias (Ba et al., arXiv:1607.06450), as torch's layer_norm.
 
     Args:
-        x: (..., C), at most four dimensions; the last one lies dense, the others as they like.
+        x: (..., C), at most four dimensions, the last one of stride 1.
         weight, bias: (C,); None = 1 and 0.
 
     Returns:
-        (..., C), its dimensions in memory in the order of x's.
+        (..., C), with the memory layout of x.
     """
     return _RowNorm.apply(x, weight, bias, eps, True)
 
@@ -32,11 +32,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv:1910.07467), as torch's rms_norm.
 
     Args:
-        x: (..., C), at most four dimensions; the last one lies dense, the others as they like.
+        x: (..., C), at most four dimensions, the last one of stride 1.
         weight: (C,).
 
     Returns:
-        (..., C), its dimensions in memory in the order of x's.
+        (..., C), with the memory layout of x.
     """
     return _RowNorm.apply(x, weight, None, eps, False)
 
@@ -48,41 +48,52 @@ class _RowNorm(torch.autograd.Function):
     ) -> Tensor:
         output = torch.empty_like(x)
         moments = torch.empty(1 + is_centred, *x.shape[:-1], device=x.device, dtype=torch.float32)
-        _rows(x, weight, bias, output, moments, output, eps, is_centred, backward=False)
+        _launch_norm(x, weight, output, moments, bias=bias, eps=eps)
         ctx.save_for_backward(x, weight, moments)
-        ctx.is_centred = is_centred
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, moments = ctx.saved_tensors
-        output = torch.empty_like(x)
-        _rows(x, weight, None, output, moments, last_dense(gradients[0]), 0.0, ctx.is_centred, backward=True)
-        return output, *(None,) * 4
+        grad_input = torch.empty_like(x)
+        _launch_norm(x, weight, grad_input, moments, grad_output=last_dense(grad_outputs[0]))
+        return grad_input, *(None,) * 4
 
 
-def _rows(
+def _launch_norm(
     x: Tensor,
     weight: Tensor | None,
-    bias: Tensor | None,
     output: Tensor,
     moments: Tensor,
-    gradient: Tensor,
-    eps: float,
-    is_centred: bool,
-    backward: bool,
+    *,
+    bias: Tensor | None = None,
+    eps: float = 0.0,
+    grad_output: Tensor | None = None,
 ) -> None:
+    """Writes the norm of x, or with grad_output the gradient of x, into output.
+
+    Args:
+        moments: (1, ...) 1 / standard deviation of each row, or (2, ...) with its mean behind; written by the forward
+            pass, read by the backward pass.
+        bias, eps: for the forward pass.
+    """
     width, number = x.shape[-1], moments[0].numel()
     block = triton.next_power_of_2(width)
     rows = max(1, ELEMENTS // block)
     _, second, third = padded(x.shape[:-1], 1)
-    strides = [stride for each in (x, output, gradient) for stride in padded(each.stride()[:-1], 0)]
+    gradient = output if grad_output is None else grad_output
+    tensors = dict(x=x, output=output, gradient=gradient)
     launch(
-        _norm, (triton.cdiv(number, rows),),
-        x, x if weight is None else weight, x if bias is None else bias, output, moments, gradient, eps, number,
-        second, third, *strides, width, weight is not None, bias is not None, is_centred, backward, rows, block,
-    )  # fmt: skip
+        _norm,
+        (triton.cdiv(number, rows),),
+        **tensors,
+        **dict(weight=x if weight is None else weight, bias=x if bias is None else bias, moments=moments),
+        **dict(eps=eps, number=number, second=second, third=third, width=width),
+        **numbered(**{name: padded(tensor.stride()[:-1], 0) for name, tensor in tensors.items()}),
+        **dict(WEIGHT=weight is not None, BIAS=bias is not None, CENTRED=len(moments) == 2),
+        **dict(BACKWARD=grad_output is not None, ROWS=rows, BLOCK=block),
+    )
 
 
 @triton.jit
@@ -91,13 +102,13 @@ def _norm(
     output_2, gradient_0, gradient_1, gradient_2, width, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     CENTRED: tl.constexpr, BACKWARD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """moments: 1 / deviation of each row and, where it is centred, its mean behind."""
+    """The norm of rows, or the gradient of x; `moments` as in `_launch_norm`."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     a, b, c = row // (second * third), row // third % second, row % third
     column = tl.arange(0, BLOCK)
     inside = (column < width)[None, :]
-    there = (row < number)[:, None] & inside
-    value = tl.load(x + (a * x_0 + b * x_1 + c * x_2)[:, None] + column[None, :], there, 0.0).to(tl.float32)
+    in_tile = (row < number)[:, None] & inside
+    value = tl.load(x + (a * x_0 + b * x_1 + c * x_2)[:, None] + column[None, :], in_tile, 0.0).to(tl.float32)
     if CENTRED:
         if BACKWARD:
             mean = tl.load(moments + number + row, row < number, 0.0)
@@ -106,23 +117,23 @@ def _norm(
             tl.store(moments + number + row, mean, row < number)
         value = tl.where(inside, value - mean[:, None], 0.0)
     if BACKWARD:
-        by = tl.load(moments + row, row < number, 0.0)[:, None]
+        inverse_deviation = tl.load(moments + row, row < number, 0.0)[:, None]
         at = (a * gradient_0 + b * gradient_1 + c * gradient_2)[:, None] + column[None, :]
-        result = tl.load(gradient + at, there, 0.0).to(tl.float32)
+        result = tl.load(gradient + at, in_tile, 0.0).to(tl.float32)
         if WEIGHT:
             result *= tl.load(weight + column, column < width, 0.0).to(tl.float32)[None, :]
-        normal = value * by
+        normal = value * inverse_deviation
         along = (tl.sum(result * normal, 1) / width)[:, None] * normal
         if CENTRED:
             along += (tl.sum(result, 1) / width)[:, None]
-        result = by * (result - along)
+        result = inverse_deviation * (result - along)
     else:
-        by = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
-        tl.store(moments + row, by, row < number)
-        result = value * by[:, None]
+        inverse_deviation = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
+        tl.store(moments + row, inverse_deviation, row < number)
+        result = value * inverse_deviation[:, None]
         if WEIGHT:
             result *= tl.load(weight + column, column < width, 0.0).to(tl.float32)[None, :]
         if BIAS:
             result += tl.load(bias + column, column < width, 0.0).to(tl.float32)[None, :]
     at = (a * output_0 + b * output_1 + c * output_2)[:, None] + column[None, :]
-    tl.store(output + at, result.to(output.dtype.element_ty), there)
+    tl.store(output + at, result.to(output.dtype.element_ty), in_tile)

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..basics.errors import InputError
+from ..config.optimizers import OptimizerKind
 from . import ai_toolkit_keys as keys
 from .ledger import Entry, Ledger, shown, to_number
 from .recipe import Recipe
 from .techniques import (
-    PRODIGY,
     WHOLE_FACTOR,
     Defaults,
+    adapter_named,
     carry_optimizer,
     carry_precision,
     carry_save_precision,
@@ -23,7 +24,6 @@ from .techniques import (
 )
 
 SOURCE = "ai-toolkit job"
-ADAPTERS = {"lora": "lora", "locon": "lora", "dora": "dora", "lokr": "lokr"}
 FLOW_SCHEDULERS = ("flowmatch", "custom_flowmatch")
 ARGUMENTS: Defaults = dict.fromkeys(("adamw", "adamw8bit", "prodigy"), {"eps": "1e-6"})
 """What that trainer sets where the file does not."""
@@ -98,8 +98,9 @@ def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _network(book: Ledger) -> None:
     kind = book.text("network.type", "lora").lower()
-    adapter = ADAPTERS.get(kind, "lora")
-    if kind in ADAPTERS:
+    known = adapter_named(kind, "ai_toolkit")
+    adapter = known or "lora"
+    if known:
         book.carry("network.type", adapter=adapter)
     else:
         book.replace("network.type", "this network is not offered", adapter=adapter)
@@ -171,16 +172,16 @@ def _learning(book: Ledger) -> None:
     book.carry(seed, "" if book.has(seed) else "one would have been drawn", seed=book.whole(seed))
 
 
-def _learning_rates(book: Ledger, optimizer: str) -> None:
+def _learning_rates(book: Ledger, optimizer: OptimizerKind) -> None:
     base = book.number("train.lr", 1e-6)
     key = "train.unet_lr" if book.has("train.unet_lr") else "train.lr"
     rate, note = book.number("train.unet_lr", base), ""
-    if optimizer == PRODIGY and rate < 0.1:
+    if optimizer.finds_rate and rate < 0.1:
         rate, note = 1.0, "as that trainer does where Prodigy's is below 0.1"
     book.carry(key, note, learning_rate=rate)
     text_key = "train.text_encoder_lr"
     if book.flag("train.train_text_encoder"):
-        text_rate = rate if optimizer == PRODIGY else book.number(text_key, base)
+        text_rate = rate if optimizer.finds_rate else book.number(text_key, base)
         book.carry("train.train_text_encoder", text_encoder_learning_rate=text_rate)
         if book.has(text_key):
             book.carry(text_key, text_encoder_learning_rate=text_rate)

@@ -1,56 +1,14 @@
-"""What several trainers call the same: optimizers, schedulers, number formats, adapters."""
+"""Settings that several trainers have under the same names: adapters, optimizers, schedulers, number formats."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from ..adapters import KINDS
+from ..config.optimizers import ADAFACTOR, ADAMW, ForeignName, OptimizerKind, optimizer_by_foreign_name
 from .ledger import Ledger, is_unset, to_number
 
-ADAMW, PRODIGY = "adamw", "prodigy"
-OPTIMIZERS: dict[str, tuple[str, str]] = {
-    "adamw": (ADAMW, ""),
-    "adamw8bit": ("adamw8bit", ""),
-    "adamw8": ("adamw8bit", ""),
-    "pagedadamw8bit": ("adamw8bit", "is_paged=True"),
-    "adafactor": ("adafactor", ""),
-    "lion": ("lion", ""),
-    "prodigy": (PRODIGY, ""),
-    "adamwschedulefree": ("schedule_free", ""),
-    "schedulefreeadamw": ("schedule_free", ""),
-    "adam": (ADAMW, ""),
-    "adam8bit": ("adamw8bit", ""),
-}
-"""Name in lower case -> ours, and an argument that makes it the same."""
-
-NEAREST: dict[str, tuple[str, str]] = {
-    "pagedadamw": (ADAMW, "the same, but its state is not moved out of the GPU's memory when that is full"),
-    "pagedadamw32bit": (ADAMW, "the same, but its state is not moved out of the GPU's memory when that is full"),
-    "lion8bit": ("lion", "the same in 32 bit"),
-    "pagedlion8bit": ("lion", "the same in 32 bit"),
-    "prodigy8bit": (PRODIGY, "the same in 32 bit"),
-    "radamschedulefree": ("schedule_free", "Schedule-Free without RAdam's rectified start"),
-    "sgdschedulefree": ("schedule_free", "Schedule-Free on AdamW instead of SGD: another learning rate fits"),
-    "ademamix8bit": (ADAMW, "AdamW, without AdEMAMix' second, slower average"),
-    "pagedademamix8bit": (ADAMW, "AdamW, without AdEMAMix' second, slower average"),
-}
-"""Name in lower case -> what takes its place, and the difference."""
-
-WEIGHT_DECAY = {ADAMW: 0.01, "adamw8bit": 0.01}
-"""Defaults of the optimizers' packages; 0 for the others."""
-
-ARGUMENTS = {
-    ADAMW: ("betas", "eps", "amsgrad"),
-    "adamw8bit": ("betas", "eps", "amsgrad", "min_8bit_size", "percentile_clipping", "block_wise", "is_paged"),
-    "adafactor": ("eps", "clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"),
-    "lion": ("betas",),
-    PRODIGY: (
-        *("betas", "beta3", "eps", "d0", "d_coef", "growth_rate", "safeguard_warmup"),
-        *("decouple", "weight_decouple", "use_bias_correction", "bias_correction"),
-    ),
-    "schedule_free": ("betas", "eps", "r", "weight_lr_power"),
-}
-"""What may stand in optimizer_args."""
-
+NOT_OFFERED = ForeignName(difference="this optimizer is not offered: its learning rate may not fit")
 SCHEDULERS = {
     "constant": "constant",
     "constant_with_warmup": "constant",
@@ -61,13 +19,10 @@ SCHEDULERS = {
     "rex": "rex",
 }
 
-ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "diag-oft": "oft"}
-"""LyCORIS' names -> our adapters."""
-
 Defaults = Mapping[str, Mapping[str, str]]
 
 WHOLE_FACTOR = 10_000
-"""A rank above every layer's: LoKr's second factor is whole then."""
+"""a rank above that of every layer, with which LoKr does not decompose its second factor"""
 
 NUMBER_FORMATS = {
     **dict.fromkeys(("float", "fp32", "float32", "no"), "fp32"),
@@ -77,7 +32,7 @@ NUMBER_FORMATS = {
 
 
 def carry_precision(book: Ledger, key: str, default: str) -> None:
-    """The arithmetic of the base model."""
+    """Carries the number format of the base model's arithmetic over."""
     name = book.text(key, default).lower()
     if name == "auto" or name in NUMBER_FORMATS:
         book.carry(key, precision=NUMBER_FORMATS.get(name, name))
@@ -86,7 +41,7 @@ def carry_precision(book: Ledger, key: str, default: str) -> None:
 
 
 def carry_save_precision(book: Ledger, key: str, default: str) -> None:
-    """The number format of the file."""
+    """Carries the number format of the LoRA file over."""
     name = book.text(key, default).lower()
     if name in NUMBER_FORMATS:
         book.carry(key, save_precision=NUMBER_FORMATS[name])
@@ -95,7 +50,7 @@ def carry_save_precision(book: Ledger, key: str, default: str) -> None:
 
 
 def carry_scheduler(book: Ledger, key: str, default: str = "constant") -> str:
-    """The schedule of the learning rate; constant where the file's is not offered. Gives ours."""
+    """Carries the learning-rate scheduler over, constant if it is not offered; returns ours."""
     name = book.text(key, default).lower()
     if name in SCHEDULERS:
         book.carry(key, scheduler=SCHEDULERS[name])
@@ -106,61 +61,66 @@ def carry_scheduler(book: Ledger, key: str, default: str = "constant") -> str:
     return book.values.get("scheduler", "constant")
 
 
-def carry_optimizer(book: Ledger, key: str, name: str, prefix: str, defaults: Defaults | None = None) -> str:
-    """The optimizer and its arguments.
+def adapter_named(name: str, trainer: Literal["lycoris", "kohya", "ai_toolkit"]) -> str | None:
+    """Our adapter for another trainer's name; None if no row of KINDS has the name.
 
     Args:
-        key: the key that chooses it.
-        name: what that trainer calls it.
-        prefix: what the names of the keys with its arguments begin with.
-        defaults: our optimizer -> arguments that the trainer sets where the file does not.
+        trainer: the field of `AdapterNames` to look in.
+    """
+    return next((kind for kind, adapter in KINDS.items() if name in getattr(adapter.names, trainer)), None)
+
+
+def carry_optimizer(book: Ledger, key: str, name: str, prefix: str, defaults: Defaults | None = None) -> OptimizerKind:
+    """Carries the optimizer and its arguments over.
+
+    Args:
+        key: of the optimizer's name in the file.
+        name: of the optimizer, in that trainer.
+        prefix: of the keys of the optimizer's arguments.
+        defaults: our optimizer's name -> arguments that the trainer sets where the file does not.
 
     Returns:
-        Our name for it.
+        Our optimizer.
     """
-    name = name.split(".")[-1].lower().replace("_", "").replace("-", "")
-    arguments = {}
-    if name in OPTIMIZERS:
-        ours, argument = OPTIMIZERS[name]
-        if argument:
-            arguments = dict([argument.split("=")])
-        book.carry(key, optimizer=ours)
+    kind, foreign = optimizer_by_foreign_name(name) or (ADAMW, NOT_OFFERED)
+    if foreign.difference:
+        book.replace(key, foreign.difference, optimizer=kind.name)
     else:
-        ours, lost = NEAREST.get(name, (ADAMW, "this optimizer is not offered: its learning rate may not fit"))
-        if name.startswith("dadapt"):
-            ours, lost = PRODIGY, "D-Adaptation is not offered; its successor takes the same learning rate of 1"
-        book.replace(key, lost, optimizer=ours)
-    decay = 0.0 if name in ("adam", "adam8bit") else WEIGHT_DECAY.get(ours, 0.0)
+        book.carry(key, optimizer=kind.name)
+    decay = kind.weight_decay if foreign.weight_decay is None else foreign.weight_decay
     book.carry(f"{prefix}weight_decay", weight_decay=book.number(f"{prefix}weight_decay", decay))
-    if ours == "adafactor":
+    arguments = dict([foreign.argument.split("=")]) if foreign.argument else {}
+    settled = {"weight_decay"}
+    if kind is ADAFACTOR:
         arguments |= _adafactor(book, prefix)
+        settled |= {"relative_step", "warmup_init"}
     for each in book.names(prefix):
         argument = each.removeprefix(prefix)
-        if argument == "weight_decay" or (ours == "adafactor" and argument in ("relative_step", "warmup_init")):
+        if argument in settled:
             continue
-        if ours == "schedule_free" and argument == "warmup_steps":
+        if kind.averages_weights and argument == "warmup_steps":
             book.carry(each, warmup=float(book.whole(each)))
-        elif argument not in ARGUMENTS[ours]:
-            book.miss(each, f"{ours} has no such setting here")
+        elif argument not in kind.arguments:
+            book.miss(each, f"{kind.name} has no such setting here")
         else:
             plain = _argument(book, each)
             if plain is None:
                 book.ignore(each, "not set, so the optimizer's default")
             else:
                 arguments[argument] = plain
-    for argument, value in (defaults or {}).get(ours, {}).items():
-        if argument in ARGUMENTS[ours]:
+    for argument, value in (defaults or {}).get(kind.name, {}).items():
+        if argument in kind.arguments:
             arguments.setdefault(argument, value)
     keys = tuple(f"{prefix}{argument}" for argument in arguments)
     text = " ".join(f"{argument}={value}" for argument, value in arguments.items())
     if keys:
         present = tuple(each for each in keys if each in book)
         book.carry(present or keys[0], optimizer_args=text)
-    return ours
+    return kind
 
 
 def _adafactor(book: Ledger, prefix: str) -> dict[str, str]:
-    """Its own learning rate is not offered: lr counts, as with relative_step=False."""
+    """Settles Adafactor's own learning rate, which is not offered: lr counts, as with relative_step=False."""
     relative, warmup = f"{prefix}relative_step", f"{prefix}warmup_init"
     follows_own = book.flag(relative, True) or book.flag(warmup)
     lost = "Adafactor would have set its own falling learning rate; here learning_rate and scheduler count: check both"
@@ -175,7 +135,7 @@ def _adafactor(book: Ledger, prefix: str) -> dict[str, str]:
 
 
 def _argument(book: Ledger, name: str) -> str | None:
-    """An optimizer's argument as optimizer_args takes it; None where it is not set."""
+    """An optimizer's argument in the form of optimizer_args; None if it is not set."""
     value = book.value(name)
     if is_unset(value):
         return None
@@ -201,12 +161,12 @@ def _plain(value: Any) -> str | None:
 
 
 def split_arguments(text: str) -> list[str]:
-    """`a=1,b=(2, 3)` or `a=1 b=2,3` -> its settings."""
+    """`a=1,b=(2, 3)` or `a=1 b=2,3` -> ["a=1", "b=(2, 3)"]."""
     return [part.strip(" ,") for part in re.split(r"[\s,]+(?=[A-Za-z_]\w*\s*=)", text.strip()) if part.strip(" ,")]
 
 
 def unquoted(value: str) -> str:
-    """A command line's value without its quotes."""
+    """A value of a command line without its quotes."""
     value = value.strip()
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
         return value[1:-1]

@@ -17,7 +17,7 @@ import torch
 from .. import host
 from ..basics.errors import InputError
 from ..learning.loop import Diverged
-from ..lora.files import PARTIAL, delete_partials
+from ..lora.run_files import PARTIAL, delete_partials
 from ..model.learner import Learner
 from .checkpoints import State, delete_from, newest_state
 from .controls import Controls

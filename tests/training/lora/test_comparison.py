@@ -12,12 +12,12 @@ from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.lora.comparison import (
     MOST_STEPS,
     Drawing,
-    LastDrawn,
     Row,
     Versions,
     check_size,
     comparison_sheet,
 )
+from lora_kiln.training.lora.comparison_cache import LastDrawn
 from lora_kiln.training.lora.files import read_lora_file
 from lora_kiln.training.lora.lora import LoRAModel
 from lora_kiln.training.lora.save import save_lora
@@ -143,7 +143,7 @@ def test_what_was_drawn_is_found_for_the_same_objects_and_settings_only():
 
 
 def test_what_was_drawn_keeps_nothing_alive_and_is_bounded():
-    last = LastDrawn(places=2)
+    last = LastDrawn(nodes=2)
     things: list[Any] = [Thing() for _ in range(4)]
     for number in range(4):
         last.keep(str(number), [things[number]], (), number)

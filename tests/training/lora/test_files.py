@@ -13,8 +13,9 @@ from lora_kiln.training import host
 from lora_kiln.training.adapters.attach import find_targets, make_adapters
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.lora.describe import describe_lora
 from lora_kiln.training.lora.export import as_format, lora_tensors
-from lora_kiln.training.lora.files import describe_lora, read_adapters, read_lora_file
+from lora_kiln.training.lora.files import read_adapters, read_lora_file
 from lora_kiln.training.lora.keys import layers_of, split_key
 from lora_kiln.training.lora.lora import LoRAModel
 from lora_kiln.training.lora.save import save_lora

@@ -12,15 +12,8 @@ import torch
 from lora_kiln.training.config import ADAPTERS, LoRAConfig
 from lora_kiln.training.lora.export import in_precision
 from lora_kiln.training.lora.files import read_lora_file
-from lora_kiln.training.lora.metadata import (
-    DataFacts,
-    Folder,
-    RunFacts,
-    file_hashes,
-    header_size,
-    lora_metadata,
-    workflow_metadata,
-)
+from lora_kiln.training.lora.header import file_hashes, header_size, workflow_metadata
+from lora_kiln.training.lora.metadata import DataFacts, Folder, RunFacts, lora_metadata
 from lora_kiln.training.lora.save import save_lora
 from safetensors.torch import save
 

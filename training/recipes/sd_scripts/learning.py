@@ -1,13 +1,12 @@
-"""How it learns: optimizer, learning rates, schedule, steps."""
+"""Optimizer, learning rates, schedule and length of the run."""
 
+from ...config.optimizers import OptimizerKind
 from ..ledger import Ledger, shown, to_number
-from ..techniques import PRODIGY, carry_optimizer, carry_precision, carry_scheduler
+from ..techniques import carry_optimizer, carry_precision, carry_scheduler
 from .own import is_own
 
 FREEZE = ("network_train_unet_only", "cache_text_encoder_outputs")
-"""Either keeps the text encoders as they are: what is cached cannot learn."""
-
-
+"""Either freezes the text encoders: cached outputs cannot be trained."""
 FP8 = ("fp8_base", "fp8_base_unet", "fp8_scaled")
 
 
@@ -19,8 +18,8 @@ def carry_learning(book: Ledger) -> None:
     _run(book)
 
 
-def _optimizer(book: Ledger) -> str:
-    """The optimizer, which older files choose by switches. Gives ours."""
+def _optimizer(book: Ledger) -> OptimizerKind:
+    """Carries the optimizer over, which older files choose by switches; returns ours."""
     key, name = "optimizer_type", book.text("optimizer_type", "AdamW")
     if not book.has(key):
         switches = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
@@ -32,8 +31,8 @@ def _optimizer(book: Ledger) -> str:
     return ours
 
 
-def _learning_rates(book: Ledger, optimizer: str) -> None:
-    """Of the diffusion model and of the text encoders: both learn unless the file says otherwise."""
+def _learning_rates(book: Ledger, optimizer: OptimizerKind) -> None:
+    """Those of the diffusion model and of the text encoders; both are trained unless the file says otherwise."""
     base = book.number("learning_rate", 2e-6)
     has_own = book.value("unet_lr") is not None
     rate = book.number("unet_lr", base)
@@ -45,13 +44,15 @@ def _learning_rates(book: Ledger, optimizer: str) -> None:
             book.carry(tuple(frozen), "the text encoders are not trained", text_encoder_learning_rate=0.0)
         book.ignore("text_encoder_lr", "the text encoders are not trained")
     elif given:
-        one_rate = optimizer == PRODIGY and given[0] != 0
-        text_rate, note = (rate, "Prodigy finds one rate for all") if one_rate else (given[0], "")
+        one_rate = optimizer.finds_rate and given[0] != 0
+        text_rate, note = (
+            (rate, f"{optimizer.name.capitalize()} finds one rate for all") if one_rate else (given[0], "")
+        )
         book.carry("text_encoder_lr", note, text_encoder_learning_rate=text_rate)
         if len(set(given)) > 1:
             book.note("text_encoder_lr", f"{shown(given[1:])}, rates of their own for the further text encoders")
     else:
-        from_base["text_encoder_learning_rate"] = rate if optimizer == PRODIGY else base
+        from_base["text_encoder_learning_rate"] = rate if optimizer.finds_rate else base
     if has_own:
         book.carry("unet_lr", learning_rate=rate)
     if from_base:
@@ -73,11 +74,11 @@ def _text_rates(book: Ledger) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _schedule(book: Ledger, optimizer: str) -> None:
+def _schedule(book: Ledger, optimizer: OptimizerKind) -> None:
     names = ("lr_scheduler", "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_power")
-    if optimizer == "schedule_free" and not is_own(book):
-        book.values |= {"scheduler": "constant", "warmup": book.values.get("warmup", 0.0)}
-        book.ignore(names, "Schedule-Free takes no scheduler")
+    if optimizer.scheduler and not is_own(book):
+        book.values |= {"scheduler": optimizer.scheduler, "warmup": book.values.get("warmup", 0.0)}
+        book.ignore(names, f"{optimizer.name} takes no other scheduler than {optimizer.scheduler}")
         return
     scheduler = carry_scheduler(book, "lr_scheduler")
     book.carry("lr_warmup_steps", warmup=book.number("lr_warmup_steps"))

@@ -1,18 +1,11 @@
 """Adapter, rank, alpha, layers: the network_* arguments."""
 
+from ...adapters import KINDS
 from ..ledger import Ledger
-from ..techniques import ALGORITHMS, WHOLE_FACTOR
+from ..techniques import WHOLE_FACTOR, adapter_named
 from .objective import FLOW
 from .own import is_own
 
-NETWORKS = {
-    **dict.fromkeys(("networks.lora", "networks.dylora", "networks.lora_fa"), "lora"),
-    **{f"networks.lora_{family}": "lora" for family in ("flux", "sd3", "lumina", "anima", "hunyuan_image")},
-    "networks.loha": "loha",
-    "networks.lokr": "lokr",
-    "networks.oft": "oft",
-    "networks.oft_flux": "oft",
-}
 PARTLY = {
     "networks.dylora": "all ranks would have been trained as LoRAs of their own; here the full rank alone",
     "networks.lora_fa": "the first factor of each LoRA would have stayed as it began; here both are trained",
@@ -35,8 +28,9 @@ def carry_network(book: Ledger) -> None:
     if module.startswith("lycoris"):
         adapter = _lycoris(book)
     else:
-        adapter = NETWORKS.get(module, "lora")
-        if module not in NETWORKS:
+        known = adapter_named(module, "kohya")
+        adapter = known or "lora"
+        if not known:
             book.replace("network_module", "this network is not known", adapter=adapter)
         elif module in PARTLY:
             book.replace("network_module", PARTLY[module], adapter=adapter)
@@ -50,7 +44,7 @@ def carry_network(book: Ledger) -> None:
     else:
         rank = book.whole("network_dim", 4)
         book.carry("network_dim", rank=rank)
-        if adapter != "oft" or is_own(book):
+        if KINDS[adapter].has_scale or is_own(book):
             alpha = book.number("network_alpha", 1.0)
             book.carry("network_alpha", "0 stands for the rank" if alpha == 0 else "", alpha=alpha or float(rank))
     dropout = "network_args.dropout" if book.has("network_args.dropout") else "network_dropout"
@@ -81,7 +75,8 @@ def _kohya_layers(book: Ledger, module: str, adapter: str) -> None:
 def _lycoris(book: Ledger) -> str:
     """LyCORIS: the algorithm, and its preset of layers. Gives the adapter."""
     algorithm = book.text("network_args.algo", "lora").lower()
-    adapter = ALGORITHMS.get(algorithm, "lora")
+    known = adapter_named(algorithm, "lycoris")
+    adapter = known or "lora"
     if book.flag("network_args.dora_wd") and adapter == "lora":
         adapter = "dora"
         book.carry("network_args.dora_wd", adapter=adapter)
@@ -96,7 +91,7 @@ def _lycoris(book: Ledger) -> str:
     conv_rank = book.whole("network_args.conv_dim", book.whole("network_dim", 4))
     if targets == WIDE and conv_rank == 0 and book.has("network_args.conv_dim"):
         targets = NARROW
-    if algorithm in ALGORITHMS:
+    if known:
         book.carry("network_args.algo", adapter=adapter)
     else:
         book.replace("network_args.algo", "this algorithm is not offered", adapter=adapter)

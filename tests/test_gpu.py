@@ -8,8 +8,9 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.config import ADAPTERS, LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.run.recorder import Record, recorded
+from lora_kiln.training.run.recorder import Record
 from lora_kiln.training.run.resume import ANEW, CONTINUE
+from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import Trained, train_lora
 from safetensors.torch import load_file
 

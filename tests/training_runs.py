@@ -13,8 +13,9 @@ from lora_kiln.training import host
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.run.prepare import Models
-from lora_kiln.training.run.recorder import Record, RunRecorder, recorded
+from lora_kiln.training.run.recorder import Record
 from lora_kiln.training.run.resume import CONTINUE
+from lora_kiln.training.run.run_recorder import RunRecorder, recorded
 from lora_kiln.training.run.trainer import Trained, train_lora
 
 import models

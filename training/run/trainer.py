@@ -24,9 +24,10 @@ from .origin import dataset_facts, origin_of
 from .pauses import Pauses
 from .prepare import Inputs, Models, Prepared, encode, prepare
 from .progress import SamplePicture
-from .recorder import Record, Recorder, recorded
+from .recorder import Record, Recorder
 from .report import run_report
 from .resume import ANEW
+from .run_recorder import recorded
 from .sampling import Sampler
 
 EXPLODED, FEWEST_LOSSES = 100.0, 20

@@ -15,8 +15,9 @@ from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
 from lora_kiln.training.run import pauses
 from lora_kiln.training.run.folder import read_metrics
-from lora_kiln.training.run.recorder import RunRecorder, unrecorded
+from lora_kiln.training.run.recorder import unrecorded
 from lora_kiln.training.run.resume import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE
+from lora_kiln.training.run.run_recorder import RunRecorder
 from safetensors.torch import load_file
 
 from training_runs import CONFIG, assert_same, at_step, changed, run, stopped_at, watched

@@ -11,7 +11,8 @@ from lora_kiln.training.config import ADAPTERS, OPTIMIZERS, LoRAConfig
 from lora_kiln.training.data.dataset import Dataset
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
-from lora_kiln.training.run.recorder import Record, recorded
+from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import train_lora
 from safetensors.torch import load_file
 

@@ -131,6 +131,8 @@ def prepare(
     if found.frozen:
         model, clip = host.with_lora(models.model, models.clip, found.frozen, 1.0)
         models = replace(models, model=model, clip=clip)
+    if config.objective.timestep_sampling == "auto" and (density := host.timestep_density(models.model)) != "auto":
+        config = config.changed(timestep_sampling=density)
     family = host.family(models.model)
     prediction = family.prediction
     if config.objective.zero_terminal_snr and prediction.takes_zero_terminal_snr:

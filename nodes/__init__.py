@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..training import host
 from ..training.data import dataset_page, uploads
 from ..training.data.captioner import FOLDER
-from ..training.lora import comparison
+from ..training.lora import comparison_cache
 from ..training.run import page as run_page
 from .adapter_options import AdapterOptions
 from .apply_lora_preview import ApplyLoRAPreview
@@ -48,7 +48,7 @@ class KilnExtension(ComfyExtension):
         host.serve_get("/kiln/run/pictures", run_page.pictures)
         host.serve_post("/kiln/run/control", run_page.control)
         host.serve_json("/kiln/presets", filled_in)
-        host.serve_get("/kiln/preview", comparison.last_shown)
+        host.serve_get("/kiln/preview", comparison_cache.last_shown)
         host.serve_get("/kiln/dataset", dataset_page.describe, at_once=2)
         host.serve_get("/kiln/thumbnail", dataset_page.thumbnail, at_once=2)
         host.serve_post("/kiln/dataset/captions", dataset_page.save_captions)

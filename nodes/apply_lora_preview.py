@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
@@ -10,15 +10,16 @@ from comfy_api.latest import io, ui
 from ..training import host
 from ..training.basics.errors import InputError, raise_if_any
 from ..training.lora.comparison import (
+    Comparison,
     Drawing,
-    LastDrawn,
     Row,
+    Sources,
     Versions,
     check_size,
     comparison_sheet,
     draw_rows,
-    remember_shown,
 )
+from ..training.lora.comparison_cache import LastDrawn, remember_shown
 from ..training.lora.export import AS_TRAINED, in_precision
 from ..training.lora.files import for_host
 from .train_lora import workflow_id
@@ -166,41 +167,15 @@ class ApplyLoRAPreview(io.ComfyNode):
         return io.NodeOutput(grid, *host.with_lora(model, clip, chosen, strength), ui=shown)
 
 
-class Sources(NamedTuple):
-    """The inputs that a comparison is drawn with."""
-
-    model: Any
-    clip: Any
-    vae: Any
-    lora: Mapping[str, torch.Tensor]
-
-
-class Comparison(NamedTuple):
-    """The pictures of a comparison: every step with every prompt at every strength."""
-
-    steps: tuple[int, ...]
-    prompts: tuple[str, ...]
-    strengths: tuple[float, ...]
-    drawing: Drawing
-
-
 def grid_of(
     cls: type[io.ComfyNode], node_id: str, sources: Sources, versions: Versions, comparison: Comparison
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """The grid (1, H, W, 3) and the node's ui output; drawn anew unless the node's last comparison was the same."""
     if found := LAST.find(node_id, sources, comparison):
         return found[0] / 255.0, found[1]
-    steps, prompts, strengths = (list(each) for each in comparison[:3])
-    progress = host.progress_bar(len(steps) * len(prompts) * len(strengths))
-    rows = draw_rows(
-        *sources[:3],
-        versions,
-        steps=steps,
-        prompts=prompts,
-        strengths=strengths,
-        drawing=comparison.drawing,
-        progress=progress,
-    )
+    strengths = list(comparison.strengths)
+    progress = host.progress_bar(len(comparison.steps) * len(comparison.prompts) * len(strengths))
+    rows = draw_rows(sources, versions, comparison, progress)
     grid = comparison_sheet(rows, strengths)
     shown = {**ui.PreviewImage(grid, cls=cls).as_dict(), "kiln_preview": [page_rows(cls, rows, strengths)]}
     LAST.keep(node_id, sources, comparison, ((grid * 255.0).round().to(torch.uint8), shown))

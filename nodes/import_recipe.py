@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..training import host, recipes
 from ..training.basics.errors import InputError
-from ..training.lora.files import read_header
+from ..training.lora.header import read_header
 from ..training.recipes.files import read_recipe, recipe_files, recipe_path
 from .types import CATEGORY, NONE, KilnConfig
 

@@ -7,7 +7,8 @@ from comfy_api.latest import io, ui
 
 from ..training import host
 from ..training.basics.errors import InputError
-from ..training.lora.files import describe_lora, read_lora_file
+from ..training.lora.describe import describe_lora
+from ..training.lora.files import read_lora_file
 from .types import CATEGORY, LoraModel
 
 

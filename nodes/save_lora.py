@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 from ..training import host
 from ..training.basics.errors import InputError
 from ..training.lora.export import AS_TRAINED, DTYPES, FORMATS, as_format, in_precision, knows_layers
-from ..training.lora.files import delete_partials
+from ..training.lora.header import LARGEST_OPENED_HEADER, header_size, workflow_metadata
 from ..training.lora.lora import LoRAModel
-from ..training.lora.metadata import LARGEST_HEADER, header_size, workflow_metadata
+from ..training.lora.run_files import delete_partials
 from ..training.lora.save import check_name, save_lora
 from .types import CATEGORY, LoraModel
 
@@ -98,7 +98,7 @@ class SaveLoRA(io.ComfyNode):
         metadata = {key: value for key, value in converted.metadata.items() if key not in GRAPH}
         if save_workflow and cls.hidden is not None:
             graph = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-            if header_size(converted, {**metadata, **graph}) < LARGEST_HEADER:
+            if header_size(converted, {**metadata, **graph}) < LARGEST_OPENED_HEADER:
                 metadata |= graph
             else:
                 notes.append("The workflow is too large to be kept in the file.")

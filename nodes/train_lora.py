@@ -13,8 +13,9 @@ from ..training.data.dataset import Dataset
 from ..training.data.sheets import strength_grid
 from ..training.lora.export import AS_TRAINED, in_precision
 from ..training.lora.save import check_name
-from ..training.run.folder import CONTINUE, PREVIOUS
-from ..training.run.sampling import SamplePicture
+from ..training.run.prepare import Models
+from ..training.run.progress import SamplePicture
+from ..training.run.resume import CONTINUE, PREVIOUS
 from ..training.run.trainer import train_lora
 from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
 
@@ -93,7 +94,9 @@ class TrainLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         name = check_name(name, "name", "Train LoRA")
         workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden is not None else None)
-        trained = train_lora(model, clip, vae, dataset, config, name, start, previous_run, workflow)
+        trained = train_lora(
+            Models(model, clip, vae), dataset, config, name, start=start, previous=previous_run, workflow=workflow
+        )
         # As its file will be: what is drawn here is what the saved LoRA draws.
         model_with, clip_with = host.with_lora(model, clip, in_precision(trained.lora, AS_TRAINED), 1.0)
         samples = samples_sheet(trained.samples) if trained.samples else None

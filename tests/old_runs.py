@@ -16,13 +16,13 @@ import torch
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.run import live as events
-from lora_kiln.training.run.folder import CONTINUE
+from lora_kiln.training.run.resume import CONTINUE
 from lora_kiln.training.run.trainer import Trained, train_lora
 from PIL import Image
 from torch import nn
 
 import models
-from training_runs import at_step
+from training_runs import at_steps, graph_models
 
 FOLDER = Path(__file__).parent / "data" / "runs-0.1"
 """<name>/<time>/, as below lora_kiln/ in the output folder"""
@@ -101,8 +101,11 @@ def run(
     with monkeypatch.context() as patched:
         # The kind of device is part of what a model is recognised by.
         patched.setattr(comfy.model_management, "cpu_state", comfy.model_management.CPUState.CPU)
-        at_step(patched, RATE_STEP, change_rate)
-        if at_stop is not None:
-            at_step(patched, STOPPED_AT, at_stop)
-        small = small_model()
-        return train_lora(small.model, small.clip, small.vae, data, RECIPES[recipe], name, None, CONTINUE)
+        return train_lora(
+            graph_models(small_model()),
+            data,
+            RECIPES[recipe],
+            name,
+            previous=CONTINUE,
+            record=at_steps({RATE_STEP: change_rate, STOPPED_AT: at_stop or (lambda: None)}),
+        )

@@ -24,7 +24,8 @@ from lora_kiln.training.data.captions import (
 )
 from lora_kiln.training.data.folder_settings import LARGEST, read_folder_settings
 from lora_kiln.training.data.pictures import PictureError, picture_facts, picture_size
-from lora_kiln.training.lora.files import LARGEST_HEADER, read_header, read_lora_file
+from lora_kiln.training.lora.files import read_lora_file
+from lora_kiln.training.lora.header import LARGEST_HEADER, read_header
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -40,6 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 import models
+from training_runs import graph_models
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
 SQUARE, WIDE, TALL = (72, 72), (96, 48), (48, 96)  # width, height; 81 places in a latent are no layer's width
@@ -85,9 +86,8 @@ def ours(job: Job) -> Mapping[str, Tensor]:
         steps=job.steps, batch_size=job.batch_size, gradient_checkpointing=job.checkpointing, seed=job.seed,
         scheduler="constant", precision="fp32", save_precision="fp32",
     )  # fmt: skip
-    small = job.small
     with torch.inference_mode():  # as the host runs nodes
-        return train_lora(small.model, small.clip, small.vae, dataset, config, "test", job.start).lora
+        return train_lora(graph_models(job.small), dataset, config, "test", start=job.start).lora
 
 
 def core(job: Job) -> Mapping[str, Tensor]:

@@ -8,12 +8,14 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.config import ADAPTERS, LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.run.folder import ANEW, CONTINUE
+from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.resume import ANEW, CONTINUE
+from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import Trained, train_lora
 from safetensors.torch import load_file
 
 import models
-from training_runs import interrupt_at
+from training_runs import graph_models, interrupt_at
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("lora_folder")]
 SIDE = 128
@@ -23,16 +25,15 @@ CONFIG = dict(
 FAMILIES = [models.sd15, models.sdxl]
 
 
-def run(small: models.Small, previous: str = ANEW, **values) -> Trained:
+def run(small: models.Small, previous: str = ANEW, record: Record = recorded, **values) -> Trained:
     generator = torch.Generator().manual_seed(5)
     pictures = tuple(
         Picture(f"{n}", SIDE, SIDE, f"picture number {n}", pixels=torch.rand(SIDE, SIDE, 3, generator=generator))
         for n in range(8)
     )
     data = Dataset(pictures, DatasetSettings(resolution=SIDE, bucket_step=16, shortest_side=32))
-    return train_lora(
-        small.model, small.clip, small.vae, data, LoRAConfig.of(**{**CONFIG, **values}), "test", None, previous
-    )
+    config = LoRAConfig.of(**{**CONFIG, **values})
+    return train_lora(graph_models(small), data, config, "test", previous=previous, record=record)
 
 
 @pytest.mark.parametrize("make", FAMILIES)
@@ -96,13 +97,11 @@ def test_the_models_are_left_as_they_were(make):
 
 
 @pytest.mark.parametrize("values", [dict(), dict(ema_decay=0.9, gradient_accumulation=2), dict(optimizer="adafactor")])
-def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, monkeypatch):
+def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values):
     values = dict(precision="bf16", deterministic=True, steps=8, **values)
     whole = run(models.sd15(), **values)
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 4)
-        with pytest.raises(host.Interrupted):
-            run(models.sd15(), **values)
+    with pytest.raises(host.Interrupted):
+        run(models.sd15(), record=interrupt_at(4), **values)
     comfy.model_management.interrupt_current_processing(False)
     resumed = run(models.sd15(), previous=CONTINUE, **values)
     assert resumed.losses == whole.losses

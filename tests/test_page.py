@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_kiln.training.lora.metadata import workflow_metadata
+from lora_kiln.training.lora.header import workflow_metadata
 from lora_kiln.training.lora.save import save_lora
 
 from host import Server

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -11,8 +12,10 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
-from lora_kiln.training.run import live as events
-from lora_kiln.training.run.folder import CONTINUE
+from lora_kiln.training.run.prepare import Models
+from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.resume import CONTINUE
+from lora_kiln.training.run.run_recorder import RunRecorder, recorded
 from lora_kiln.training.run.trainer import Trained, train_lora
 
 import models
@@ -44,37 +47,56 @@ def run(
     previous: str = CONTINUE,
     data: Dataset | None = None,
     small: models.Small | None = None,
+    record: Record = recorded,
 ) -> Trained:
     """A run on SD1.5, small, that goes on where one of its name stopped."""
-    small = small or models.sd15()
-    return train_lora(small.model, small.clip, small.vae, data or dataset(), config, name, None, previous)
+    return train_lora(
+        graph_models(small or models.sd15()), data or dataset(), config, name, previous=previous, record=record
+    )
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
+def graph_models(small: models.Small) -> Models:
+    """MODEL, CLIP and VAE as the node hands them to a run."""
+    return Models(small.model, small.clip, small.vae)
+
+
+def watched(
+    stepped: Callable[[RunRecorder], Any] = lambda recorder: None,
+    shown: Callable[[RunRecorder, str, str], Any] = lambda recorder, phase, message: None,
+) -> Record:
+    """Records a run as ever, and calls `stepped` after each step and `shown` after each phase with its message."""
+
+    class Watched(RunRecorder):
+        def stepped(self) -> None:
+            super().stepped()
+            stepped(self)
+
+        def show(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
+            super().show(phase, done, total, message)
+            shown(self, phase, message)
+
+    return partial(recorded, recorder=Watched)
+
+
+def at_steps(acts: Mapping[int, Callable[[], Any]]) -> Record:
+    """Does something when each of some steps is done."""
+    return watched(lambda recorder: acts.get(recorder.progress.step, lambda: None)())
+
+
+def at_step(step: int, act: Callable[[], Any]) -> Record:
     """Does something when a step is done."""
-    done = events.RunEvents.step
-
-    def acting(self, *args):
-        done(self, *args)
-        if len(self.losses) == step:
-            act()
-
-    monkeypatch.setattr(events.RunEvents, "step", acting)
+    return at_steps({step: act})
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def interrupt_at(step: int) -> Record:
     """Presses the host's own stop button when a step is done."""
-    at_step(monkeypatch, step, comfy.model_management.interrupt_current_processing)
+    return at_step(step, comfy.model_management.interrupt_current_processing)
 
 
-def stopped_at(
-    monkeypatch: pytest.MonkeyPatch, step: int, config: LoRAConfig, name: str = "test", data: Dataset | None = None
-) -> None:
+def stopped_at(step: int, config: LoRAConfig, name: str = "test", data: Dataset | None = None) -> None:
     """A run that was stopped when a step was done."""
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, step)
-        with pytest.raises(host.Interrupted):
-            run(config, name, data=data)
+    with pytest.raises(host.Interrupted):
+        run(config, name, data=data, record=interrupt_at(step))
     comfy.model_management.interrupt_current_processing(False)
 
 

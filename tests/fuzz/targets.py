@@ -32,18 +32,19 @@ from lora_kiln.training.data.pictures import PictureError, load_alpha, load_mask
 from lora_kiln.training.host import LayerNames
 from lora_kiln.training.learning.engine import EagerEngine
 from lora_kiln.training.learning.loss_scale import LossScale
-from lora_kiln.training.learning.objective import Family
 from lora_kiln.training.learning.optimizers import check_optimizer, make_optimizer
 from lora_kiln.training.learning.picture_losses import PictureLosses
 from lora_kiln.training.learning.step import Step
+from lora_kiln.training.lora.describe import describe_lora
 from lora_kiln.training.lora.export import FORMATS, as_format
-from lora_kiln.training.lora.files import describe_lora, for_host, read_adapters, read_header, read_lora_file
+from lora_kiln.training.lora.files import for_host, read_adapters, read_lora_file
+from lora_kiln.training.lora.header import read_header
 from lora_kiln.training.lora.keys import ENDINGS
 from lora_kiln.training.lora.merge import Part, merge_loras
 from lora_kiln.training.model.learner import Learner, Networks
 from lora_kiln.training.run import checkpoints
 from lora_kiln.training.run.history import stored_history
-from lora_kiln.training.run.progress import Past, past_of
+from lora_kiln.training.run.progress import Progress
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -352,7 +353,7 @@ def checkpoint(path: Path) -> None:
     except (ValueError, LookupError, TypeError, RecursionError):
         pass  # it is read as it came
     state = checkpoints.read_state(path.parent)
-    past_of(state)
+    Progress().load_state_dict(state.state_dict())
     small_learner().load(state.tensors, state.facts, same_pictures=True)
 
 
@@ -362,12 +363,29 @@ def small_learner() -> Learner:
     optimizer = make_optimizer(config.optimization, [{"params": [values], "learning_rate": 1e-4}])
     values.grad = torch.ones(2)
     optimizer.step()
-    family = Family("eps", torch.ones(1))
-    step = Step(lambda x_t, sigma, cond: x_t, family, config, optimizer, loss_scale=LossScale(here))
-    return Learner(Networks(None, None, [], {}), [], optimizer, None, PictureLosses(1, here), EagerEngine(step))
+    step = Step(lambda batch: (batch.x_0.mean(), batch.x_0), optimizer, config.optimization, loss_scale=LossScale(here))
+    return Learner(
+        networks=Networks(None, None, [], {}),
+        predict=lambda x_t, sigma, cond: x_t,
+        flats=[],
+        optimizer=optimizer,
+        ema=None,
+        picture_losses=PictureLosses(1, here),
+        engine=EagerEngine(step),
+    )
 
 
-PAST = Past([0.5], 2.5, [(0, 0.5)], ("a",), [(1, 0.4)], False, 1, {}, 0).put_into(*small_learner().state())
+def past() -> checkpoints.State:
+    """The checkpoint of a run after one step."""
+    progress = Progress(
+        validations=[(1, 0.4)], rate_changes=[(0, 0.5)], sample_prompts=("a",), completed=1,
+    )  # fmt: skip
+    progress.add_step(0.5, 1e-4)
+    tensors, plain = small_learner().state()
+    return checkpoints.State.of({**tensors, **plain, **progress.state_dict()})
+
+
+PAST = past()
 
 
 RUN = {

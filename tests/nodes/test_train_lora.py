@@ -14,7 +14,7 @@ from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.data.sheets import strength_grid
-from lora_kiln.training.run.sampling import SamplePicture
+from lora_kiln.training.run.progress import SamplePicture
 
 from models import Small, sd15, state
 

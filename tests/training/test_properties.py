@@ -26,8 +26,9 @@ from lora_kiln.training.data.captions import (
 )
 from lora_kiln.training.data.dataset import DatasetSettings
 from lora_kiln.training.data.folder_settings import KEYS, read_folder_settings
-from lora_kiln.training.lora.files import read_header, read_lora_file
-from lora_kiln.training.lora.metadata import DataFacts, Folder, RunFacts, header_size, lora_metadata
+from lora_kiln.training.lora.files import read_lora_file
+from lora_kiln.training.lora.header import header_size, read_header
+from lora_kiln.training.lora.metadata import DataFacts, Folder, RunFacts, lora_metadata
 from lora_kiln.training.lora.save import check_name, save_lora
 
 # The same examples at each run; a folder may be used by all examples of a test, which write it anew.

@@ -1,1 +1,1 @@
-"""LoRA files: their keys, formats and metadata; export, merge, and going on from one."""
+"""LoRA files: keys, formats and metadata; reading, exporting, merging, comparing, and continuing to train one."""

@@ -1,4 +1,4 @@
-"""The saved LoRA: its tensors, their form and number format, and the file."""
+"""A LoRA for a file: adapters to tensors, key formats and number formats."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,12 +21,12 @@ LISTED = 5
 def lora_tensors(
     adapters: Mapping[str, Adapter], names: Mapping[str, LayerNames], precision: str = "fp32"
 ) -> dict[str, torch.Tensor]:
-    """kohya's state dict, such as `<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`, on the CPU.
+    """The adapters as kohya's state dict (`<name>.lora_down.weight`, `.lora_up.weight`, `.alpha` ...), on the CPU.
 
     Args:
         adapters: by state-dict key of the base weight.
         names: by state-dict key.
-        precision: one of DTYPES; what fp16 cannot hold stays float32, and the log says so.
+        precision: one of DTYPES; tensors that fp16 cannot hold stay float32, which is logged.
     """
     tensors = {
         f"{names[key].kohya}.{entry}": tensor
@@ -42,18 +42,18 @@ def as_format(
     names: Mapping[str, LayerNames] | None = None,
     precision: str = AS_TRAINED,
 ) -> LoRAModel:
-    """A LoRA with the keys of another form.
+    """A LoRA with its keys in another format.
 
     Args:
-        lora: with keys of any form.
-        form: one of FORMATS. "kohya" is what most trainers write; "diffusers" is peft's: `unet.<path>.lora_A.weight`
-            and `lora_B.weight`, with the scale inside lora_B and fused layers split; "comfyui" is the host's trainer's.
-        names: of the model that the LoRA is for, by state-dict key; not needed where the LoRA knows its layers or
-            has the form already.
+        lora: with keys of any format.
+        form: one of FORMATS. "kohya": used by most trainers. "diffusers": peft's `unet.<path>.lora_A.weight` and
+            `lora_B.weight`, with the scale inside lora_B and fused layers split. "comfyui": used by the host's trainer.
+        names: layer names of the LoRA's model, by state-dict key; not needed if the LoRA knows its layers or already
+            has the format.
         precision: AS_TRAINED or one of DTYPES, as in `in_precision`.
 
     Raises:
-        InputError: the layers are not known, the form cannot hold the LoRA, or the chosen number format its values.
+        InputError: the layers are not known, the format cannot hold the LoRA, or the number format its values.
     """
     _check_choice("format", form, FORMATS)
     known = list(names.values()) if names else list(getattr(lora, "layers", {}).values())
@@ -61,20 +61,20 @@ def as_format(
     metadata = dict(getattr(lora, "metadata", {}))
     if "modelspec.architecture" in metadata:
         metadata["modelspec.implementation"] = implementation(metadata["modelspec.architecture"], form)
-    own_precision = getattr(lora, "precision", None)
+    lora_precision = getattr(lora, "precision", None)
     if converted.keys() != lora.keys():
-        metadata.pop("lora_adapter_metadata", None)  # diffusers' own: ranks and alphas of the keys as they were
-        own_precision = next((each for each, dtype in DTYPES.items() if dtype == usual_dtype(lora)), None)
+        metadata.pop("lora_adapter_metadata", None)  # diffusers' ranks and alphas, for the old keys
+        lora_precision = next((each for each, dtype in DTYPES.items() if dtype == usual_dtype(lora)), None)
     layers = {layer.kohya: layer for layer in known}
-    return in_precision(LoRAModel(converted, metadata, getattr(lora, "name", ""), layers, own_precision), precision)
+    return in_precision(LoRAModel(converted, metadata, getattr(lora, "name", ""), layers, lora_precision), precision)
 
 
 def in_precision(lora: Mapping[str, torch.Tensor], precision: str) -> LoRAModel:
-    """A LoRA with its keys as they are and its numbers in another format, on the CPU.
+    """A LoRA with its tensors in another number format, on the CPU.
 
     Args:
-        precision: one of DTYPES, or AS_TRAINED: the LoRA's own `precision`, and the numbers as they are where it has
-            none. What its own precision cannot hold stays float32, and the log says so: what was trained is not lost.
+        precision: one of DTYPES, or AS_TRAINED: the LoRA's `precision`, or no change if it has none. With AS_TRAINED,
+            tensors that the format cannot hold stay float32, which is logged, so that no training is lost.
 
     Raises:
         InputError: the chosen number format cannot hold the values.
@@ -96,7 +96,7 @@ def in_precision(lora: Mapping[str, torch.Tensor], precision: str) -> LoRAModel:
 
 
 def knows_layers(lora: Mapping[str, torch.Tensor], form: str, names: Mapping[str, LayerNames] | None = None) -> bool:
-    """Whether as_format has what it needs: the layers' names, or the form already."""
+    """Whether `as_format` can convert: the layers' names are known, or the LoRA already has the format."""
     return bool(names or getattr(lora, "layers", None)) or _has_form(lora, form)
 
 
@@ -121,7 +121,7 @@ def _converted(lora: Mapping[str, torch.Tensor], form: str, known: list[LayerNam
         for kohya, entries in found.entries.items():
             tensors |= _peft_tensors(entries, by_name[kohya])
         return tensors
-    tensors = dict(found.parts)  # have no name in this form; the host reads them as they are
+    tensors = dict(found.parts)  # have no name in this format; the host reads them under their keys
     for kohya, entries in found.entries.items():
         prefix = kohya if form == "kohya" else by_name[kohya].comfy
         tensors |= {f"{prefix}.{entry}": tensor for entry, tensor in entries.items()}
@@ -148,7 +148,7 @@ def _check_peft(found: Layers, by_name: Mapping[str, LayerNames]) -> None:
 
 
 def _peft_tensors(entries: Mapping[str, torch.Tensor], layer: LayerNames) -> dict[str, torch.Tensor]:
-    """lora_A and lora_B of each part of a layer; the scale is in lora_B."""
+    """lora_A and lora_B of each part of a layer; lora_B is multiplied by the scale."""
     scale = scale_of(entries)
     up = entries[UP] if scale == 1.0 else entries[UP].float() * scale
     rows: dict[str, list[torch.Tensor]] = {}
@@ -169,7 +169,7 @@ def _has_form(lora: Mapping[str, torch.Tensor], form: str) -> bool:
 
 
 def _cast(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy on the CPU; alphas, DoRA's magnitudes and whole numbers keep their own format."""
+    """A copy on the CPU in `dtype`; alphas, DoRA's magnitudes and integers keep their format."""
     keeps = key.rpartition(".")[2] in EXACT or not tensor.is_floating_point()
     return tensor.detach().to("cpu", tensor.dtype if keeps else dtype, copy=True)
 
@@ -187,6 +187,3 @@ def _listed(names: Iterable[str]) -> str:
 def _check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError("Save LoRA", [f"{field} is {value!r}; choose one of: {', '.join(allowed)}."])
-
-
-# ---------------------------------------------------------------- the file

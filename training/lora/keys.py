@@ -1,4 +1,4 @@
-"""The keys of LoRA files: which layer and which part of its adapter each names, in every spelling in use."""
+"""Keys of LoRA files: the layer, and the entry of its adapter, that a key names in each spelling in use."""
 
 import math
 import re
@@ -17,9 +17,9 @@ ENTRIES = (
     *("oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight", "b2.weight"),
     *("diff", "diff_b", "set_weight", "w_norm", "b_norm"),
 )
-"""What a key of kohya's or ComfyUI's form ends in, after the layer's name."""
+"""Ends of kohya's and ComfyUI's keys, after the layer's name."""
 CHANGES = ("diff", "diff_b", "set_weight", "w_norm", "b_norm")
-"""Entries that stand for themselves: they change a weight or a bias without an adapter."""
+"""Entries that change a weight or a bias directly, without an adapter."""
 OTHER_SPELLINGS = {
     ".lora_A.default.weight": DOWN, ".lora_B.default.weight": UP,
     ".lora_A.weight": DOWN, ".lora_B.weight": UP,
@@ -28,30 +28,30 @@ OTHER_SPELLINGS = {
     "_lora.down.weight": DOWN, "_lora.up.weight": UP,
     ".lora.down.weight": DOWN, ".lora.up.weight": UP,
 }  # fmt: skip
-"""peft's ends and those of older diffusers, and what kohya calls them."""
+"""Ends of peft's and older diffusers' keys -> kohya's."""
 MAGNITUDE = "lora_magnitude_vector"
-"""peft's DoRA, which scales by the rows of the changed weight; the host's and LyCORIS' scale otherwise."""
+"""peft's DoRA. It normalises the rows of the changed weight, unlike the host's and LyCORIS' DoRA."""
 MAGNITUDES = {f".{MAGNITUDE}{end}": MAGNITUDE for end in ("", ".weight", ".default", ".default.weight")}
 ENDINGS = {f".{entry}": entry for entry in ENTRIES} | OTHER_SPELLINGS | MAGNITUDES
 
 Rows = tuple[tuple[int, int], ...]
-"""(first row, rows) of the layer's weight, in the order in which a file holds them."""
+"""(first row, number of rows) of ranges of the layer's weight, in the file's order."""
 
 
 @dataclass
 class Layers:
-    """A LoRA's tensors by the layer they belong to."""
+    """A LoRA's tensors, by layer."""
 
     entries: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    """kohya name -> entry (one of ENTRIES) -> tensor"""
+    """Kohya's name of the layer -> entry (one of ENTRIES) -> tensor."""
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
-    """of adapters on a part of a layer that cannot be written as one on the layer; keys as they came"""
+    """Adapters on parts of a fused layer that cannot be combined into one on the layer, under their original keys."""
     unknown: list[str] = field(default_factory=list)
-    """keys that name no layer of the model, or do not fit it"""
+    """Keys that name no layer of the model or do not fit it."""
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A key as (layer in the file's spelling, one of ENTRIES); None where it is no LoRA's."""
+    """Splits a key into (layer in the file's spelling, one of ENTRIES); None if it is not a LoRA's key."""
     for ending, entry in ENDINGS.items():
         if key.endswith(ending) and len(key) > len(ending):
             return key[: -len(ending)], entry
@@ -59,54 +59,54 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def layers_of(lora: Mapping[str, torch.Tensor], names: Iterable[LayerNames]) -> Layers:
-    """Sorts a LoRA in any spelling by the layers of a model.
+    """Groups a LoRA in any spelling by the layers of a model.
 
-    Adapters on parts of a fused layer (diffusers' to_q, to_k and to_v) become one adapter on the layer: their
-    downs one above the other, their ups, with the scale in them, each at its own rows; alpha = rank.
+    Adapters on parts of a fused layer (diffusers' to_q, to_k and to_v) become one adapter on the layer: their downs
+    are stacked, their ups, multiplied by the scale, are placed in their rows, and alpha = rank.
     """
     index = _spellings(names)
     layers = Layers()
     modules: dict[str, dict[str, torch.Tensor]] = {}
     keys: dict[str, list[str]] = {}
     for key, tensor in lora.items():
-        place = split_key(key)
-        if place is None or place[0] not in index:
+        parts = split_key(key)
+        if parts is None or parts[0] not in index:
             layers.unknown.append(key)
         else:
-            modules.setdefault(place[0], {})[place[1]] = tensor
-            keys.setdefault(place[0], []).append(key)
+            modules.setdefault(parts[0], {})[parts[1]] = tensor
+            keys.setdefault(parts[0], []).append(key)
     by_layer: dict[str, list[str]] = {}
     for module in modules:
         by_layer.setdefault(index[module][0].kohya, []).append(module)
     for kohya, named in by_layer.items():
         layer = index[named[0]][0]
         found = [(index[module][1], modules[module]) for module in named]
-        as_they_came = {key: lora[key] for module in named for key in keys[module]}
+        originals = {key: lora[key] for module in named for key in keys[module]}
         if any(MAGNITUDE in entries for _, entries in found):
-            entries = None  # without it the rest would mean something else
+            entries = None  # cannot be converted, and the rest means something else without it
         elif [rows for rows, _ in found] == [((0, layer.shape[0]),)]:
             entries = _shaped(found[0][1], layer.shape)
         elif _are_parts(found, layer):
             entries = _stacked(found, layer.shape)
         else:
-            layers.parts |= as_they_came
+            layers.parts |= originals
             continue
         if entries is None:
-            layers.unknown += as_they_came
+            layers.unknown += originals
         else:
             layers.entries[kohya] = entries
     return layers
 
 
 def scale_of(entries: Mapping[str, torch.Tensor]) -> float:
-    """alpha / rank of a LoRA's entries; 1 where no alpha is given."""
+    """alpha / rank of a LoRA's entries; 1 without an alpha."""
     return float(entries[ALPHA]) / entries[DOWN].shape[0] if ALPHA in entries else 1.0
 
 
 def _spellings(names: Iterable[LayerNames]) -> dict[str, tuple[LayerNames, Rows]]:
-    """Every name that a file may give a layer or a part of it; one that would mean two layers is left out."""
+    """Every spelling of a layer or a part of it -> (layer, rows); ambiguous spellings are left out."""
     index: dict[str, tuple[LayerNames, Rows]] = {}
-    second: dict[str, tuple[LayerNames, Rows]] = {}
+    loose: dict[str, tuple[LayerNames, Rows]] = {}
     clashes: set[str] = set()
     for layer in names:
         whole: Rows = ((0, layer.shape[0]),)
@@ -117,15 +117,15 @@ def _spellings(names: Iterable[LayerNames]) -> dict[str, tuple[LayerNames, Rows]
             index[name] = layer, whole
         for path, rows in parts.items():
             index[path] = layer, rows
-        for name, rows in _looser(layer, whole, parts):
-            if name in second and second[name] != (layer, rows):
+        for name, rows in _loose_spellings(layer, whole, parts):
+            if name in loose and loose[name] != (layer, rows):
                 clashes.add(name)
-            second[name] = layer, rows
-    return {name: place for name, place in second.items() if name not in clashes} | index
+            loose[name] = layer, rows
+    return {name: found for name, found in loose.items() if name not in clashes} | index
 
 
-def _looser(layer: LayerNames, whole: Rows, parts: Mapping[str, Rows]) -> Iterable[tuple[str, Rows]]:
-    """Spellings of other trainers and of older files."""
+def _loose_spellings(layer: LayerNames, whole: Rows, parts: Mapping[str, Rows]) -> Iterable[tuple[str, Rows]]:
+    """Spellings of a layer and its parts in other trainers' and older files."""
     if layer.comfy.startswith("diffusion_model."):
         path = layer.comfy.removeprefix("diffusion_model.")
         for prefix in ("base_model.model.", "transformer.", "unet.", "model.diffusion_model."):
@@ -154,16 +154,16 @@ def _looser(layer: LayerNames, whole: Rows, parts: Mapping[str, Rows]) -> Iterab
 
 
 def _are_parts(found: list[tuple[Rows, dict[str, torch.Tensor]]], layer: LayerNames) -> bool:
-    """Whether all are plain LoRAs on parts of the layer."""
+    """Whether all adapters are plain LoRAs on parts of the layer."""
     return all(
         rows != ((0, layer.shape[0]),) and {DOWN, UP} <= set(entries) <= {DOWN, UP, ALPHA} for rows, entries in found
     )
 
 
 def _shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
-    """A layer's entries, a LoRA's factors in the shape of its kernel: (rank, in, *kernel), (out, rank, *1s).
+    """A layer's entries, with a LoRA's factors reshaped to (rank, in, *kernel) and (out, rank, *1s).
 
-    None where they do not fit the layer. Forms that are not trained here are not looked at.
+    None if they do not fit the layer. Kinds of adapters that are not trained here are not checked.
     """
     sizes = {entry: tuple(tensor.shape) for entry, tensor in entries.items()}
     fits = {"hada_w1_a": _loha_fits, "lokr_w1": _lokr_fits, "lokr_w1_a": _lokr_fits, "oft_blocks": _oft_fits}
@@ -186,7 +186,7 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 
 def _loha_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
-    """Whether both products are (out, rank) @ (rank, in * prod(kernel))."""
+    """Whether both products have the shape (out, in * prod(kernel))."""
     if "hada_t1" in sizes or "hada_t2" in sizes:
         return True
     wanted = shape[0], math.prod(shape[1:])
@@ -194,7 +194,7 @@ def _loha_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
 
 
 def _lokr_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
-    """Whether the Kronecker product of the factors has the weight's sides; the kernel is in the second."""
+    """Whether the Kronecker product of the factors has the weight's shape; the second factor holds the kernel."""
     if "lokr_t2" in sizes:
         return True
     first, second = _product(sizes, "lokr_w1"), _product(sizes, "lokr_w2")
@@ -205,13 +205,13 @@ def _lokr_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
 
 
 def _oft_fits(sizes: Sizes, shape: tuple[int, ...]) -> bool:
-    """Whether the blocks are square and turn all rows."""
-    blocks = sizes["oft_blocks"]  # (number, size, size); BOFT's have a dimension more
+    """Whether the blocks are square and cover all rows."""
+    blocks = sizes["oft_blocks"]  # (number, size, size); BOFT has a fourth dimension
     return len(blocks) != 3 or (blocks[0] * blocks[1] == shape[0] and blocks[1] == blocks[2])
 
 
 def _product(sizes: Sizes, name: str) -> tuple[int, ...]:
-    """The shape of a factor, or of the two matrices `<name>_a` @ `<name>_b`; () where they are no product."""
+    """Shape of the factor `<name>`, or of `<name>_a` @ `<name>_b`; () if they cannot be multiplied."""
     if name in sizes:
         return sizes[name]
     one, other = sizes.get(f"{name}_a", ()), sizes.get(f"{name}_b", ())
@@ -221,7 +221,7 @@ def _product(sizes: Sizes, name: str) -> tuple[int, ...]:
 def _stacked(
     found: list[tuple[Rows, dict[str, torch.Tensor]]], shape: tuple[int, ...]
 ) -> dict[str, torch.Tensor] | None:
-    """Adapters on parts of a layer as one; exact where every scale is 1, else rounded once, in float32."""
+    """Combines adapters on parts of a layer; exact if every scale is 1, else multiplied in float32."""
     downs, ups = [], []
     for rows, entries in found:
         part = _shaped(entries, (sum(length for _, length in rows), *shape[1:]))
@@ -230,13 +230,13 @@ def _stacked(
         scale = scale_of(part)
         scaled = part[UP] if scale == 1.0 else part[UP].float() * scale
         up = torch.zeros(shape[0], *scaled.shape[1:], dtype=scaled.dtype)
-        taken = 0
+        row = 0
         for start, length in rows:
-            up[start : start + length] = scaled[taken : taken + length]
-            taken += length
+            up[start : start + length] = scaled[row : row + length]
+            row += length
         downs.append(part[DOWN])
         ups.append(up)
-    if all(torch.equal(down, downs[0]) for down in downs):  # as a fused layer's own adapter is written
+    if all(torch.equal(down, downs[0]) for down in downs):  # these parts were split from one adapter on the fused layer
         down, up = downs[0], torch.stack([each.float() for each in ups]).sum(0).to(_common(ups))
     else:
         down = torch.cat([each.to(_common(downs)) for each in downs])
@@ -245,6 +245,6 @@ def _stacked(
 
 
 def _common(tensors: list[torch.Tensor]) -> torch.dtype:
-    """The one number format of the tensors, or float32."""
+    """The tensors' number format if they have the same one, else float32."""
     dtypes = {tensor.dtype for tensor in tensors}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32

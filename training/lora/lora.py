@@ -1,4 +1,4 @@
-"""A LoRA as the graph passes it on."""
+"""A LoRA as nodes pass it on: a state dict with its metadata."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,11 @@ import torch
 from ..host import LayerNames
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""The number formats of files."""
+"""Number formats of LoRA files."""
 
 
 class LoRAModel(dict[str, torch.Tensor]):
-    """A state dict with its metadata, what other files call its layers, and how it is to be written."""
+    """A LoRA's state dict, with metadata, its layers' names in other formats, and its file's number format."""
 
     def __init__(
         self,
@@ -25,13 +25,13 @@ class LoRAModel(dict[str, torch.Tensor]):
         self.metadata = dict(metadata)
         self.name = name
         self.layers = dict(layers or {})
-        """kohya name -> names; empty where they are not known"""
+        """Kohya's name -> names of a layer; empty if they are not known."""
         self.precision = precision
-        """number format of its file, one of DTYPES; None = as the tensors are"""
+        """Number format for its file, one of DTYPES; None = that of its tensors."""
 
 
 def usual_dtype(lora: Mapping[str, torch.Tensor]) -> torch.dtype:
-    """The number format that a LoRA is to be written in, else the one of most of its values."""
+    """The number format set for a LoRA's file, or else the most frequent one among its values."""
     precision = getattr(lora, "precision", None)
     if precision is not None:
         return DTYPES[precision]

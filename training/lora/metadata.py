@@ -1,57 +1,53 @@
-"""What a LoRA file says about itself: kohya's `ss_*`, ModelSpec, our own `kiln_*`, the graph, and hashes."""
+"""Metadata about the training in a LoRA file: kohya's `ss_*`, ModelSpec, and our own `kiln_*`."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-import torch
-from safetensors.torch import save
-
 from .. import host
 from ..adapters import KINDS
 from ..config import LoRAConfig
+from ..learning.prediction import PREDICTIONS
 
-LARGEST_HEADER = 4 * 2**20
-"""bytes; the page opens a workflow only from a file whose header is below this"""
 OWN = "kiln_"
-"""What our own keys begin with; a field of the recipe follows."""
+"""Start of our own keys; the name of a config field follows."""
 OWN_FIELDS = (
     *("conv_rank", "conv_alpha", "warmup", "epochs", "timestep_sampling", "ema_decay", "precision", "save_precision"),
     *("deterministic", "cuda_graphs", "fit_memory", "validation_share", "validation_every", "validation_patience"),
     *("keep_best", "on_divergence", "checkpoint_minutes", "keep_checkpoints"),
 )
-"""Fields of the recipe that kohya's keys have no name for, or hold as what came of them in the run."""
+"""Config fields that have no key of kohya's, or whose key there holds the run's result instead of the setting."""
 KOHYA, LYCORIS = "networks.lora", "lycoris.kohya"
-"""ss_network_module of our files: the first has names of its own for some families."""
+"""ss_network_module of our files; for some families kohya has a network module of its own."""
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI"
+"""modelspec.implementation of ComfyUI's names."""
 DENSITIES = {"uniform": "uniform", "logit_normal": "sigmoid", "shift": "shift", "resolution_shift": "flux_shift"}
-"""Our densities of the timesteps, and kohya's names (ss_timestep_sampling)."""
+"""Our timestep densities -> kohya's names (ss_timestep_sampling)."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of pictures, as the file tells of it."""
+    """A folder of training pictures."""
 
     name: str
     pictures: int
     repeats: int = 1
     is_regularisation: bool = False
     tags: Mapping[str, int] | None = None
-    """tag -> captions that hold it"""
+    """Tag -> number of captions with it."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a file says about the pictures it was trained on."""
+    """The training data, for the metadata."""
 
     folders: tuple[Folder, ...]
     resolution: int
-    """pixels; the largest, where there are several"""
+    """Pixels; the largest of several."""
     buckets: Mapping[tuple[int, int], int]
-    """(width, height) -> pictures"""
+    """(width, height) -> number of pictures."""
     trigger_word: str = ""
     prior_loss_weight: float = 1.0
     caption_dropout: float = 0.0
@@ -65,35 +61,35 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a file says about the run that made it."""
+    """The run that made a LoRA, for the metadata."""
 
     name: str
     base_version: str
     architecture: str
     prediction: str
-    """eps, v or flow"""
+    """A key of PREDICTIONS."""
     step: int
-    """optimizer steps done"""
+    """Optimizer steps done."""
     total_steps: int
     epoch: int
-    """passes over the data begun"""
+    """Passes over the data begun."""
     epochs: int
-    """passes over the data planned"""
+    """Passes over the data planned."""
     started_at: float
-    """seconds since 1970"""
+    """Seconds since 1970."""
     ended_at: float
     precision: str = ""
-    """arithmetic of the base model: bf16, fp16 or fp32; empty = as the recipe says"""
+    """Arithmetic of the base model: bf16, fp16 or fp32; empty = the config's."""
     base_name: str = ""
-    """file of the base model, where it is known"""
+    """File of the base model; empty = unknown."""
     clip_skip: int = 0
-    """0 = the model's own"""
+    """0 = the model's default."""
     session: str = ""
-    """what the files of one run have in common; empty = none is said"""
+    """Id shared by all files of a run; empty = not written."""
 
 
 def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, str]:
-    """What UIs and trainers read about a LoRA: kohya's `ss_*`, ModelSpec 1.0.1, and our `kiln_*`; all are strings."""
+    """Metadata of a trained LoRA: kohya's `ss_*`, ModelSpec 1.0.1, and our `kiln_*`; all values are strings."""
     adapter = config.adapter
     objective = config.objective
     optimization = config.optimization
@@ -180,40 +176,25 @@ def lora_metadata(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[st
 
 
 def implementation(architecture: str, form: str) -> str:
-    """Whose names the keys follow (modelspec.implementation): diffusers', or those of the model's first code."""
+    """modelspec.implementation: the code whose module names the keys follow.
+
+    Args:
+        architecture: modelspec.architecture.
+        form: format of the keys, one of export.FORMATS.
+    """
     if form == "diffusers":
         return "diffusers"
     family = host.family_of_architecture(architecture) if form == "kohya" else None
     return (family.implementation if family else "") or COMFYUI
 
 
-def workflow_metadata(prompt: Mapping[str, Any] | None, extra: Mapping[str, Any] | None) -> dict[str, str]:
-    """What lets the page open the graph from the file.
-
-    Args:
-        prompt: the graph in API form, as the host hands it to a node; None where there is none.
-        extra: the host's EXTRA_PNGINFO; the page puts the workflow there.
-    """
-    own = {"is_changed"}  # the host's notes on its cache, which may be NaN and so no JSON
-    nodes = {id_: {key: node[key] for key in node.keys() - own} for id_, node in (prompt or {}).items()}
-    values = {"workflow": (extra or {}).get("workflow"), "prompt": nodes}
-    return {key: json.dumps(value) for key, value in values.items() if value}
-
-
-def header_size(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> int:
-    """Bytes of a safetensors header, or some more."""
-    entries = {
-        key: {"dtype": "BF16", "shape": list(t.shape), "data_offsets": [2**40] * 2} for key, t in tensors.items()
-    }
-    return 8 + len(json.dumps({"__metadata__": dict(metadata), **entries}, ensure_ascii=False).encode())
-
-
 def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | None]:
-    """The density that was in use. kohya counts logit_mean from noise to picture."""
+    """Timestep density and shift. kohya's logit_mean has the opposite sign: its time runs from noise to picture."""
     objective = config.objective
     density = objective.timestep_sampling
     if density == "auto":
-        density = "shift" if prediction == "flow" else ""
+        density = PREDICTIONS[prediction].usual_sampling
+        density = "" if density == "uniform" else density  # kohya's own default
     return {
         "ss_timestep_sampling": DENSITIES.get(density),
         "ss_logit_mean": -objective.logit_mean or None,
@@ -229,7 +210,7 @@ def _network_module(config: LoRAConfig, base_version: str) -> str:
 
 
 def _network_args(config: LoRAConfig) -> dict[str, str]:
-    """What kohya's and LyCORIS' networks take beyond rank and alpha; all values are strings, as on a command line."""
+    """Arguments of kohya's and LyCORIS' networks besides rank and alpha; strings, as on a command line."""
     adapter = config.adapter
     kind = KINDS[adapter.kind]
     has_convolutions = "convolution" in adapter.targets
@@ -301,26 +282,9 @@ def _modelspec(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, 
         "modelspec.date": datetime.fromtimestamp(run.ended_at, timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
         "modelspec.trigger_phrase": data.trigger_word or None,
-        "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}.get(run.prediction),
+        "modelspec.prediction_type": PREDICTIONS[run.prediction].modelspec_name,
         "modelspec.timestep_range": f"{config.objective.min_timestep},{config.objective.max_timestep - 1}"
         if is_part
         else None,
         "modelspec.encoder_layer": str(run.clip_skip) if run.clip_skip else None,
     }
-
-
-def file_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The sums by which UIs recognise a LoRA, as sshs_* and modelspec.hash_sha256.
-
-    sshs_model_hash is the SHA-256 of all that follows the file's header. sshs_legacy_hash looks at 64 KiB from
-    1 MiB on, in the file as it is with `ss_*` metadata alone.
-    """
-    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    content = memoryview(save({key: tensor.contiguous() for key, tensor in tensors.items()}, training))
-    header = 8 + int.from_bytes(content[:8], "little")
-    data_hash = hashlib.sha256(content[header:]).hexdigest()
-    legacy = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
-    hashes = {"sshs_model_hash": data_hash, "sshs_legacy_hash": legacy}
-    if "modelspec.sai_model_spec" in metadata:
-        hashes["modelspec.hash_sha256"] = f"0x{data_hash}"
-    return hashes

@@ -1,4 +1,4 @@
-"""Writing a LoRA to a file that does not replace another."""
+"""Writing a LoRA to a new file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +11,17 @@ from .. import host
 from ..basics.errors import InputError, raise_if_any
 from ..basics.files import atomic_write
 from ..basics.paths import PathRefused, check_parts, resolve
-from .metadata import file_hashes
+from .header import file_hashes
 
 
 def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-    """Writes a .safetensors file whole or not at all, and never over another file; its hashes join the metadata.
+    """Writes a .safetensors file atomically, without replacing an existing one; its hashes are added to the metadata.
 
     Args:
-        path: wanted file; a number is added to the name where it is taken.
+        path: a number is added to the name if the file exists.
 
     Returns:
-        The file written.
+        The path of the written file.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -44,7 +44,7 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
 
 
 def free_path(path: Path) -> Path:
-    """The path itself, or with _2, _3 ... before its ending where that is taken."""
+    """The path, or with _2, _3 ... before its suffix if it exists."""
     candidate, number = path, 1
     while candidate.exists():
         number += 1
@@ -53,10 +53,10 @@ def free_path(path: Path) -> Path:
 
 
 def check_name(name: str, field: str, subject: str) -> str:
-    """A file name, maybe with folders, that stays inside the LoRA folder.
+    """A file name, which may contain folders, checked to stay inside the LoRA folder.
 
     Raises:
-        InputError: empty, absolute, a link out of the folder, or with characters that no file should have.
+        InputError: it is empty or absolute, leads out of the folder, or has characters that are invalid in file names.
     """
     cleaned = name.strip().removesuffix(".safetensors") if isinstance(name, str) else name
     folder = host.lora_folder()

@@ -1,4 +1,4 @@
-"""What commonly makes a run fail, said before it starts: settings that are allowed, and seldom meant."""
+"""Advice before a run starts, on settings that are allowed but commonly make a run fail."""
 
 import re
 from collections import Counter
@@ -10,17 +10,17 @@ from ..config import LoRAConfig
 from ..data.dataset import Dataset, is_enlarged
 
 MOST_VIEWS, GOOD_VIEWS = 400, 150
-"""of one picture in a run"""
+"""how often one picture is shown in a run"""
 LARGEST_SCALE, SMALLEST_SCALE = 4.0, 0.01
-"""of an adapter's output, by alpha and rank"""
+"""the factor on an adapter's output, alpha / rank"""
 LEAST_IN_FP16 = 6.1e-5
 """Below it fp16 loses digits."""
 COMMON_WORDS = frozenset("a an the of on in at to and or with by from for is are it its his her this that".split())
-"""Words that name no subject."""
+"""words that describe no subject"""
 
 
 def advice(config: LoRAConfig, base: str, dataset: Dataset) -> list[str]:
-    """What is off, why that fails and what to try, a sentence or two each.
+    """Advice, a sentence or two each: the setting, why it fails, a better value.
 
     Args:
         base: the base model's version as files name it (ss_base_model_version).

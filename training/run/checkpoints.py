@@ -1,9 +1,8 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped.
+"""Checkpoints: the state from which a run resumes as if it had never stopped.
 
-A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (all else, with a digest of
-both). It is written under another name and renamed when it is whole, and what was cut off by a crash is known by its
-digest, so that one that can be read is whole. One that is made again at its step is `step000120-2`: the first is
-deleted when the second is there.
+A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (plain values, and a digest of
+both files). It is written under a temporary name and renamed when it is complete; the digest detects files that a crash
+has truncated. A second checkpoint of the same step is `step000120-2`; the first is deleted once the second is complete.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ LARGEST_FACTS = 64 * 2**20
 
 @dataclass(frozen=True)
 class State:
-    """A run between two steps."""
+    """The content of a checkpoint."""
 
     step: int
     """optimizer steps done"""
@@ -40,16 +39,27 @@ class State:
     facts: dict[str, Any] = field(default_factory=dict)
     """plain JSON"""
 
+    @classmethod
+    def of(cls, state_dict: Mapping[str, Any]) -> "State":
+        """Splits a flat dictionary of "step", tensors and plain JSON."""
+        tensors = {name: each for name, each in state_dict.items() if isinstance(each, torch.Tensor)}
+        facts = {name: each for name, each in state_dict.items() if name not in tensors and name != "step"}
+        return cls(state_dict["step"], tensors, facts)
 
-def forget(folder: Path, step: int) -> None:
-    """Deletes the checkpoints of a step and of later ones."""
+    def state_dict(self) -> dict[str, Any]:
+        """Joins them again."""
+        return {**self.facts, **self.tensors, "step": self.step}
+
+
+def delete_from(folder: Path, step: int) -> None:
+    """Deletes the checkpoints of a step and of later steps."""
     for path in checkpoints(folder):
         if _order(path)[0] >= step:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def write_state(folder: Path, state: State) -> Path:
-    """Writes a checkpoint into the folder of checkpoints, and then deletes those of the same step.
+    """Writes a checkpoint into the folder of checkpoints, then deletes earlier ones of the same step.
 
     Raises:
         OSError: the disk is full, the folder read-only ...
@@ -69,8 +79,8 @@ def write_state(folder: Path, state: State) -> Path:
         digest = _digest(unfinished / TENSORS, state.step, state.facts)
         facts = {"format": FORMAT, "step": state.step, "digest": digest, "facts": state.facts}
         (unfinished / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        for place in (unfinished / TENSORS, unfinished / FACTS, unfinished):
-            sync(place)
+        for written in (unfinished / TENSORS, unfinished / FACTS, unfinished):
+            sync(written)
         os.replace(unfinished, path)
         sync(folder)
     except BaseException:
@@ -82,10 +92,10 @@ def write_state(folder: Path, state: State) -> Path:
 
 
 def read_state(path: Path) -> State:
-    """A checkpoint.
+    """Reads a checkpoint.
 
     Raises:
-        Damaged: it is not whole, or not of this format.
+        Damaged: it is incomplete, was changed, or has another format.
     """
     try:
         if (path / FACTS).stat().st_size > LARGEST_FACTS:
@@ -95,7 +105,7 @@ def read_state(path: Path) -> State:
             raise Damaged(f"{path} has another format than {FORMAT}")
         step, facts = found["step"], found["facts"]
         if not (isinstance(step, int) and step >= 0 and isinstance(facts, dict)):
-            raise Damaged(f"{path / FACTS} does not say what it must")
+            raise Damaged(f"{path / FACTS} lacks step or facts")
         if found["digest"] != _digest(path / TENSORS, step, facts):
             raise Damaged(f"{path} is not what was written")
         return State(step, load_file(path / TENSORS), facts)
@@ -106,13 +116,13 @@ def read_state(path: Path) -> State:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those that are there, oldest step first."""
+    """The folder's checkpoints by step, the lowest first."""
     found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_order)
 
 
 def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
-    """(the newest checkpoint of a step before the given one that is whole, why newer ones are not)."""
+    """(the last complete checkpoint of a step below `before`, what is wrong with each later one)."""
     damage = []
     for path in reversed(checkpoints(folder)):
         if _order(path)[0] >= before:
@@ -125,10 +135,11 @@ def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, 
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Deletes all checkpoints but the newest, and what a crash has left unfinished.
+    """Deletes all checkpoints but the newest, and unfinished ones that a crash has left.
 
     Args:
-        newest: the one that was just written: those of later steps are damaged, or the run went back behind them.
+        newest: the one just written. Checkpoints of later steps are deleted: they are damaged, or the run went back to
+            a step before them.
         keep: how many stay.
     """
     known = checkpoints(newest.parent)
@@ -138,14 +149,14 @@ def prune(newest: Path, keep: int) -> None:
 
 
 def _order(path: Path) -> tuple[int, int]:
-    """(step, which of that step), by a checkpoint's name."""
+    """(step, number among the checkpoints of that step), from a checkpoint's name."""
     found = NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1]), int(found[2] or 1)
 
 
 def _digest(path: Path, step: int, facts: Mapping[str, Any]) -> str:
-    """Of the file of tensors and of all else."""
+    """A hash of step, facts and the file of tensors."""
     digest = hashlib.blake2b(json.dumps([step, facts]).encode(), digest_size=16)
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -1,4 +1,4 @@
-"""What a person asks of a run while it goes on."""
+"""Requests of the page to a run that goes on."""
 
 import math
 from threading import Lock
@@ -13,34 +13,34 @@ HIGHEST_FACTOR = 1000.0
 
 
 class Controls:
-    """Wishes: asked by the page's thread, looked at by the run's own between two steps.
+    """Requests: made by the page's thread, taken by the run's thread between two steps.
 
     Args:
-        sample_prompts: the recipe's; they may be changed for the rest of the run.
+        sample_prompts: the recipe's; a request may replace them for the rest of the run.
     """
 
     def __init__(self, sample_prompts: tuple[str, ...] = ()):
         self._lock = Lock()
-        self._wishes: set[str] = set()
+        self._requests: set[str] = set()
         self.is_paused = False
         self.rate_factor = 1.0
-        """what the recipe's learning rate is multiplied by"""
+        """on the recipe's learning rate"""
         self.sample_prompts = sample_prompts
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether the run should stop at the next step's end and look."""
-        return bool(self._wishes)
+    def has_requests(self) -> bool:
+        """Whether the run should pause after the step under way and take requests."""
+        return bool(self._requests)
 
     def ask(self, action: str, value: Any = None) -> None:
-        """Takes a wish.
+        """Makes a request.
 
         Args:
             action: one of ACTIONS.
-            value: of learning_rate a factor above 0; of sample_prompts a list of texts.
+            value: for learning_rate a factor above 0, for sample_prompts a list of texts.
 
         Raises:
-            InputError: the action is not known, or its value is not what it takes.
+            InputError: the action is unknown, or its value has another type or range.
         """
         raise_if_any("The control", _problems(action, value))
         with self._lock:
@@ -50,13 +50,13 @@ class Controls:
                 self.sample_prompts = tuple(text.strip() for text in value if text.strip())
             if action in ("pause", "resume"):
                 self.is_paused = action == "pause"
-            self._wishes.add(action)
+            self._requests.add(action)
 
     def take(self, action: str) -> bool:
-        """Whether the action was asked for since it was last taken."""
+        """Whether the action was requested since this was last called for it."""
         with self._lock:
-            was_asked = action in self._wishes
-            self._wishes.discard(action)
+            was_asked = action in self._requests
+            self._requests.discard(action)
             return was_asked
 
 

@@ -1,22 +1,46 @@
-"""The history of a run that an earlier server made, read from the run's folder."""
+"""A run's figures and curves as the page takes them; and those of a run that an earlier server made."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .folder import read_metrics, read_record
+from .progress import Progress
 
-SMOOTHING = 0.95
-"""share of the past in the smoothed loss"""
 MOST_POINTS = 4000
-"""points of a history sent to the page"""
-LARGEST = 1e300
-"""a number in a run's folder above it is none of ours"""
+"""points of a curve that are sent to the page"""
+ENDS = ("finished", "interrupted", "failed")
+STOPPED = "The server ended while it ran. Queue the workflow again: it goes on from its last checkpoint."
+
+
+def figures(progress: Progress) -> dict[str, Any]:
+    """The newest loss, learning rate and validation, and the best validation."""
+    losses, rates, validations = progress.losses, progress.learning_rates, progress.validations
+    best = progress.best_validation
+    return {
+        "loss": or_none(losses[-1]) if losses else None,
+        "smoothed": or_none(progress.smoothed) if losses else None,
+        "learning_rate": rates[-1] if losses and rates else 0.0,
+        "validation_loss": or_none(validations[-1][1]) if validations else None,
+        "best": {"step": best[0], "validation_loss": or_none(best[1])} if best else None,
+    }
+
+
+def points(progress: Progress, since: int = 0) -> list[list[Any]]:
+    """[step, loss, learning rate] of each step after `since`."""
+    made = zip(progress.losses[since:], progress.learning_rates[since:], strict=False)
+    return [[step, or_none(loss), rate] for step, (loss, rate) in enumerate(made, start=since + 1)]
 
 
 def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> dict[str, Any] | None:
-    """A run of an earlier server from its folder; None where it is of another workflow, known or not readable."""
+    """A run of an earlier server, from its folder. None: it is of another workflow, known already, or unreadable.
+
+    Args:
+        path: of the run's folder.
+        root: of all runs.
+        workflow: the id of the workflow.
+        known: ids of runs that are not wanted.
+    """
     run = path.relative_to(root).as_posix()
     if run in known:
         return None
@@ -25,41 +49,50 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
     except ValueError:
         return None
     texts = ("workflow_id", "prompt_id", "node_id", "name", "message")
-    if record.get("workflow_id") != workflow or not all(isinstance(record.get(key), str) for key in texts):
+    if record.get("workflow_id") != workflow or not all(key in record for key in texts):
         return None
-    lines = read_metrics(path)
-    points = [[line["step"], line["loss"], _count(line, "learning_rate")] for line in lines if _is_number(line, "loss")]
-    validation = [[line["step"], line["validation_loss"]] for line in lines if _is_number(line, "validation_loss")]
-    best = min(validation, key=lambda each: each[1], default=None)
-    step = points[-1][0] if points else 0
-    state = record.get("state")
-    stopped = "The server ended while it ran. Queue the workflow again: it goes on from its last checkpoint."
-    smoothed = 0.0
-    for number, point in enumerate(points, start=1):
-        smoothed = SMOOTHING * smoothed + (1.0 - SMOOTHING) * point[1]
-        if number == len(points):
-            smoothed /= 1.0 - SMOOTHING**number
+    lines, progress = read_metrics(path), Progress()
+    progress.load_metrics(lines)
+    steps = [line["step"] for line in lines if "loss" in line]
+    for line in lines:
+        if "loss" in line:
+            progress.add_step(line["loss"], line.get("learning_rate", 0.0))
+        if "validation_loss" in line:
+            progress.add_validation(line["step"], line["validation_loss"])
+    curve = [[step, *point[1:]] for step, point in zip(steps, points(progress), strict=True)]
+    step, elapsed, epochs = steps[-1] if steps else 0, record.get("elapsed", 0.0), record.get("epochs", 0)
+    state, message = record.get("state", ""), record.get("message", "")
+    has_ended = state in ENDS
     return {
-        **{key: record[key] for key in texts}, "run": run,
-        "state": state if state in ("finished", "interrupted", "failed") else "interrupted",
-        "message": record["message"] if state in ("finished", "interrupted", "failed") else stopped,
-        "phase": "", "phase_done": 0, "phase_total": 0, "step": step, "steps": _count(record, "steps"),
-        "epoch": _count(record, "epochs"), "epochs": _count(record, "epochs"),
-        "loss": points[-1][1] if points else None, "smoothed": smoothed if points else None,
-        "learning_rate": points[-1][2] if points else 0.0,
-        "validation_loss": validation[-1][1] if validation else None,
-        "best": {"step": best[0], "validation_loss": best[1]} if best else None,
-        "seconds_per_step": _count(record, "elapsed") / max(1, step), "seconds_left": 0.0,
-        "elapsed": _count(record, "elapsed"), "started_at": _count(record, "started_at"), "memory": None,
-        "notes": [note for note in _list(record, "notes") if isinstance(note, str)], "sample_prompts": [],
-        "controls": [], "points": thinned(points, MOST_POINTS), "validation": validation,
-        "marks": [mark for line in lines if (mark := _mark_of(line))],
-        "samples": [sample for line in lines if (sample := _sample_of(line))],
-    }  # fmt: skip
+        **{key: record.get(key) for key in texts},
+        "run": run,
+        "state": state if has_ended else "interrupted",
+        "message": message if has_ended else STOPPED,
+        "phase": "",
+        "phase_done": 0,
+        "phase_total": 0,
+        "step": step,
+        "steps": record.get("steps", 0),
+        "epoch": epochs,
+        "epochs": epochs,
+        **figures(progress),
+        "seconds_per_step": elapsed / max(1, step),
+        "seconds_left": 0.0,
+        "elapsed": elapsed,
+        "started_at": record.get("started_at", 0.0),
+        "memory": None,
+        "notes": record.get("notes", []),
+        "sample_prompts": [],
+        "controls": [],
+        "points": thinned(curve, MOST_POINTS),
+        "validation": [list(each) for each in progress.validations],
+        "marks": progress.marks,
+        "samples": progress.samples,
+    }
 
 
 def thinned(points: list[list[Any]], most: int) -> list[list[Any]]:
-    """At most about so many points: of each stretch the lowest and the highest, and the last of all."""
+    """About `most` of the points: the lowest and the highest of each stretch, and the last of all."""
     if len(points) <= most:
         return points
     stretch = math.ceil(2 * len(points) / most)
@@ -72,30 +105,6 @@ def thinned(points: list[list[Any]], most: int) -> list[list[Any]]:
     return kept if kept[-1] is points[-1] else [*kept, points[-1]]
 
 
-def _mark_of(line: Mapping[str, Any]) -> dict[str, Any] | None:
-    kind, text = line.get("mark"), line.get("text", "")
-    is_mark = isinstance(kind, str) and isinstance(text, str)
-    return {"step": line["step"], "kind": kind, "text": text} if is_mark else None
-
-
-def _is_number(line: Mapping[str, Any], key: str) -> bool:
-    value = line.get(key)
-    return isinstance(value, int | float) and abs(value) <= LARGEST
-
-
-def _count(record: Mapping[str, Any], key: str) -> float:
-    return record[key] if _is_number(record, key) else 0
-
-
-def _list(record: Mapping[str, Any], key: str) -> list[Any]:
-    value = record.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _sample_of(line: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A sample picture of a line, with nothing in it but what the page takes."""
-    found = line.get("sample")
-    texts = ("prompt", "filename", "subfolder")
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in texts):
-        return None
-    return {"step": line["step"], "prompt_index": _count(found, "prompt_index"), **{key: found[key] for key in texts}}
+def or_none(value: float) -> float | None:
+    """None for NaN and infinity, which JSON does not have: the host would drop the whole message."""
+    return value if math.isfinite(value) else None

@@ -1,9 +1,8 @@
-"""What a run tells the page: live, and again to a page that opens later, even of another server's life."""
+"""The page's view of this server's runs: messages during a run, and its history for a page that opens later."""
 
-import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,97 +10,78 @@ from .. import host
 from ..basics.errors import Refusal
 from .controls import ACTIONS, Controls
 from .folder import runs_below
-from .history import MOST_POINTS, SMOOTHING, _count, _is_number, _mark_of, _sample_of, stored_history, thinned
+from .history import MOST_POINTS, figures, or_none, points, stored_history, thinned
+from .progress import Progress
 
 EVENT = "kiln.run"
 KEPT_RUNS = 16
 MOST_STORED = 50
-"""runs of earlier servers that are looked at"""
+"""folders of earlier runs that are read"""
 SHORTEST_PAUSE = 0.1
-"""seconds between two messages of a run"""
+"""seconds between two messages about steps"""
 
-_runs: "OrderedDict[str, RunEvents]" = OrderedDict()
+_runs: "OrderedDict[str, LiveRun]" = OrderedDict()
 
 
-class RunEvents:
-    """The state of one run, and its messages. The newest runs are kept for the page.
+class LiveRun:
+    """Shows one run's progress to the page; this process keeps the newest runs.
 
     Args:
+        progress: is read, never changed.
+        controls: take the page's requests.
         steps: of the whole run.
         name: of the LoRA.
-        run: the run's id; empty: one is made of prompt and node.
-        workflow: id of the workflow it is of, as the page knows it.
-        controls: what the page may ask of it.
+        run: the run's id; empty: it is made of prompt and node.
+        workflow: the id of the workflow.
         epoch_of: step -> epoch, both from 0.
-        pictures: the loss of each picture, for the page; see `Keeper.picture_rows`.
+        pictures: the loss of each picture, for the page; see `RunRecorder.picture_rows`.
+        notes: see `Notes.sentences`.
     """
 
     def __init__(
         self,
+        progress: Progress,
+        controls: Controls,
+        *,
         steps: int,
         name: str,
         run: str = "",
         workflow: str = "",
-        controls: Controls | None = None,
         epoch_of: Callable[[int], int] = lambda step: 0,
         pictures: Callable[[], list[dict[str, Any]]] = lambda: [],
+        notes: list[str] | None = None,
     ):
         self.prompt_id, self.node_id = host.running_node()
         self.run = run or f"{self.prompt_id}/{self.node_id}"
         self.workflow, self.name, self.steps = workflow, name, steps
-        self.controls = controls or Controls()
+        self.progress, self.controls = progress, controls
         self.epoch_of, self.pictures = epoch_of, pictures
+        self.notes = [] if notes is None else notes
         self.state, self.phase, self.phase_done, self.phase_total = "preparing", "loading", 0, 0
         self.message = ""
-        self.losses: list[float] = []
-        self.rates: list[float] = []
-        self.validation: list[tuple[int, float]] = []
-        self.marks: list[dict[str, Any]] = []
-        self.samples: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-        self.smoothed = self.largest = 0.0
         self.started_at = time.time()
-        self._average = 0.0
-        self._started = self._last_step = time.monotonic()
-        self._ended: float | None = None
+        self._last_step = time.monotonic()
         self._step_seconds = 0.0
         self._timed = 0
         self._last_sent = 0.0
         self._sent = {"points": 0, "validation": 0, "marks": 0, "samples": 0}
+        """how many of each the page has"""
         _runs.pop(self.run, None)
         _runs[self.run] = self
         while len(_runs) > KEPT_RUNS:
             _runs.popitem(last=False)
 
-    def restore(self, lines: Sequence[Mapping[str, Any]], losses: Sequence[float], elapsed: float) -> None:
-        """Takes over the history of the run that goes on here.
-
-        Args:
-            lines: of metrics.jsonl.
-            losses: of every step.
-            elapsed: seconds that the run took before.
-        """
-        rates = {line["step"]: _count(line, "learning_rate") for line in lines if "loss" in line}
-        for step, loss in enumerate(losses, start=1):
-            self._add(float(loss), float(rates.get(step, 0.0)))
-        self.validation = [
-            (line["step"], line["validation_loss"]) for line in lines if _is_number(line, "validation_loss")
-        ]
-        self.marks = [mark for line in lines if (mark := _mark_of(line))]
-        self.samples = [sample for line in lines if (sample := _sample_of(line))]
-        self._started -= elapsed
-        if losses:
-            self.mark(len(losses), "resumed")
+    # ---------------------------------------------------------------- what the run tells
 
     def preparing(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
-        """Says what is being made ready: loading, encoding, sampling, validating or saving."""
+        """Shows a phase other than training: loading, encoding, sampling, validating or saving."""
         self.phase, self.phase_done, self.phase_total = phase, done, total
-        going_on = "training" if self.losses else "preparing"
-        self._set("paused" if self.state == "paused" else going_on, message)
+        state = "training" if self.progress.losses else "preparing"
+        self._set("paused" if self.state == "paused" else state, message)
 
-    def started(self) -> None:
-        """Training begins or goes on: the clock for the time left starts here."""
-        self.resume_clock()
+    def training(self) -> None:
+        """Shows that steps are made, or that the run is paused. The time of the next step counts from here."""
+        self.restart_step_clock()
         self.phase_done, self.phase_total = 0, 0
         if self.controls.is_paused:
             self.paused()
@@ -110,124 +90,115 @@ class RunEvents:
             self._set("training", "")
 
     def paused(self) -> None:
-        """The run waits until it is told to go on."""
+        """Shows that the run waits for "resume"."""
         self.phase = "paused"
         self._set("paused", "")
 
-    def step(self, loss: float, learning_rate: float) -> None:
-        """One optimizer step is done."""
+    def stepped(self) -> None:
+        """An optimizer step is done."""
         now = time.monotonic()
         took = now - self._last_step
         self._last_step = now
         self._step_seconds = took if self._timed < 2 else 0.9 * self._step_seconds + 0.1 * took
         self._timed += 1
-        self._add(loss, learning_rate)
-        if now - self._last_sent >= SHORTEST_PAUSE or len(self.losses) == self.steps:
-            self._send()
+        if now - self._last_sent >= SHORTEST_PAUSE or self.progress.step == self.steps:
+            self.send()
 
-    def validated(self, step: int, loss: float) -> None:
-        """The held-out pictures were looked at."""
-        self.validation.append((step, loss))
-
-    def mark(self, step: int, kind: str, text: str = "") -> None:
-        """Something happened at a step: checkpoint, sample, resumed, learning_rate or note."""
-        self.marks.append({"step": step, "kind": kind, "text": text})
-
-    def sampled(self, sample: dict[str, Any]) -> None:
-        """A sample picture is there: step, prompt, prompt_index, filename, subfolder."""
-        self.samples.append(sample)
-        self._send()
-
-    def drop_samples(self, step: int) -> None:
-        """Forgets the sample pictures of a step: they are drawn again."""
-        self.samples = [each for each in self.samples if each["step"] != step]
-        self._sent["samples"] = min(self._sent["samples"], len(self.samples))
-
-    def resume_clock(self) -> None:
+    def restart_step_clock(self) -> None:
         """Time spent on samples or files does not count as a step's."""
         self._last_step = time.monotonic()
 
-    def cut(self, step: int) -> None:
-        """Forgets what came after a step: the run has gone back to it."""
-        losses, rates = self.losses[:step], self.rates[:step]
-        self.losses, self.rates, self._average, self.largest = [], [], 0.0, 0.0
-        for loss, rate in zip(losses, rates, strict=True):
-            self._add(loss, rate)
-        self.validation = [each for each in self.validation if each[0] <= step]
-        self.marks = [each for each in self.marks if each["step"] <= step]
-        self.samples = [each for each in self.samples if each["step"] <= step]
-        self._sent = dict.fromkeys(self._sent, 0)  # the page knows what it has, and takes the rest
-
     def ended(self, state: str, message: str) -> None:
         """state: finished, interrupted or failed."""
-        self._ended = time.monotonic()
         self.phase = ""
         self._set(state, message)
 
+    def send_all_again(self) -> None:
+        """The run went back: the next message holds its whole history. The page skips what it has."""
+        self._sent = dict.fromkeys(self._sent, 0)
+
+    def send(self) -> None:
+        """Sends the figures and what is new of the curves, marks and samples."""
+        self._last_sent = time.monotonic()
+        since = self._sent["points"]
+        curves = self._curves(since)
+        new = {name: each[self._sent[name] :] for name, each in curves.items() if name != "points"}
+        self._sent = {name: len(each) for name, each in curves.items()} | {"points": since + len(curves["points"])}
+        host.send(EVENT, {**self.summary(), **new, "points": thinned(curves["points"], MOST_POINTS)})
+
+    def release(self) -> None:
+        """Keeps what the page may still ask for, and drops the run's models, pictures and data."""
+        rows: list[dict[str, Any]] = []
+        pictures = self.pictures
+        step = self.progress.step
+        epochs = {each: self.epoch_of(each) for each in (max(0, step - 1), self.steps - 1)}
+        self.progress = self.progress.without_tensors()
+        self.epoch_of, self.pictures = lambda step: epochs.get(step, 0), lambda: rows
+        rows += pictures()
+
+    # ---------------------------------------------------------------- what the page asks
+
     def ask(self, action: str, value: Any = None) -> None:
-        """Passes a wish of the page on to the run.
+        """Passes a request on to the run.
 
         Raises:
-            Refusal: the run does not take it now.
-            InputError: it is malformed.
+            Refusal: the run does not take it in its present state.
+            InputError: action or value are malformed.
         """
-        if action in ACTIONS and action not in self._controls():
+        if action in ACTIONS and action not in self._actions():
             raise Refusal(409, f"The run is {self.state} now and does not take {action!r}.")
         self.controls.ask(action, value)
 
-    def let_go(self) -> None:
-        """Keeps what the page may still ask, and nothing of the run's models and data."""
-        pictures, step = self.pictures, len(self.losses)
-        epochs = {each: self.epoch_of(each) for each in (max(0, step - 1), self.steps - 1)}
-        self.pictures, self.epoch_of = list, lambda step: epochs.get(step, 0)
-        rows = pictures()
-        self.pictures = lambda: rows
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds, those before a stop included, those after its end not."""
-        return (self._ended or time.monotonic()) - self._started
-
     def summary(self) -> dict[str, Any]:
-        """The newest figures, as the page takes them."""
-        step = len(self.losses)
-        best = min(self.validation, key=lambda each: each[1], default=None)
+        """The newest figures."""
+        step = self.progress.step
         return {
-            "run": self.run, "workflow_id": self.workflow, "prompt_id": self.prompt_id, "node_id": self.node_id,
-            "name": self.name, "state": self.state,
-            "phase": self.phase, "phase_done": self.phase_done, "phase_total": self.phase_total,
-            "message": self.message, "step": step, "steps": self.steps,
-            "epoch": self.epoch_of(max(0, step - 1)) + 1, "epochs": self.epoch_of(self.steps - 1) + 1,
-            "loss": _number(self.losses[-1]) if step else None,
-            "smoothed": _number(self.smoothed) if step else None,
-            "learning_rate": self.rates[-1] if step else 0.0,
-            "validation_loss": _number(self.validation[-1][1]) if self.validation else None,
-            "best": {"step": best[0], "validation_loss": _number(best[1])} if best else None,
-            "seconds_per_step": self._step_seconds, "seconds_left": self._step_seconds * (self.steps - step),
-            "elapsed": self.elapsed, "started_at": self.started_at, "memory": host.memory(),
-            "notes": self.notes, "sample_prompts": list(self.controls.sample_prompts),
-            "controls": self._controls(),
-        }  # fmt: skip
+            "run": self.run,
+            "workflow_id": self.workflow,
+            "prompt_id": self.prompt_id,
+            "node_id": self.node_id,
+            "name": self.name,
+            "state": self.state,
+            "phase": self.phase,
+            "phase_done": self.phase_done,
+            "phase_total": self.phase_total,
+            "message": self.message,
+            "step": step,
+            "steps": self.steps,
+            "epoch": self.epoch_of(max(0, step - 1)) + 1,
+            "epochs": self.epoch_of(self.steps - 1) + 1,
+            **figures(self.progress),
+            "seconds_per_step": self._step_seconds,
+            "seconds_left": self._step_seconds * (self.steps - step),
+            "elapsed": self.progress.elapsed,
+            "started_at": self.started_at,
+            "memory": host.memory(),
+            "notes": self.notes,
+            "sample_prompts": list(self.controls.sample_prompts),
+            "controls": self._actions(),
+        }
 
     def history(self, most: int = MOST_POINTS) -> dict[str, Any]:
-        """The summary with all curves, thinned out where they are very long."""
+        """The figures and all curves.
+
+        Args:
+            most: points of a curve; longer ones are thinned out.
+        """
+        curves = self._curves(0)
+        return {**self.summary(), **curves, "points": thinned(curves["points"], most)}
+
+    def _curves(self, since: int) -> dict[str, list[Any]]:
+        """The whole curves, marks and samples; of the points only those after a step."""
+        progress = self.progress
         return {
-            **self.summary(), "points": thinned(self._points(0), most),
-            "validation": [[step, _number(loss)] for step, loss in self.validation],
-            "marks": list(self.marks), "samples": list(self.samples),
-        }  # fmt: skip
+            "points": points(progress, since),
+            "validation": [[step, or_none(loss)] for step, loss in progress.validations],
+            "marks": list(progress.marks),
+            "samples": list(progress.samples),
+        }
 
-    def _add(self, loss: float, rate: float) -> None:
-        self._average = SMOOTHING * self._average + (1.0 - SMOOTHING) * loss
-        self.smoothed = self._average / (1.0 - SMOOTHING ** (len(self.losses) + 1))
-        self.largest = max(self.largest, loss)
-        self.rates.append(rate)
-        self.losses.append(loss)  # last: the page may ask from another thread
-
-    def _points(self, start: int) -> list[list[Any]]:
-        return [[index + 1, _number(self.losses[index]), self.rates[index]] for index in range(start, len(self.losses))]
-
-    def _controls(self) -> list[str]:
+    def _actions(self) -> list[str]:
+        """The actions that the run takes in its present state."""
         if self.state not in ("training", "paused"):
             return []
         idle = {"pause"} if self.controls.is_paused else {"resume"}
@@ -237,20 +208,7 @@ class RunEvents:
 
     def _set(self, state: str, message: str) -> None:
         self.state, self.message = state, message
-        self._send()
-
-    def _send(self) -> None:
-        self._last_sent = time.monotonic()
-        new = {
-            "points": thinned(self._points(self._sent["points"]), MOST_POINTS),
-            "validation": [[step, _number(loss)] for step, loss in self.validation[self._sent["validation"] :]],
-            "marks": self.marks[self._sent["marks"] :], "samples": self.samples[self._sent["samples"] :],
-        }  # fmt: skip
-        self._sent = {
-            "points": len(self.losses), "validation": len(self.validation), "marks": len(self.marks),
-            "samples": len(self.samples),
-        }  # fmt: skip
-        host.send(EVENT, {**self.summary(), **new})
+        self.send()
 
 
 def histories(root: Path | None = None, workflow: str | None = None) -> list[dict[str, Any]]:
@@ -264,7 +222,7 @@ def histories(root: Path | None = None, workflow: str | None = None) -> list[dic
     if workflow is None:
         return [run.history() for run in live]
     found = {run.run: run.history() for run in live if run.workflow == workflow}
-    newest = {(each["node_id"]): each for each in found.values()}
+    newest = {each["node_id"]: each for each in found.values()}
     if root is not None:
         for path in list(runs_below(root))[-MOST_STORED:][::-1]:
             stored = stored_history(path, root, workflow, set(found))
@@ -273,11 +231,6 @@ def histories(root: Path | None = None, workflow: str | None = None) -> list[dic
     return sorted(newest.values(), key=lambda each: each["started_at"])
 
 
-def live_run(run: str) -> "RunEvents | None":
+def live_run(run: str) -> LiveRun | None:
     """A run of this process, by its id."""
     return _runs.get(run)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN; the host would drop the whole message."""
-    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""All that a LoRA follows from: two runs of the same origin give the same LoRA."""
+"""The origin of a LoRA: recipe, data and models. Two runs of the same origin give the same LoRA."""
 
 import hashlib
 import json
@@ -8,38 +8,40 @@ from typing import Any
 
 import torch
 
+from .. import host
 from ..basics.errors import raise_if_any
 from ..config import LoRAConfig
 from ..data.cache import Cache
 from ..data.cache_keys import content_digest
 from ..data.dataset import Dataset, unreadable
 from ..data.pictures import PictureError
+from .prepare import Models
 
 NOT_OF_THE_RESULT = {
     "sample_every", "sample_prompts", "sample_steps", "sample_guidance", "save_every", "cuda_graphs", "fit_memory",
     "checkpoint_minutes", "keep_checkpoints",
 }  # fmt: skip
-"""Fields of the recipe that do not change what is learned."""
+"""Fields of the recipe that do not change the LoRA."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """All that the LoRA follows from."""
+    """Recipe, data and models of a run."""
 
     recipe: LoRAConfig
     dataset: Mapping[str, Any]
-    """plain facts of the data, a digest of it among them"""
+    """counts of pictures, and a digest of pictures and captions"""
     models: Mapping[str, str | None]
     """fingerprints of MODEL, CLIP, VAE and of the LoRA that is continued"""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As plain JSON."""
         recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in self.recipe.flat().items()}
         return {"recipe": recipe, "dataset": dict(self.dataset), "models": dict(self.models)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two `Origin.plain()`, a line each, of what matters to the LoRA."""
+    """The differences between two `Origin.plain()` that change the LoRA, one sentence each."""
     found = []
     for part in ("recipe", "dataset", "models"):
         old, new = before.get(part), now[part]
@@ -58,11 +60,33 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def dataset_facts(dataset: Dataset, cache: Cache | None) -> dict[str, Any]:
-    """What `Origin.dataset` says: how many pictures, and a digest of all that they and their captions are.
+def origin_of(
+    models: Models, dataset: Dataset, config: LoRAConfig, start: Mapping[str, torch.Tensor] | None, cache: Cache | None
+) -> Origin:
+    """The origin of a run.
+
+    Args:
+        models: with the entries of `start` applied that are not trained.
+        dataset, config: as they came into the node.
+        start: the LoRA that is continued.
 
     Raises:
-        InputError: with all pictures that cannot be read any more.
+        InputError: pictures cannot be read.
+    """
+    fingerprints = {
+        "model": host.model_fingerprint(models.model),
+        "clip": host.model_fingerprint(models.clip),
+        "vae": host.model_fingerprint(models.vae),
+        "start": lora_digest(start),
+    }
+    return Origin(config, dataset_facts(dataset, cache), fingerprints)
+
+
+def dataset_facts(dataset: Dataset, cache: Cache | None) -> dict[str, Any]:
+    """`Origin.dataset`: counts of pictures, and a digest of pictures, masks, captions and settings.
+
+    Raises:
+        InputError: it lists all pictures that cannot be read.
     """
     problems = []
     digest = hashlib.sha256(repr(dataset.settings).encode())
@@ -77,12 +101,14 @@ def dataset_facts(dataset: Dataset, cache: Cache | None) -> dict[str, Any]:
     raise_if_any("The dataset", problems)
     prior = sum(picture.is_regularisation for picture in dataset.pictures)
     return {
-        "pictures": len(dataset.pictures) - prior, "regularisation_pictures": prior, "digest": digest.hexdigest(),
-    }  # fmt: skip
+        "pictures": len(dataset.pictures) - prior,
+        "regularisation_pictures": prior,
+        "digest": digest.hexdigest(),
+    }
 
 
 def lora_digest(lora: Mapping[str, torch.Tensor] | None) -> str | None:
-    """A digest of a LoRA's tensors; None of none."""
+    """A digest of a LoRA's tensors; None if there is no LoRA."""
     if lora is None:
         return None
     digest = hashlib.sha256()

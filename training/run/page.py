@@ -1,34 +1,34 @@
-"""What the page may ask about runs, and of them."""
+"""Answers to the page's HTTP requests about runs."""
 
 from typing import Any
 
 from .. import host
 from ..basics.errors import Refusal, raise_if_any
-from . import live as events
+from . import live
 
 MOST_POINTS = 200_000
 
 
 def runs(query: dict[str, str]) -> list[dict[str, Any]]:
-    """The runs of a workflow (workflow_id), those of earlier servers too; without it all of this server."""
-    return events.histories(host.runs_root(), query.get("workflow_id") or None)
+    """The runs of a workflow (query workflow_id), also those of earlier servers; without it all runs of this server."""
+    return live.histories(host.runs_root(), query.get("workflow_id") or None)
 
 
 def run(query: dict[str, str]) -> dict[str, Any]:
-    """One run of this server, with at most so many points.
+    """One run of this server (query run), its curve thinned out to about `points` points.
 
     Raises:
-        Refusal: there is none.
-        InputError: points is no number.
+        Refusal: there is no such run.
+        InputError: points is not a number in range.
     """
-    points = query.get("points", str(events.MOST_POINTS))
+    points = query.get("points", str(live.MOST_POINTS))
     if not (points.isascii() and points.isdecimal() and 2 <= int(points[:9]) <= MOST_POINTS):
         raise_if_any("The request", [f"points is {points[:20]!r}; it must be a number from 2 to {MOST_POINTS}."])
     return _live(query.get("run", "")).history(int(points))
 
 
 def pictures(query: dict[str, str]) -> dict[str, Any]:
-    """The pictures of a run of this server with their losses, the worst first.
+    """The pictures of a run of this server with their losses, the highest first.
 
     Raises:
         Refusal: there is no such run.
@@ -37,11 +37,11 @@ def pictures(query: dict[str, str]) -> dict[str, Any]:
 
 
 def control(body: dict[str, Any]) -> dict[str, Any]:
-    """Asks something of a run: see `controls.ACTIONS`.
+    """Passes a request on to a run; for the actions see `controls.ACTIONS`.
 
     Raises:
-        Refusal: there is no such run, or it does not take this now.
-        InputError: the wish is malformed.
+        Refusal: there is no such run, or it does not take the action in its present state.
+        InputError: the request is malformed.
     """
     names = ("run", "prompt_id", "node_id", "action")
     wrong = [name for name in names if not isinstance(body.get(name), str)]
@@ -53,8 +53,8 @@ def control(body: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _live(name: str) -> events.RunEvents:
-    found = events.live_run(name)
+def _live(name: str) -> live.LiveRun:
+    found = live.live_run(name)
     if found is None:
         raise Refusal(404, "There is no such run in this server. Reload the page.")
     return found

@@ -1,4 +1,4 @@
-"""What a run says about itself and its data, to people and in the file."""
+"""The run's report, notes on its recipe, and facts of its data for the LoRA file."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,19 @@ from ..adapters import KINDS, Adapter
 from ..adapters.attach import describe
 from ..config import DEFAULTS, LoRAConfig
 from ..data.dataset import Dataset, bucket_table, upscaled
+from ..learning.prediction import PREDICTIONS
 from ..lora.metadata import DataFacts, Folder
 
 MOST_LISTED = 8
+OF_FOLDERS = (
+    *("trigger_word", "caption_dropout", "tag_dropout", "flip", "random_crop", "shuffle_tags", "keep_tokens"),
+    "masked_loss",
+)
+"""settings that a folder of pictures may override"""
 
 
 def run_report(
+    *,
     name: str,
     config: LoRAConfig,
     dataset: Dataset,
@@ -27,11 +34,12 @@ def run_report(
     device: torch.device,
     notes: Sequence[str],
 ) -> str:
-    """The report, a line a subject.
+    """The report of a run, one line per subject.
 
     Args:
+        seconds: that the run took, preparation included.
         base: the base model in words.
-        notes: what a person should know, a sentence each.
+        notes: sentences for the end of the report.
     """
     prior = sum(picture.is_regularisation for picture in dataset.pictures)
     buckets = ", ".join(f"{w} x {h}: {count}" for (w, h), count in bucket_table(dataset).items())
@@ -57,25 +65,27 @@ def run_report(
 
 
 def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> list[str]:
-    """Settings of the recipe that have no effect in such a run, or that ask something of the person who uses it.
+    """Notes on settings that have no effect in this run, and on settings to which the user must pay attention.
 
     Args:
-        prediction: eps, v or flow.
+        prediction: a key of PREDICTIONS.
         has_convolutions: whether convolutions larger than 1x1 are trained.
     """
-    objective = config.objective
+    objective, kind = config.objective, PREDICTIONS[prediction]
     values = config.flat()
 
     def is_set(*names: str) -> list[str]:
         return [name for name in names if values[name] != DEFAULTS[name]]
 
     idle: list[tuple[list[str], str]] = []
-    if prediction == "flow":
-        idle.append((is_set("min_snr_gamma", "debiased_estimation"), "on a flow model"))
-    shifted = objective.timestep_sampling == "shift" or (objective.timestep_sampling == "auto" and prediction == "flow")
-    if not shifted:
+    if not kind.has_snr_weights:
+        idle.append((is_set("min_snr_gamma", "debiased_estimation"), f"on a {prediction} model"))
+    sampling = objective.timestep_sampling
+    if sampling == "auto":
+        sampling = kind.usual_sampling
+    if sampling != "shift":
         idle.append((is_set("timestep_shift"), "without the timestep_sampling shift"))
-    if objective.timestep_sampling == "uniform" or (objective.timestep_sampling == "auto" and prediction != "flow"):
+    if sampling == "uniform":
         idle.append((is_set("logit_mean", "logit_std"), "on uniform timesteps"))
     if not has_convolutions:
         idle.append((is_set("conv_rank", "conv_alpha"), "without convolutions among the targets"))
@@ -92,35 +102,37 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
             "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
             "between the model and the sampler."
         )
-    optimization, kind = config.optimization, config.optimization.optimizer_kind
-    if kind.scheduler and optimization.scheduler != kind.scheduler:
+    optimization, optimizer = config.optimization, config.optimization.optimizer_kind
+    if optimizer.scheduler and optimization.scheduler != optimizer.scheduler:
         notes.append(
-            f"{kind.name} is meant to go with the scheduler {kind.scheduler}, and goes with {optimization.scheduler}."
+            f"{optimizer.name} is meant to go with the scheduler {optimizer.scheduler}, and goes with "
+            f"{optimization.scheduler}."
         )
     return [*notes, *adapter.notes]
 
 
 def data_facts(dataset: Dataset) -> DataFacts:
-    """What the file says about the pictures."""
+    """Facts of the dataset for the LoRA's metadata."""
     folders: dict[tuple[str, int, bool], list[int]] = {}
     for index, picture in enumerate(dataset.pictures):
-        place = PurePosixPath(picture.name).parent.name or dataset.name
-        folders.setdefault((place, picture.repeats, picture.is_regularisation), []).append(index)
+        name = PurePosixPath(picture.name).parent.name or dataset.name
+        folders.setdefault((name, picture.repeats, picture.is_regularisation), []).append(index)
     indices = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
 
     def usual(name: str) -> Any:
-        """What holds for most pictures: folders may have settings of their own."""
+        """The value of a setting for most pictures: folders may override it."""
         return Counter(getattr(dataset.settings_of(index), name) for index in indices).most_common(1)[0][0]
 
     return DataFacts(
-        tuple(
+        folders=tuple(
             Folder(name, len(indices), repeats, is_prior, _tags(dataset, indices))
             for (name, repeats, is_prior), indices in folders.items()
         ),
-        max(dataset.settings.resolutions()), bucket_table(dataset), usual("trigger_word"),
-        dataset.settings.prior_loss_weight, usual("caption_dropout"), usual("tag_dropout"), usual("flip"),
-        usual("random_crop"), usual("shuffle_tags"), usual("keep_tokens"), usual("masked_loss"),
-    )  # fmt: skip
+        resolution=max(dataset.settings.resolutions()),
+        buckets=bucket_table(dataset),
+        prior_loss_weight=dataset.settings.prior_loss_weight,
+        **{name: usual(name) for name in OF_FOLDERS},
+    )
 
 
 def _tags(dataset: Dataset, indices: Sequence[int]) -> dict[str, int]:

@@ -1,6 +1,5 @@
-"""The pictures that a run shows on the way."""
+"""Sample pictures, drawn with the adapters during training."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,21 +10,11 @@ from ..config import LoRAConfig
 from ..learning.objective import Predict
 
 
-@dataclass(frozen=True)
-class SamplePicture:
-    """A picture drawn on the way."""
-
-    step: int
-    prompt: str
-    pixels: torch.Tensor
-    """(H, W, 3) in [0, 1]"""
-
-
 class Sampler:
-    """Draws pictures with a model as it is in training.
+    """Draws square pictures with the model in training.
 
     Args:
-        model, vae: the graph's.
+        model, vae: the graph's MODEL and VAE.
         side: of the pictures, in pixels.
         device: where the model computes.
     """
@@ -33,21 +22,22 @@ class Sampler:
     def __init__(self, model: Any, vae: Any, config: LoRAConfig, side: int, device: torch.device):
         self.model, self.vae, self.config, self.side, self.device = model, vae, config, side, device
 
-    def draw(self, twin: Any, predict: Predict, told: Any, untold: Any, number: int) -> torch.Tensor:
-        """A picture: (H, W, 3) in [0, 1]. Its noise is a function of the seed and its number.
+    def draw(self, twin: Any, predict: Predict, prompt: Any, empty: Any, number: int) -> torch.Tensor:
+        """Draws a picture: (H, W, 3) in [0, 1]. Its noise is a function of the seed and `number`.
 
         Args:
-            twin: of MODEL, that `predict` computes with.
-            told, untold: CONDITIONING of the prompt and of the empty one.
+            twin: of MODEL, with which `predict` computes.
+            prompt, empty: CONDITIONING of the prompt and of the empty prompt.
+            number: of the prompt.
         """
         config = self.config
         shape = (1, *host.latent_shape(self.model, self.vae, self.side, self.side))
         noise = torch.randn(shape, generator=tensor_generator(config.run.seed, number, "sample")).to(self.device)
         sigmas = host.sampler_sigmas(twin, config.run.sample_steps)
-        # A model with distilled guidance is told it, and asked once; others are asked with and without the prompt.
+        # Distilled guidance is an input of the model; without it, guidance takes a second pass with the empty prompt.
         distilled = host.takes_guidance(self.model)
         guidance, cfg = (config.run.sample_guidance, 1.0) if distilled else (None, config.run.sample_guidance)
-        cond, uncond = (host.batch_conds(twin, [each], noise, guidance) for each in (told, untold))
+        cond, uncond = (host.batch_conds(twin, [each], noise, guidance) for each in (prompt, empty))
         start = host.start_noise(twin, sigmas[0], noise)
         latent = euler(predict, start, sigmas, cond, uncond, cfg)
         return host.decode_latents(self.vae, host.from_model_space(self.model, latent))[0]
@@ -61,7 +51,7 @@ def euler(
     Args:
         x: (1, C, ...) noise at sigmas[0].
         sigmas: (steps + 1,) falling, the last 0.
-        guidance: classifier-free guidance (Ho and Salimans, arXiv:2207.12598); at 1 uncond is not asked.
+        guidance: classifier-free guidance (Ho and Salimans, arXiv:2207.12598); at 1 uncond is not used.
     """
     for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
         level = sigma.to(x).expand(x.shape[0])

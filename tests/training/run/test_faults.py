@@ -35,7 +35,10 @@ from lora_kiln.training.model.state import Damaged
 from lora_kiln.training.run import checkpoints, trainer
 from lora_kiln.training.run import live as events
 from lora_kiln.training.run.checkpoints import State, newest_state, read_state, write_state
-from lora_kiln.training.run.folder import ANEW, CONTINUE_CHANGED, RunFolder, read_metrics
+from lora_kiln.training.run.folder import RunFolder, read_metrics
+from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.resume import ANEW, CONTINUE_CHANGED
+from lora_kiln.training.run.run_recorder import RunRecorder
 from lora_kiln.training.run.trainer import Trained
 from PIL import Image
 
@@ -47,10 +50,13 @@ from training_runs import (
     assert_same,
     assert_untouched,
     at_step,
+    at_steps,
     changed,
     dataset,
+    interrupt_at,
     run,
     stopped_at,
+    watched,
 )
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
@@ -151,11 +157,10 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(grou
     ground.assert_nothing_is_lost()
 
 
-def test_a_disk_that_has_room_again_gets_the_runs_end(ground, folders, monkeypatch):
-    with monkeypatch.context() as patched, Writes(folders) as writes:
-        at_step(patched, 1, lambda: setattr(writes, "left", 0))
-        at_step(patched, 2, lambda: setattr(writes, "left", 10**9))
-        trained = ground.again()
+def test_a_disk_that_has_room_again_gets_the_runs_end(ground, folders):
+    with Writes(folders) as writes:
+        acts = {1: lambda: setattr(writes, "left", 0), 2: lambda: setattr(writes, "left", 10**9)}
+        trained = ground.again(record=at_steps(acts))
     assert_same(trained, ground.whole)
     assert json.loads((run_folder(folders) / "run.json").read_text())["state"] == "finished"
     assert "could not be written" in trained.report
@@ -186,11 +191,9 @@ def too_much_on_the_gpu() -> None:
         (too_much_on_the_gpu, torch.OutOfMemoryError, "GPU's memory is full. In LoRA Config turn gradient_checkpoint"),
     ],
 )
-def test_full_memory_says_what_to_do_and_loses_nothing(take, kind, words, ground, monkeypatch):
-    with monkeypatch.context() as patched, torch.inference_mode():
-        at_step(patched, 2, take)
-        with pytest.raises(kind, match=words):
-            ground.again()
+def test_full_memory_says_what_to_do_and_loses_nothing(take, kind, words, ground):
+    with torch.inference_mode(), pytest.raises(kind, match=words):
+        ground.again(record=at_step(2, take))
     assert "goes on from step 2" in message() and "is kept in" in message()
     ground.assert_nothing_is_lost()
 
@@ -199,7 +202,7 @@ def test_full_memory_says_what_to_do_and_loses_nothing(take, kind, words, ground
     ("rate", "step", "words"),
     [(0.1, 2, "The (loss is|gradients are) n"), (1e-3, 21, "more than 100 times the largest")],
 )
-def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, ground, folders, monkeypatch):
+def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, ground, folders):
     """The rate is raised by hand after a step: the next step's loss is still good, what it leaves is not."""
     wild = changed(
         steps=step + 5, batch_size=1, checkpoint_minutes=0.0, max_grad_norm=0.0, learning_rate=rate,
@@ -211,10 +214,8 @@ def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, 
         assert live is not None
         live.controls.ask("learning_rate", 1000.0)
 
-    with monkeypatch.context() as patched:
-        at_step(patched, step, raise_rate)
-        with pytest.raises(Diverged, match=f"{words}.* at step {step + 2}: .*Lower learning_rate"):
-            ground.again(wild)
+    with pytest.raises(Diverged, match=f"{words}.* at step {step + 2}: .*Lower learning_rate"):
+        ground.again(wild, record=at_step(step, raise_rate))
     assert f"a better recipe goes on from step {step}." in message()
     assert_untouched(ground.small, ground.before)
     state, damage = newest_state(run_folder(folders) / "checkpoints")
@@ -300,16 +301,15 @@ def other_picture(path: Path) -> None:
     Image.new("RGB", Image.open(path).size, "red").save(path)
 
 
-def when_encoding(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
+def when_encoding(act: Callable[[], Any]) -> Record:
     """Does something when the first picture is about to be encoded."""
-    told, acted = events.RunEvents.preparing, []
+    acted = []
 
-    def acting(self, phase, done=0, total=0, message=""):
-        told(self, phase, done, total, message)
+    def shown(recorder: RunRecorder, phase: str, message: str) -> None:
         if message == "pictures" and not acted:
             acted.append(act())
 
-    monkeypatch.setattr(events.RunEvents, "preparing", acting)
+    return watched(shown=shown)
 
 
 @pytest.mark.parametrize("cache", ["20", "0"])
@@ -319,10 +319,8 @@ def test_a_picture_that_goes_while_it_is_wanted_is_named_and_spoils_nothing(cach
     path = files.pictures[-1].path
     assert path is not None
     kept = path.read_bytes()
-    with monkeypatch.context() as patched:
-        when_encoding(patched, lambda: act(path))
-        with pytest.raises(InputError, match="queue again"):
-            run(CONFIG, data=files)
+    with pytest.raises(InputError, match="queue again"):
+        run(CONFIG, data=files, record=when_encoding(lambda: act(path)))
     path.write_bytes(kept)
     trained = run(CONFIG, data=files)
     monkeypatch.setenv("LORA_KILN_CACHE_GB", "0")
@@ -330,16 +328,17 @@ def test_a_picture_that_goes_while_it_is_wanted_is_named_and_spoils_nothing(cach
 
 
 @pytest.mark.parametrize("act", [Path.unlink, other_picture])
-def test_a_picture_that_goes_while_the_run_trains_is_not_missed(act, files, monkeypatch):
+def test_a_picture_that_goes_while_the_run_trains_is_not_missed(act, files):
     ground = ground_of(CONFIG, files)
-    with monkeypatch.context() as patched:
-        at_step(patched, 1, lambda: act(files.pictures[0].path))
-        assert_same(ground.again(data=files), ground.whole)
+    going = at_step(1, lambda: act(files.pictures[0].path))
+    assert_same(ground.again(data=files, record=going), ground.whole)
     assert_untouched(ground.small, ground.before)
 
 
-def when_the_cache_goes(monkeypatch: pytest.MonkeyPatch, folders: Path, act: Callable[[], Any]) -> list[str]:
-    """After step 1 the cache forgets all, and something else is done. Gives by which threads pictures are encoded."""
+def when_the_cache_goes(
+    monkeypatch: pytest.MonkeyPatch, folders: Path, act: Callable[[], Any]
+) -> tuple[Record, list[str]]:
+    """After step 1 the cache forgets all, and something else is done. Gives also which threads encode pictures."""
     encode_pixels, encoded_by = host.encode_pixels, []
 
     def watched(vae, pixels):
@@ -359,8 +358,7 @@ def when_the_cache_goes(monkeypatch: pytest.MonkeyPatch, folders: Path, act: Cal
         "prefetched",  # as on a GPU: a thread makes the batches
         lambda make, order, device: made_ahead(lambda *place: on_device(make(*place), device), order),
     )
-    at_step(monkeypatch, 1, forget)
-    return encoded_by
+    return at_step(1, forget), encoded_by
 
 
 def test_what_has_gone_from_the_cache_is_encoded_by_the_runs_own_thread(files, folders, monkeypatch):
@@ -368,8 +366,8 @@ def test_what_has_gone_from_the_cache_is_encoded_by_the_runs_own_thread(files, f
     config = CONFIG.changed(steps=8)
     ground = ground_of(config, files)
     with monkeypatch.context() as patched:
-        encoded_by = when_the_cache_goes(patched, folders, lambda: None)
-        assert_same(ground.again(config, data=files), ground.whole)
+        record, encoded_by = when_the_cache_goes(patched, folders, lambda: None)
+        assert_same(ground.again(config, data=files, record=record), ground.whole)
     assert set(encoded_by) == {threading.current_thread().name}
     assert_untouched(ground.small, ground.before)
 
@@ -380,8 +378,8 @@ def test_a_picture_that_goes_with_the_cache_is_named_and_loses_nothing(act, word
     ground = ground_of(config, files)
     kept = [(picture.path, picture.path.read_bytes()) for picture in files.pictures if picture.path]
     with monkeypatch.context() as patched, pytest.raises(InputError, match=words):
-        when_the_cache_goes(patched, folders, lambda: [act(path) for path, _ in kept])
-        ground.again(config, data=files)
+        record, _ = when_the_cache_goes(patched, folders, lambda: [act(path) for path, _ in kept])
+        ground.again(config, data=files, record=record)
     assert "it goes on from step" in message()
     for path, content in kept:
         path.write_bytes(content)
@@ -391,9 +389,9 @@ def test_a_picture_that_goes_with_the_cache_is_named_and_loses_nothing(act, word
 # ---------------------------------------------------------------- clocks, owners, the host
 
 
-def test_a_clock_that_was_set_back_changes_nothing(ground, folders, monkeypatch):
+def test_a_clock_that_was_set_back_changes_nothing(ground, folders):
     """A run's folder and its files are of a time that has yet to come."""
-    stopped_at(monkeypatch, 2, CONFIG)
+    stopped_at(2, CONFIG)
     folder = run_folder(folders)
     later = folder.rename(folder.with_name("20991231-235959"))
     for place, time in zip(checkpoints.checkpoints(later / "checkpoints"), (4e9, 3e9), strict=True):
@@ -404,23 +402,23 @@ def test_a_clock_that_was_set_back_changes_nothing(ground, folders, monkeypatch)
     assert "its LoRA is taken" in ground.again().report
 
 
-def test_a_run_that_is_open_elsewhere_is_refused_and_its_owner_named(ground, folders, monkeypatch):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_a_run_that_is_open_elsewhere_is_refused_and_its_owner_named(ground, folders):
+    stopped_at(2, CONFIG)
     owner = RunFolder(run_folder(folders), folders / "output" / "lora_kiln")
-    owner.own({"pid": 4711, "host": "attic", "since": "2026-01-01 00:00:00"})
+    owner.write_owner({"pid": 4711, "host": "attic", "since": "2026-01-01 00:00:00"})
     with pytest.raises(InputError, match="is open in process 4711 on attic, since 2026.* Wait until it has ended"):
         ground.again()
     owner.close()
     ground.assert_nothing_is_lost()
 
 
-def test_models_that_the_host_unloads_in_between_train_the_same(ground, monkeypatch):
+def test_models_that_the_host_unloads_in_between_train_the_same(ground):
     """Before the run, as between two nodes, and in the middle of it."""
     comfy.model_management.load_models_gpu([ground.small.model], force_full_load=True)
     comfy.model_management.unload_all_models()
-    with monkeypatch.context() as patched, torch.inference_mode():
-        at_step(patched, 1, comfy.model_management.unload_all_models)
-        assert_same(ground.again(), ground.whole)
+    with torch.inference_mode():
+        unloading = at_step(1, comfy.model_management.unload_all_models)
+        assert_same(ground.again(record=unloading), ground.whole)
     assert_untouched(ground.small, ground.before)
 
 
@@ -431,11 +429,11 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_files_cut_at_any_length_lose_nothing(folders, monkeypatch):
+def test_files_cut_at_any_length_lose_nothing(folders):
     """Each file of a stopped run in turn, then some at once: the run goes on from what is whole, or begins again."""
     config = CONFIG.changed(sample_every=1, sample_prompts=("a",), sample_steps=1)
     ground = ground_of(config)
-    stopped_at(monkeypatch, 2, config)
+    stopped_at(2, config)
     kept, draw = folders / "kept", random.Random(1)
     shutil.copytree(run_folder(folders).parent, kept)
     names = [path.relative_to(kept) for path in files_below(kept)]
@@ -542,8 +540,8 @@ WRONG = [
 ]
 
 
-def test_a_checkpoint_with_strange_facts_is_refused_in_words(ground, folders, monkeypatch):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_a_checkpoint_with_strange_facts_is_refused_in_words(ground, folders):
+    stopped_at(2, CONFIG)
     place = checkpoints.checkpoints(run_folder(folders) / "checkpoints")[-1]
     kept = (place / checkpoints.FACTS).read_text()
     for change in WRONG:
@@ -559,8 +557,8 @@ def test_a_checkpoint_with_strange_facts_is_refused_in_words(ground, folders, mo
     ground.assert_nothing_is_lost()
 
 
-def test_strange_lines_of_a_run_that_goes_on_do_not_matter(ground, folders, monkeypatch):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_strange_lines_of_a_run_that_goes_on_do_not_matter(ground, folders):
+    stopped_at(2, CONFIG)
     with (run_folder(folders) / "metrics.jsonl").open("a") as file:
         for line in ('{"step": 1, "loss": "x", "learning_rate": {}}', '{"step": 2, "validation_loss": []}', "[", "{"):
             file.write(line + "\n")
@@ -568,10 +566,9 @@ def test_strange_lines_of_a_run_that_goes_on_do_not_matter(ground, folders, monk
     assert all(line["step"] <= 3 for line in read_metrics(run_folder(folders)))
 
 
-def test_an_interrupt_loses_nothing(ground, monkeypatch):
-    with pytest.raises(host.Interrupted), monkeypatch.context() as patched, torch.inference_mode():
-        at_step(patched, 2, comfy.model_management.interrupt_current_processing)
-        ground.again()
+def test_an_interrupt_loses_nothing(ground):
+    with pytest.raises(host.Interrupted), torch.inference_mode():
+        ground.again(record=interrupt_at(2))
     comfy.model_management.interrupt_current_processing(False)
     assert "goes on from step 2" in message()
     ground.assert_nothing_is_lost()

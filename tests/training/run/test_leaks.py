@@ -36,7 +36,7 @@ def alive(small: models.Small) -> dict[str, Any]:
     everything = gc.get_objects()
     tensors = [each for each in everything if issubclass(type(each), torch.Tensor)]
     ours = Counter(kind.__name__ for kind in map(type, everything) if str(kind.__module__).startswith("lora_kiln"))
-    for kept in ("RunEvents", "Controls"):  # the page may ask for the newest of them
+    for kept in ("LiveRun", "Progress", "Controls"):  # the page may ask for the newest of them
         ours.pop(kept, None)
     return {
         "tensors": len(tensors),
@@ -59,23 +59,23 @@ def failed() -> None:
 
 
 @pytest.mark.parametrize("act", [lambda: None, interrupted, failed], ids=["finished", "interrupted", "failed"])
-def test_runs_leave_nothing_behind(act: Callable[[], None], monkeypatch: pytest.MonkeyPatch):
+def test_runs_leave_nothing_behind(act: Callable[[], None]):
     small = models.sd15()
     found: list[dict[str, Any]] = []
-    at_step(monkeypatch, 1, act)
+    record = at_step(1, act)
     for number in range(WARM_UP + RUNS):
         try:
-            run(CONFIG, f"run_{number}", small=small)
+            run(CONFIG, f"run_{number}", small=small, record=record)
         except (host.Interrupted, OSError):
             comfy.model_management.interrupt_current_processing(False)
         found.append(alive(small))
     assert all(each == found[WARM_UP] for each in found[WARM_UP:]), found[WARM_UP:]
 
 
-def test_refused_runs_leave_nothing_behind(folders: Path, monkeypatch: pytest.MonkeyPatch):
+def test_refused_runs_leave_nothing_behind(folders: Path):
     """Their checkpoint is of no run."""
     small, runs = models.sd15(), folders / "output" / "lora_kiln"
-    stopped_at(monkeypatch, 1, CONFIG, "stopped")
+    stopped_at(1, CONFIG, "stopped")
     checkpoint = next((runs / "stopped").glob("*/checkpoints/step*"))
     write_state(checkpoint.parent, replace(read_state(checkpoint), facts={}))
     found: list[dict[str, Any]] = []

@@ -9,8 +9,10 @@ import pytest
 from comfy_execution.utils import CurrentNodeContext
 from lora_kiln.training.basics.errors import InputError, Refusal
 from lora_kiln.training.run import live as events
+from lora_kiln.training.run.controls import Controls
 from lora_kiln.training.run.history import MOST_POINTS, thinned
-from lora_kiln.training.run.live import KEPT_RUNS, RunEvents, histories
+from lora_kiln.training.run.live import KEPT_RUNS, LiveRun, histories
+from lora_kiln.training.run.progress import SMOOTHING, Mark, Progress, SampleFile
 from server import PromptServer
 
 STEPS = 20
@@ -21,9 +23,9 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_runs", type(events._runs)())
 
 
-def run(prompt: str = "p", node: str = "7", steps: int = STEPS) -> RunEvents:
+def run(prompt: str = "p", node: str = "7", steps: int = STEPS) -> LiveRun:
     with CurrentNodeContext(prompt, node):
-        return RunEvents(steps, "anna")
+        return LiveRun(Progress(), Controls(), steps=steps, name="anna")
 
 
 class Page:
@@ -52,9 +54,19 @@ def page() -> Iterator[Page]:
         PromptServer.instance = before
 
 
-def learn(a_run: RunEvents, losses: list[float]) -> None:
+def learn(a_run: LiveRun, losses: list[float]) -> None:
     for loss in losses:
-        a_run.step(loss, 1e-4)
+        a_run.progress.add_step(loss, 1e-4)
+        a_run.stepped()
+
+
+def mark(a_run: LiveRun, step: int, kind: str) -> None:
+    a_run.progress.marks.append(Mark(step=step, kind=kind, text=""))
+
+
+def sample(a_run: LiveRun, step: int) -> None:
+    a_run.progress.samples.append(SampleFile(step=step, prompt="a", prompt_index=0, filename="a.png", subfolder=""))
+    a_run.send()
 
 
 def test_a_run_needs_no_server() -> None:
@@ -77,7 +89,7 @@ def test_the_smoothed_loss_is_the_unbiased_exponential_average() -> None:
     losses = [3.0, 1.0, 4.0, 1.0, 5.0]
     a_run = run()
     learn(a_run, losses)
-    weights = [events.SMOOTHING ** (len(losses) - 1 - n) for n in range(len(losses))]
+    weights = [SMOOTHING ** (len(losses) - 1 - n) for n in range(len(losses))]
     expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
     assert a_run.summary()["smoothed"] == pytest.approx(expected)
 
@@ -85,12 +97,12 @@ def test_the_smoothed_loss_is_the_unbiased_exponential_average() -> None:
 def test_a_constant_loss_is_its_own_average() -> None:
     a_run = run()
     learn(a_run, [0.25] * 9)
-    assert a_run.smoothed == pytest.approx(0.25)
+    assert a_run.progress.smoothed == pytest.approx(0.25)
 
 
 def test_the_pages_points_are_all_steps_once_in_order(page: Page) -> None:
     a_run = run()
-    a_run.started()
+    a_run.training()
     learn(a_run, [float(n) for n in range(STEPS)])
     points = [point for message in page.heard() for point in message["points"]]
     assert [point[:2] for point in points] == [[n + 1, float(n)] for n in range(STEPS)]
@@ -111,7 +123,7 @@ def test_quick_steps_are_sent_together(page: Page) -> None:
 def test_the_page_hears_each_state(page: Page) -> None:
     a_run = run()
     a_run.preparing("encoding", 3, 7, "captions")
-    a_run.started()
+    a_run.training()
     a_run.paused()
     a_run.ended("failed", "why")
     heard = [(m["state"], m["phase"], m["phase_done"], m["phase_total"], m["message"]) for m in page.heard()]
@@ -125,14 +137,14 @@ def test_a_run_takes_what_fits_its_state() -> None:
     a_run = run()
     with pytest.raises(Refusal, match="preparing"):
         a_run.ask("pause")
-    a_run.started()
+    a_run.training()
     a_run.ask("pause")
     a_run.preparing("sampling")
-    a_run.started()  # a picture drawn in a pause does not end it
+    a_run.training()  # a picture drawn in a pause does not end it
     assert a_run.state == "paused" and "resume" in a_run.summary()["controls"]
     with pytest.raises(Refusal, match="paused"):
         a_run.ask("pause")
-    assert a_run.controls.is_paused and a_run.controls.take("pause") and not a_run.controls.is_waiting
+    assert a_run.controls.is_paused and a_run.controls.take("pause") and not a_run.controls.has_requests
     with pytest.raises(Refusal):
         a_run.ask("sample")  # there is no prompt
     a_run.ask("sample_prompts", ["a cat ", ""])
@@ -148,10 +160,10 @@ def test_a_run_takes_what_fits_its_state() -> None:
 
 def test_new_marks_samples_and_validations_are_told_once(page: Page) -> None:
     a_run = run()
-    a_run.mark(1, "checkpoint")
-    a_run.validated(1, 0.5)
-    a_run.sampled({"step": 1, "prompt": "a"})
-    a_run.started()
+    mark(a_run, 1, "checkpoint")
+    a_run.progress.add_validation(1, 0.5)
+    sample(a_run, 1)
+    a_run.training()
     heard = page.heard()
     assert [mark["kind"] for m in heard for mark in m["marks"]] == ["checkpoint"]
     assert [each for m in heard for each in m["validation"]] == [[1, 0.5]]
@@ -161,17 +173,20 @@ def test_new_marks_samples_and_validations_are_told_once(page: Page) -> None:
 
 def test_a_run_that_goes_back_forgets_what_came_after(page: Page) -> None:
     a_run = run()
+    progress, states = a_run.progress, []
     for step in (1, 2, 3):
         learn(a_run, [1.0])
-        a_run.validated(step, 0.5)
-        a_run.mark(step, "sample")
-        a_run.sampled({"step": step, "prompt": "a"})
-    a_run.cut(2)
+        progress.add_validation(step, 0.5)
+        mark(a_run, step, "sample")
+        sample(a_run, step)
+        states.append(progress.state_dict())
+    progress.cut(states[1])
+    a_run.send_all_again()
     page.heard()
     learn(a_run, [2.0])
-    a_run.validated(3, 0.4)
-    a_run.mark(3, "note")
-    a_run.started()
+    progress.add_validation(3, 0.4)
+    mark(a_run, 3, "note")
+    a_run.training()
     history, heard = a_run.history(), page.heard()
     assert [point[:2] for point in history["points"]] == [[1, 1.0], [2, 1.0], [3, 2.0]]
     assert [mark["kind"] for mark in history["marks"]] == ["sample", "sample", "note"]
@@ -209,7 +224,7 @@ def test_a_page_that_opens_later_gets_the_whole_curve() -> None:
 
 def test_a_long_history_is_thinned_out() -> None:
     a_run = run(steps=10 * MOST_POINTS)
-    a_run.losses = a_run.rates = [1.0] * (5 * MOST_POINTS + 5)
+    a_run.progress.losses = a_run.progress.learning_rates = [1.0] * (5 * MOST_POINTS + 5)
     points = a_run.history()["points"]
     assert MOST_POINTS // 4 < len(points) <= MOST_POINTS
     assert [point[0] for point in points] == sorted({point[0] for point in points})
@@ -217,7 +232,7 @@ def test_a_long_history_is_thinned_out() -> None:
 
 def test_a_long_history_ends_with_the_newest_step() -> None:
     a_run = run(steps=10 * MOST_POINTS)
-    a_run.losses = a_run.rates = [1.0] * (5 * MOST_POINTS + 5)
+    a_run.progress.losses = a_run.progress.learning_rates = [1.0] * (5 * MOST_POINTS + 5)
     assert a_run.history()["points"][-1][0] == 5 * MOST_POINTS + 5
 
 
@@ -234,8 +249,9 @@ def test_a_node_that_runs_again_in_a_prompt_is_one_run() -> None:
 
 
 def test_a_runs_time_stops_when_it_ends():
-    run = RunEvents(4, "anna")
-    run.ended("finished", "")
-    before = run.summary()["elapsed"]
+    a_run = run(steps=4)
+    a_run.progress.stop_clock()
+    a_run.ended("finished", "")
+    before = a_run.summary()["elapsed"]
     time.sleep(0.05)
-    assert run.summary()["elapsed"] == before
+    assert a_run.summary()["elapsed"] == before

@@ -13,11 +13,14 @@ from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
-from lora_kiln.training.run import trainer
-from lora_kiln.training.run.folder import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE, read_metrics
+from lora_kiln.training.run import pauses
+from lora_kiln.training.run.folder import read_metrics
+from lora_kiln.training.run.recorder import unrecorded
+from lora_kiln.training.run.resume import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE
+from lora_kiln.training.run.run_recorder import RunRecorder
 from safetensors.torch import load_file
 
-from training_runs import CONFIG, assert_same, at_step, changed, run, stopped_at
+from training_runs import CONFIG, assert_same, at_step, changed, run, stopped_at, watched
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
 STEPS = CONFIG.optimization.steps
@@ -43,10 +46,10 @@ class Killed(BaseException):
         dict(validation_share=0.3, validation_every=1, keep_best=True),
     ],
 )
-def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, monkeypatch):
+def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values):
     config = changed(**values)
     whole = run(config, "whole")
-    stopped_at(monkeypatch, 2, config)
+    stopped_at(2, config)
     resumed = run(config)
     assert_same(resumed, whole)
     assert [(each.step, each.prompt) for each in resumed.samples] == [(s.step, s.prompt) for s in whole.samples]
@@ -57,25 +60,25 @@ def test_a_run_that_goes_on_gives_the_lora_of_one_that_never_stopped(values, mon
 
 
 @pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
-def test_a_stopped_run_goes_on_in_another_precision(before, after, monkeypatch):
-    stopped_at(monkeypatch, 2, changed(precision=before))
+def test_a_stopped_run_goes_on_in_another_precision(before, after):
+    stopped_at(2, changed(precision=before))
     resumed = run(changed(precision=after), previous=CONTINUE_CHANGED)
     assert f"learned in 2 steps. Changed since: precision was {before}, is {after}." in resumed.report
     assert len(resumed.losses) == STEPS
 
 
-def test_what_a_stop_kept_goes_when_the_run_goes_on_and_nothing_else_does(monkeypatch, lora_folder):
+def test_what_a_stop_kept_goes_when_the_run_goes_on_and_nothing_else_does(lora_folder):
     def partial() -> list[str]:
         return sorted(path.name for path in lora_folder.glob("*-partial*"))
 
-    stopped_at(monkeypatch, 1, CONFIG, "other")
-    stopped_at(monkeypatch, 1, CONFIG)
+    stopped_at(1, CONFIG, "other")
+    stopped_at(1, CONFIG)
     of_another = lora_folder / "test-step000002-partial.safetensors"
     of_another.write_bytes((lora_folder / "other-step000001-partial.safetensors").read_bytes())
     copied = lora_folder / "test-step000001-partial - my favourite.safetensors"
     copied.write_bytes((lora_folder / "test-step000001-partial.safetensors").read_bytes())
     stays = [copied.name, of_another.name, "other-step000001-partial.safetensors"]
-    stopped_at(monkeypatch, 3, CONFIG)
+    stopped_at(3, CONFIG)
     latest = "test-step000003-partial.safetensors"
     assert partial() == sorted([*stays, latest])
     lora = run(CONFIG).lora
@@ -84,11 +87,11 @@ def test_what_a_stop_kept_goes_when_the_run_goes_on_and_nothing_else_does(monkey
     assert partial() == sorted(stays)
 
 
-def test_what_a_stop_kept_stays_when_the_run_diverges(monkeypatch, lora_folder):
-    stopped_at(monkeypatch, 2, CONFIG)
-    with monkeypatch.context() as patched, pytest.raises(Diverged):
-        at_step(patched, 3, lambda: raise_(Diverged("The loss is nan", 3, 0.1, True)))
-        run(CONFIG)
+def test_what_a_stop_kept_stays_when_the_run_diverges(lora_folder):
+    stopped_at(2, CONFIG)
+    diverging = at_step(3, lambda: raise_(Diverged("The loss is nan", 3, 0.1, True)))
+    with pytest.raises(Diverged):
+        run(CONFIG, record=diverging)
     assert (lora_folder / "test-step000002-partial.safetensors").is_file()
 
 
@@ -96,16 +99,15 @@ def raise_(error: Exception) -> None:
     raise error
 
 
-def finished_at(monkeypatch, step: int, config=CONFIG):
+def finished_at(step: int, previous: str = CONTINUE):
     """A run that a person finished while the step after it was under way."""
-    with monkeypatch.context() as patched:
-        at_step(patched, step, lambda: next(reversed(events._runs.values())).ask("finish"))
-        return run(config)
+    finishing = at_step(step, lambda: next(reversed(events._runs.values())).ask("finish"))
+    return run(CONFIG, previous=previous, record=finishing)
 
 
-def test_a_run_finished_by_hand_says_how_to_train_the_rest_and_does_so(monkeypatch):
+def test_a_run_finished_by_hand_says_how_to_train_the_rest_and_does_so():
     whole = run(CONFIG, "whole")
-    cut = finished_at(monkeypatch, 1)
+    cut = finished_at(1)
     again = run(CONFIG)
     assert_same(cut, again)
     for said in (cut.report, again.report, "\n".join(events.histories()[-1]["notes"])):
@@ -119,7 +121,7 @@ def test_a_run_finished_by_hand_says_how_to_train_the_rest_and_does_so(monkeypat
 
 def test_the_rest_that_was_stopped_goes_on(monkeypatch):
     whole = run(CONFIG, "whole")
-    finished_at(monkeypatch, 1)
+    finished_at(1)
     with monkeypatch.context() as patched:
         patched.setattr(host, "encode_text", lambda *_, **__: raise_(host.Interrupted()))
         patched.setenv("LORA_KILN_CACHE_GB", "0")
@@ -130,7 +132,7 @@ def test_the_rest_that_was_stopped_goes_on(monkeypatch):
     assert_same(rest, whole)
 
 
-def test_a_run_that_ended_early_by_itself_has_no_rest(monkeypatch):
+def test_a_run_that_ended_early_by_itself_has_no_rest():
     patient = changed(steps=6, validation_share=0.3, validation_every=1, validation_patience=1, learning_rate=1e-9)
     ended = run(patient)
     assert len(ended.losses) < 6 and "To train the rest" not in ended.report
@@ -138,15 +140,13 @@ def test_a_run_that_ended_early_by_itself_has_no_rest(monkeypatch):
     assert "its LoRA is taken" in again.report and len(again.losses) == len(ended.losses)
 
 
-def test_what_to_do_about_the_rest_fits_what_is_chosen(monkeypatch):
-    with monkeypatch.context() as patched:
-        at_step(patched, 1, lambda: next(reversed(events._runs.values())).ask("finish"))
-        report = run(CONFIG, previous=CONTINUE_CHANGED).report
+def test_what_to_do_about_the_rest_fits_what_is_chosen():
+    report = finished_at(1, CONTINUE_CHANGED).report
     assert "Queued again, the same workflow trains the rest" in report
 
 
-def test_a_changed_recipe_goes_on_where_a_run_was_finished_by_hand(monkeypatch):
-    finished_at(monkeypatch, 1)
+def test_a_changed_recipe_goes_on_where_a_run_was_finished_by_hand():
+    finished_at(1)
     report = run(changed(learning_rate=5e-3), previous=CONTINUE_CHANGED).report
     assert "had learned in 2 steps" in report and "learning_rate was 0.01, is 0.005" in report
 
@@ -173,8 +173,8 @@ def test_a_finished_run_is_not_trained_again():
     assert "its LoRA is taken" in again.report
 
 
-def test_a_changed_recipe_starts_anew_and_says_why(monkeypatch):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_a_changed_recipe_starts_anew_and_says_why():
+    stopped_at(2, CONFIG)
     other = changed(learning_rate=5e-3)
     anew = run(other)
     assert_same(anew, run(other, "other"))
@@ -182,8 +182,8 @@ def test_a_changed_recipe_starts_anew_and_says_why(monkeypatch):
 
 
 @pytest.mark.parametrize("values", [dict(learning_rate=5e-3), dict(rank=8)])
-def test_a_changed_recipe_may_go_on_where_it_fits(values, monkeypatch):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_a_changed_recipe_may_go_on_where_it_fits(values):
+    stopped_at(2, CONFIG)
     if "rank" in values:
         with pytest.raises(InputError, match="cannot be continued"):
             run(changed(**values), previous=CONTINUE_CHANGED)
@@ -194,23 +194,23 @@ def test_a_changed_recipe_may_go_on_where_it_fits(values, monkeypatch):
     assert trained.losses != run(changed(**values), "fresh").losses
 
 
-def test_a_changed_run_may_be_refused_with_what_changed(monkeypatch, folders):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_a_changed_run_may_be_refused_with_what_changed(folders):
+    stopped_at(2, CONFIG)
     with pytest.raises(InputError, match="learning_rate was 0.01, is 0.005"):
         run(changed(learning_rate=5e-3), previous=REFUSE)
 
 
-def test_starting_anew_overwrites_nothing(monkeypatch, folders):
-    stopped_at(monkeypatch, 2, CONFIG)
+def test_starting_anew_overwrites_nothing(folders):
+    stopped_at(2, CONFIG)
     before = {path: path.read_bytes() for path in (folders / "output").rglob("*") if path.is_file()}
     run(CONFIG, previous=ANEW)
     assert before and all(path.read_bytes() == content for path, content in before.items() if path.name != "lock")
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch, folders):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folders):
     config = changed(checkpoint_minutes=0.0)
     whole = run(config, "whole")
-    stopped_at(monkeypatch, 3, config)
+    stopped_at(3, config)
     newest = sorted((folders / "output").glob("lora_kiln/test/*/checkpoints/step*"))[-1]
     (newest / "state.safetensors").write_bytes((newest / "state.safetensors").read_bytes()[:-100])
     assert_same(run(config), whole)
@@ -240,29 +240,25 @@ def test_what_stopped_the_run_is_said_even_if_nothing_can_be_kept(monkeypatch):
     def broken(*_):
         raise RuntimeError("the device is gone")
 
-    def failing(self, *args):
+    def failing(recorder: RunRecorder):
         monkeypatch.setattr(Learner, "state", broken)
         monkeypatch.setattr(PictureLosses, "relative", broken)
         raise OSError("what stopped it")
 
-    with monkeypatch.context() as patched:
-        done = events.RunEvents.step
-        patched.setattr(events.RunEvents, "step", lambda self, *args: (done(self, *args), failing(self)))
-        with pytest.raises(OSError, match="what stopped it"):
-            run(CONFIG)
+    with pytest.raises(OSError, match="what stopped it"):
+        run(CONFIG, record=watched(failing))
     last = events.histories()[-1]
     assert last["state"] == "failed" and "what stopped it" in last["message"] and "is gone" in last["message"]
     assert "is kept in" in last["message"]  # the LoRA itself could be
     assert events.live_run(last["run"]).pictures() == []
 
 
-def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypatch, folders):
-    stopped_at(monkeypatch, 2, CONFIG)
-    done, broke = events.RunEvents.step, []
+def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(folders):
+    stopped_at(2, CONFIG)
+    broke = []
 
-    def diverging(self, *args):
-        done(self, *args)
-        if len(self.losses) == 3 and not broke:
+    def diverging(recorder: RunRecorder):
+        if recorder.progress.step == 3 and not broke:
             broke.append(3)
             raise Diverged("The loss is nan", 4, 0.01)
 
@@ -274,8 +270,7 @@ def test_a_run_that_took_over_another_steps_back_to_its_own_checkpoint(monkeypat
     config = changed(on_divergence="step back", checkpoint_minutes=0.0, weight_decay=0.0)
     run(config, "whole")
     seen = times_seen()
-    monkeypatch.setattr(events.RunEvents, "step", diverging)
-    trained = run(config, previous=CONTINUE_CHANGED)
+    trained = run(config, previous=CONTINUE_CHANGED, record=watched(diverging))
     last = events.histories()[-1]
     assert times_seen() == seen
     assert "Went back to step 2" in trained.report and len(trained.losses) == STEPS
@@ -293,7 +288,7 @@ BEST = changed(
 
 def measured(monkeypatch: pytest.MonkeyPatch, loss_at: Callable[[int], float]) -> None:
     """Lets validation find a loss that depends on the step."""
-    monkeypatch.setattr(trainer, "mean_loss", lambda *_: loss_at(events.histories()[-1]["step"]))
+    monkeypatch.setattr(pauses, "mean_loss", lambda *_: loss_at(events.histories()[-1]["step"]))
 
 
 def assert_is(file: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -320,7 +315,7 @@ def test_files_on_the_way_hold_their_own_step_and_the_last_the_best(monkeypatch,
 
 def test_what_is_kept_of_a_stopped_run_is_the_best_under_its_own_step(monkeypatch, lora_folder):
     measured(monkeypatch, lambda step: abs(step - 2))
-    stopped_at(monkeypatch, 3, BEST)
+    stopped_at(3, BEST)
     assert_is(
         lora_folder / "test-step000002-partial.safetensors", load_file(lora_folder / "test-step000002.safetensors")
     )
@@ -330,54 +325,62 @@ def test_what_is_kept_of_a_stopped_run_is_the_best_under_its_own_step(monkeypatc
 def test_nothing_of_the_way_that_was_given_up_stays(monkeypatch, lora_folder):
     """Step 3 is the best and is drawn by hand, step 4 diverges; killed after the step back or not, it is the same."""
     config = changed(**{**BEST.flat(), "on_divergence": "step back", "sample_every": STEPS, "sample_prompts": ("a",)})
-    done, given_up = events.RunEvents.step, []
+    given_up = []
 
-    def diverging(self, *args):
-        done(self, *args)
-        step = len(self.losses)
+    def diverging(recorder: RunRecorder):
+        step = recorder.progress.step
         if step == 3 and not given_up:
-            self.controls.ask("sample")
+            recorder.controls.ask("sample")
         if step == 4 and not given_up:
             given_up.append(step)
             raise Diverged("The loss is nan", step, 0.01)
 
-    def killing(self, *args):
-        diverging(self, *args)
-        if given_up and len(self.losses) == 3:
+    def killing(recorder: RunRecorder):
+        diverging(recorder)
+        if given_up and recorder.progress.step == 3:
             raise Killed
 
     measured(monkeypatch, lambda step: 1.0 if step == 3 and not given_up else 2.0 + abs(step - 2))
-    with monkeypatch.context() as patched:
-        patched.setattr(events.RunEvents, "step", diverging)
-        whole = run(config, "whole")
+    whole = run(config, "whole", record=watched(diverging))
     history = events.histories()[-1]
     assert "Went back to step 2" in whole.report
     assert_is(lora_folder / "whole-step000002.safetensors", whole.lora)
     assert [sample.step for sample in whole.samples] == [sample["step"] for sample in history["samples"]] == [0, STEPS]
     assert [mark["step"] for mark in history["marks"] if mark["kind"] == "sample"] == [0, STEPS]
     given_up.clear()
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(events.RunEvents, "step", killing)
-        run(config)
+    with pytest.raises(Killed):
+        run(config, record=watched(killing))
     resumed = run(config)
     assert "Goes on from step 2" in resumed.report
     assert_same(resumed, whole)
 
 
-def test_steps_back_are_counted_over_a_stop(monkeypatch):
+def test_steps_back_are_counted_over_a_stop():
     wild = changed(
         on_divergence="step back", checkpoint_minutes=0.0, max_grad_norm=0.0, layer_rules="* lr=1e30", steps=3
     )
-    started = events.RunEvents.started
 
-    def killing(self):
-        started(self)
-        if times_back() == 2:
+    def killing(recorder: RunRecorder, phase: str, message: str):
+        if phase == "training" and times_back() == 2:
             raise Killed
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(events.RunEvents, "started", killing)
-        run(wild)
+    with pytest.raises(Killed):
+        run(wild, record=watched(shown=killing))
     with pytest.raises(Diverged):
         run(wild)
     assert times_back() == 1
+
+
+def test_a_run_without_a_record_gives_the_same_lora_and_leaves_nothing_on_disk(lora_folder, folders):
+    config = changed(
+        sample_every=2, sample_prompts=("a",), sample_steps=1, validation_share=0.3, validation_every=2, keep_best=True,
+        save_every=1, checkpoint_minutes=0.0,
+    )  # fmt: skip
+    shown = [each["run"] for each in events.histories()]
+    unseen = run(config, record=unrecorded)
+    assert [each["run"] for each in events.histories()] == shown
+    assert not (folders / "output" / "lora_kiln" / "test").exists()
+    assert not lora_folder.exists()
+    recorded = run(config)
+    assert_same(unseen, recorded)
+    assert [(each.step, each.prompt) for each in unseen.samples] == [(e.step, e.prompt) for e in recorded.samples]

@@ -27,7 +27,10 @@ def report(config: LoRAConfig | None = None, pictures=PICTURES, losses=(0.5, 0.2
     }
     config = config or LoRAConfig.of(rank=2, alpha=1.0, seed=9, batch_size=2)
     data = Dataset(tuple(pictures), SETTINGS)
-    return run_report("mine", config, data, adapters, losses, 4.0, "sdxl, eps prediction", CPU, notes).split("\n")
+    return run_report(
+        name="mine", config=config, dataset=data, adapters=adapters, losses=losses, seconds=4.0,
+        base="sdxl, eps prediction", device=CPU, notes=notes,
+    ).split("\n")  # fmt: skip
 
 
 def test_the_report_has_a_line_a_subject() -> None:

@@ -11,17 +11,21 @@ from lora_kiln.training.config import ADAPTERS, OPTIMIZERS, LoRAConfig
 from lora_kiln.training.data.dataset import Dataset
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
+from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import train_lora
 from safetensors.torch import load_file
 
 import models
-from training_runs import CONFIG, SIDE, assert_untouched, changed, dataset, interrupt_at
+from training_runs import CONFIG, SIDE, assert_untouched, changed, dataset, graph_models, interrupt_at, watched
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
 
 
-def run(small: models.Small, config: LoRAConfig = CONFIG, data: Dataset | None = None):
-    return train_lora(small.model, small.clip, small.vae, data or dataset(), config, "test")
+def run(
+    small: models.Small, config: LoRAConfig = CONFIG, data: Dataset | None = None, start=None, record: Record = recorded
+):
+    return train_lora(graph_models(small), data or dataset(), config, "test", start=start, record=record)
 
 
 @pytest.mark.parametrize("make", [models.sd15, models.sdxl])
@@ -33,30 +37,26 @@ def test_a_run_leaves_the_models_as_they_were(make):
     assert_untouched(small, before)
 
 
-def test_an_interrupt_leaves_the_models_as_they_were_and_keeps_what_was_learned(monkeypatch, lora_folder):
+def test_an_interrupt_leaves_the_models_as_they_were_and_keeps_what_was_learned(lora_folder):
     small = models.sd15()
     before = models.state(small)
-    interrupt_at(monkeypatch, 2)
     with pytest.raises(host.Interrupted), torch.inference_mode():
-        run(small)
+        run(small, record=interrupt_at(2))
     assert_untouched(small, before)
     kept = load_file(lora_folder / "test-step000002-partial.safetensors")
     assert any(tensor.any() for name, tensor in kept.items() if "lora_up" in name)
     assert events.histories()[-1]["state"] == "interrupted"
 
 
-def test_an_error_leaves_the_models_as_they_were_and_keeps_what_was_learned(monkeypatch, lora_folder):
+def test_an_error_leaves_the_models_as_they_were_and_keeps_what_was_learned(lora_folder):
     small = models.sd15()
     before = models.state(small)
-    done = events.RunEvents.step
 
-    def failing(self, *args):
-        done(self, *args)
+    def failing(recorder):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(events.RunEvents, "step", failing)
     with pytest.raises(OSError, match="the disk is gone"):
-        run(small)
+        run(small, record=watched(failing))
     assert_untouched(small, before)
     assert (lora_folder / "test-step000001-partial.safetensors").is_file()
     assert "the disk is gone" in events.histories()[-1]["message"]
@@ -260,23 +260,19 @@ def test_a_run_goes_on_from_a_lora_as_it_is(adapter):
     first = run(models.sd15(), changed(adapter=adapter, save_precision="fp32", text_encoder_learning_rate=1e-2))
     on = changed(learning_rate=1e-12, text_encoder_learning_rate=1e-12, weight_decay=0.0, steps=1, rank=9, alpha=1.0,
                  save_precision="fp32")  # fmt: skip
-    second = train_lora(*small_parts(models.sd15()), dataset(), on, "test", first.lora)
+    second = run(models.sd15(), on, start=first.lora)
     assert second.lora.keys() == first.lora.keys()
     for name, tensor in first.lora.items():
         assert torch.allclose(second.lora[name], tensor, atol=1e-6), name
 
 
-def small_parts(small: models.Small):
-    return small.model, small.clip, small.vae
-
-
 def test_a_text_encoder_lora_that_is_not_trained_is_kept_and_in_force():
     first = run(models.sd15(), changed(text_encoder_learning_rate=1e-1, save_precision="fp32"))
-    second = train_lora(*small_parts(models.sd15()), dataset(), changed(save_precision="fp32"), "test", first.lora)
+    second = run(models.sd15(), changed(save_precision="fp32"), start=first.lora)
     text = [name for name in first.lora if name.startswith("lora_te")]
     assert text and all(torch.equal(first.lora[name], second.lora[name]) for name in text)
     without = {name: tensor for name, tensor in first.lora.items() if not name.startswith("lora_te")}
-    third = train_lora(*small_parts(models.sd15()), dataset(), changed(save_precision="fp32"), "test", without)
+    third = run(models.sd15(), changed(save_precision="fp32"), start=without)
     assert third.losses[0] != pytest.approx(second.losses[0], rel=1e-4)
 
 
@@ -284,7 +280,7 @@ def test_a_lora_of_another_model_is_refused():
     first = run(models.sdxl())
     strange = {name.replace("lora_unet_", "lora_unet_elsewhere_"): tensor for name, tensor in first.lora.items()}
     with pytest.raises(InputError, match="holds no layer of this model"):
-        train_lora(*small_parts(models.sd15()), dataset(), CONFIG, "test", strange)
+        run(models.sd15(), CONFIG, start=strange)
 
 
 def test_an_average_lies_between_start_and_end():
@@ -385,7 +381,7 @@ def test_what_cannot_be_trained_is_refused_before_pictures_are_encoded(values, w
 def test_a_continued_lora_says_what_it_is_not_what_the_recipe_asked_for():
     first = run(models.sd15(), changed(adapter="loha", rank=3, alpha=2.0))
     asked = changed(adapter="lora", rank=9, alpha=5.0, conv_rank=4, text_encoder_learning_rate=1e-3)
-    second = train_lora(*small_parts(models.sd15()), dataset(), asked, "test", first.lora)
+    second = run(models.sd15(), asked, start=first.lora)
     metadata = second.lora.metadata
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "2.0")
     assert '"algo": "loha"' in metadata["ss_network_args"]
@@ -396,7 +392,7 @@ def test_a_continued_lora_says_what_it_is_not_what_the_recipe_asked_for():
 def test_a_rule_of_rank_0_leaves_a_continued_layer_as_it_is():
     first = run(models.sd15(), changed(save_precision="fp32"))
     rules = changed(layer_rules="*attn1* rank=0", save_precision="fp32")
-    second = train_lora(*small_parts(models.sd15()), dataset(), rules, "test", first.lora)
+    second = run(models.sd15(), rules, start=first.lora)
     assert second.lora.keys() == first.lora.keys()
     same = {name for name in first.lora if torch.equal(first.lora[name], second.lora[name])}
     ups = {name for name in first.lora if "lora_up" in name}

@@ -284,7 +284,7 @@ RUNS_IN = {
 
 
 OUR_PROGRAM = (
-    "subprocess.Popen([sys.executable, str(FETCH), model_id, *FILES], stdout=subprocess.PIPE, "
+    "subprocess.Popen([sys.executable, str(DOWNLOAD), model_id, *FILES], stdout=subprocess.PIPE, "
     "stderr=subprocess.DEVNULL, env=environ)"
 )
 """The one program that is started: our own, without a shell, with an id that `captioner.HUB_ID` has let through."""

@@ -157,9 +157,9 @@ def test_a_whole_run_learns_with_it_and_its_file_tells_of_it(tmp_path: Path) -> 
     assert any(adapter.difference().any() for adapter in found.adapters.values())
 
 
-def test_a_run_with_it_goes_on_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_it_goes_on_after_a_stop() -> None:
     config = changed(optimizer="adamax", adapter="lora_fa")
-    stopped_at(monkeypatch, 2, config, "stopped")
+    stopped_at(2, config, "stopped")
     assert_same(run(config, "stopped"), run(config, "whole"))
 
 

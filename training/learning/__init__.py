@@ -1,1 +1,1 @@
-"""What learns, without ComfyUI: prediction, objective, optimizers, batches, step, engine and loop."""
+"""Training without ComfyUI: predictions, objective, optimizers, batches, step, engine and loop."""

@@ -1,1 +1,1 @@
-"""What is trained: twins of the graph's models with adapters on, their builder and their state."""
+"""Learners: twins of the graph's models with adapters, their batches, and building them to fit into the memory."""

@@ -224,15 +224,15 @@ def test_a_run_that_diverges_leaves_the_last_good_checkpoint(rate, step, words, 
     assert "Takes over what the run" in trained.report and max(trained.losses) < 10.0
 
 
-def when_moving(monkeypatch: pytest.MonkeyPatch, act: Callable[[Step, int], Any]) -> None:
-    """Does something to a step, from 1, when its loss and gradients are there and nothing has moved yet."""
-    move = Step.move
+def when_updating(monkeypatch: pytest.MonkeyPatch, act: Callable[[Step, int], Any]) -> None:
+    """Does something to a step, from 1, when its loss and gradients are there and nothing is updated yet."""
+    update = Step.update
 
     def acting(self: Step) -> None:
         act(self, events.histories()[-1]["step"] + 1)
-        move(self)
+        update(self)
 
-    monkeypatch.setattr(Step, "move", acting)
+    monkeypatch.setattr(Step, "update", acting)
 
 
 def spoil_gradients(step: Step, number: int) -> None:
@@ -250,7 +250,7 @@ def spoil_loss(step: Step, number: int) -> None:
 def test_gradients_that_are_no_numbers_leave_the_checkpoint_before_them(ground, folders, monkeypatch):
     config = CONFIG.changed(keep_checkpoints=1)
     with monkeypatch.context() as patched, pytest.raises(Diverged, match="The gradients are no numbers at step 3"):
-        when_moving(patched, spoil_gradients)
+        when_updating(patched, spoil_gradients)
         ground.again(config)
     assert "a better recipe goes on from step 2." in message()
     assert_untouched(ground.small, ground.before)
@@ -261,14 +261,14 @@ def test_gradients_that_are_no_numbers_leave_the_checkpoint_before_them(ground, 
 def test_gradients_that_are_no_numbers_are_gone_back_behind(ground, folders, monkeypatch):
     """From the step before, any rate leads to the same gradients."""
     with monkeypatch.context() as patched:
-        when_moving(patched, lambda step, number: times_back() or spoil_gradients(step, number))
+        when_updating(patched, lambda step, number: times_back() or spoil_gradients(step, number))
         trained = ground.again(CONFIG.changed(on_divergence="step back"))
     assert "Went back to step 1 " in trained.report and len(trained.losses) == 3
 
 
 def test_a_loss_that_spoils_the_only_checkpoint_says_that_none_is_left(ground, folders, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Diverged, match="The loss is nan at step 3"):
-        when_moving(patched, spoil_loss)
+        when_updating(patched, spoil_loss)
         ground.again(CONFIG.changed(keep_checkpoints=1))
     assert newest_state(run_folder(folders) / "checkpoints") == (None, [])
     assert "No checkpoint is left to go on from" in message() and "is kept in" in message()
@@ -277,7 +277,7 @@ def test_a_loss_that_spoils_the_only_checkpoint_says_that_none_is_left(ground, f
 
 def test_a_loss_after_losses_of_zero_is_no_explosion(ground, monkeypatch):
     with monkeypatch.context() as patched:
-        when_moving(patched, lambda step, number: number > 21 or step.loss.zero_())
+        when_updating(patched, lambda step, number: number > 21 or step.loss.zero_())
         trained = ground.again(CONFIG.changed(steps=22))
     assert trained.losses[:21] == [0.0] * 21 and trained.losses[21] > 0.0
 

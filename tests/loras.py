@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from comfy_extras.nodes_train import _create_bias_adapter, _create_weight_adapter
 from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA
 from lora_kiln.training.lora.export import lora_tensors
@@ -42,3 +43,18 @@ def random_lora(small: Any, precision: str = "fp32", **options: Any) -> LoRAMode
     names = host.layer_names(small.model, small.clip)
     tensors = lora_tensors(random_adapters(names, **options), names, precision)
     return LoRAModel(tensors, {}, "random", {layer.kohya: layer for layer in names.values()})
+
+
+def core_trainers_file(model, algorithm: str) -> dict[str, torch.Tensor]:
+    """What the core's Train LoRA node hands to its Save LoRA node, with numbers as after some steps."""
+    lora: dict[str, torch.Tensor] = {}
+    for name, module in model.model.named_modules():
+        if hasattr(module, "weight_function") and module.weight is not None:
+            lora.update(_create_weight_adapter(module, name, {}, algorithm, torch.float32, 4)[1])
+            if module.bias is not None:
+                lora.update(_create_bias_adapter(module, name, torch.float32)[1])
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: (t if key.endswith("alpha") else torch.randn(t.shape, generator=generator) * 0.1).detach()
+        for key, t in lora.items()
+    }

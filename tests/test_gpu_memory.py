@@ -151,6 +151,6 @@ def test_a_captured_graph_refuses_streamed_weights():
     probe = streamed(small, 0.6, torch.float32)
     _, block = next(iter(repeated_blocks(probe.twin)))
     refused = pytest.raises(RuntimeError, match="run the steps eagerly")
-    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()), block.forward.around():
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()), block.forward.make_context():
         pass
     torch.cuda.synchronize()

@@ -17,6 +17,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from lora_kiln.training import host
 from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
 from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.objective import sample_losses
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
@@ -155,7 +156,7 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
             adapter.up.data = 0.02 * torch.randn(adapter.up.shape, generator=torch.Generator().manual_seed(number))
         layers = give_lora(theirs, adapters)
         assert any(len(pieces) > 1 for pieces in layers.values())
-        options, family = host.transformer_options(model), host.family(model)
+        options, prediction = host.transformer_options(model), host.family(model).prediction
 
         for seed in range(3):
             drawn = draw(batch, seed, theirs.text_width, theirs.pooled_width)
@@ -169,8 +170,10 @@ def test_loss_and_gradients_are_theirs(name, checkpointed, batch):
             with attached(found, adapters, host.PRODUCTS):
                 our_loss = sample_losses(
                     lambda x_t, sigma, cond: host.predict(twin, options, x_t, sigma, cond),
-                    family, drawn.x_0, drawn.noise, drawn.sigma, cond,
-                ).mean()  # fmt: skip
+                    prediction,
+                    CONFIG.objective,
+                    Batch(drawn.x_0, drawn.noise, drawn.sigma, torch.ones(batch), cond),
+                ).mean()
                 our_loss.backward()
 
             assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)

@@ -7,6 +7,7 @@ mean squared error to noise or velocity, peft's LoRA layers, torch's AdamW.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.utils
@@ -21,7 +22,7 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.engine import EagerEngine
 from lora_kiln.training.learning.loop import train
-from lora_kiln.training.learning.objective import sample_losses
+from lora_kiln.training.learning.objective import batch_loss, sample_losses
 from lora_kiln.training.learning.optimizers import make_optimizer
 from lora_kiln.training.learning.step import Step
 from peft import LoraConfig, inject_adapter_in_model
@@ -88,7 +89,7 @@ class Ours:
     """The pack's side: a twin of the host's model with adapters."""
 
     def __init__(self, small: models.Small, dtype: torch.dtype):
-        self.family = host.family(small.model)
+        self.prediction = host.family(small.model).prediction
         self.options = host.transformer_options(small.model)
         self.twin = host.trainable_twin(small.model, dtype)
         self.found = find_targets(self.twin, CONFIG.adapter.targets)
@@ -104,15 +105,14 @@ class Ours:
             [[drawn.text[row : row + 1], {"pooled_output": drawn.pooled[row : row + 1], **size}]]
             for row, size in enumerate(drawn.sizes)
         ]
-        sigma = self.family.sigmas[drawn.timestep]
+        sigma = self.prediction.sigmas[drawn.timestep]
         cond = host.batch_conds(self.twin, conditionings, drawn.x_0)
         return Batch(drawn.x_0, drawn.noise, sigma, torch.ones(len(sigma)), cond, None, None)
 
     def loss(self, drawn: Draw) -> torch.Tensor:
         batch = self.batch(drawn)
         with attached(self.found, self.adapters, host.PRODUCTS):
-            losses = sample_losses(self.predict, self.family, batch.x_0, batch.noise, batch.sigma, batch.cond)
-            loss = losses.mean()
+            loss = sample_losses(self.predict, self.prediction, CONFIG.objective, batch).mean()
             loss.backward()
         return loss.detach()
 
@@ -146,7 +146,7 @@ class Theirs:
         self.scheduler: Any = DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
         )
-        table = 1.0 / (1.0 + host.family(small.model).sigmas.square())
+        table = 1.0 / (1.0 + host.family(small.model).prediction.sigmas.square())
         assert torch.allclose(self.scheduler.alphas_cumprod, table, rtol=1e-4)
         self.scheduler.alphas_cumprod = table  # to the last bit, or the noise levels' own rounding would show
         self.is_sdxl = "addition_embed_type" in options
@@ -226,10 +226,17 @@ def test_fifty_steps_end_where_theirs_do(name):
         own = make_optimizer(
             CONFIG.optimization, [{"params": [flat.values], "learning_rate": CONFIG.optimization.learning_rate}]
         )
-        engine = EagerEngine(Step(ours.predict, ours.family, CONFIG, own, (flat,)))
+        engine = EagerEngine(
+            Step(
+                partial(batch_loss, ours.predict, ours.prediction, CONFIG.objective),
+                own,
+                CONFIG.optimization,
+                flats=[flat],
+            )
+        )
         with attached(ours.found, ours.adapters, host.PRODUCTS):
             train(
-                engine, lambda step, micro: ours.batch(draws[step]), CONFIG, CONFIG.optimization.steps,
+                engine, lambda step, micro: ours.batch(draws[step]), CONFIG.optimization, CONFIG.optimization.steps,
                 lambda step, loss, learning_rate: our_losses.append(loss),
             )  # fmt: skip
     assert our_losses == pytest.approx(their_losses, rel=1e-4)

@@ -32,7 +32,6 @@ from lora_kiln.training.data.pictures import PictureError, load_alpha, load_mask
 from lora_kiln.training.host import LayerNames
 from lora_kiln.training.learning.engine import EagerEngine
 from lora_kiln.training.learning.loss_scale import LossScale
-from lora_kiln.training.learning.objective import Family
 from lora_kiln.training.learning.optimizers import check_optimizer, make_optimizer
 from lora_kiln.training.learning.picture_losses import PictureLosses
 from lora_kiln.training.learning.step import Step
@@ -364,9 +363,16 @@ def small_learner() -> Learner:
     optimizer = make_optimizer(config.optimization, [{"params": [values], "learning_rate": 1e-4}])
     values.grad = torch.ones(2)
     optimizer.step()
-    family = Family("eps", torch.ones(1))
-    step = Step(lambda x_t, sigma, cond: x_t, family, config, optimizer, loss_scale=LossScale(here))
-    return Learner(Networks(None, None, [], {}), [], optimizer, None, PictureLosses(1, here), EagerEngine(step))
+    step = Step(lambda batch: (batch.x_0.mean(), batch.x_0), optimizer, config.optimization, loss_scale=LossScale(here))
+    return Learner(
+        networks=Networks(None, None, [], {}),
+        predict=lambda x_t, sigma, cond: x_t,
+        flats=[],
+        optimizer=optimizer,
+        ema=None,
+        picture_losses=PictureLosses(1, here),
+        engine=EagerEngine(step),
+    )
 
 
 def past() -> checkpoints.State:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .paths import leads_out
 
-SETTLED = 2.0
+STABLE_AFTER = 2.0
 """seconds; a modification time older than this changes with every further change (FAT has a resolution of 2 s)"""
 _listings: dict[tuple[str, tuple[str, ...]], tuple[int, tuple[bool, list[str]]]] = {}
 """(folder, endings) -> its modification time in ns, and the result of `_listing` then"""
@@ -61,9 +61,9 @@ def folders_with(root: Path, endings: Sequence[str], deepest: int, within: Seque
     return sorted(found)
 
 
-def is_settled(mtime_ns: int) -> bool:
+def is_stable(mtime_ns: int) -> bool:
     """Whether a modification time is old enough that any later change will alter it."""
-    return not 0 <= time.time() - mtime_ns / 1e9 < SETTLED
+    return not 0 <= time.time() - mtime_ns / 1e9 < STABLE_AFTER
 
 
 def _collect(
@@ -101,6 +101,6 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[bool, list[str]]:
                     holds = entry.name.lower().endswith(endings)
     except OSError:  # missing or unreadable
         return False, []
-    if is_settled(changed):
+    if is_stable(changed):
         _listings[str(folder), endings] = (changed, (holds, sorted(names)))
     return holds, sorted(names)

@@ -9,16 +9,16 @@ from .numbers import Limits, is_finite, keep_as_whole, outside
 
 
 def number(default: float, limits: Limits) -> Any:
-    """A field that holds a number within limits; where the default is an int, only whole numbers are allowed."""
+    """A field for a number within limits; if the default is an int, only whole numbers are allowed."""
     return field(default=default, metadata={"limits": limits})
 
 
 def choice(default: str, allowed: Collection[str], name: str = "") -> Any:
-    """A field that holds one of some names.
+    """A field for one of several names.
 
     Args:
-        allowed: the names; a table whose keys are the names may grow later.
-        name: what files, nodes and messages call the field; empty = as the dataclass does.
+        allowed: the names; of a dict its keys, also those that are added later.
+        name: name of the field in files, nodes and messages; empty = that in the dataclass.
     """
     return field(default=default, metadata={"choices": allowed, "name": name})
 
@@ -28,12 +28,11 @@ class Settings:
     """A group of settings. A subclass adds fields, made by `number`, `choice` or plainly, and `more_problems`.
 
     Raises:
-        InputError: on construction, with every field that is out of its limits or none of its choices, and all of
-            `more_problems`.
+        InputError: on construction, with every value outside its limits or choices, and all of `more_problems`.
     """
 
     subject: ClassVar[str]
-    """what the settings belong to, for messages, e.g. "LoRA Config" """
+    """the node or file of the settings, for messages, e.g. "LoRA Config" """
 
     def __post_init__(self) -> None:
         values = self.numbers()
@@ -48,11 +47,11 @@ class Settings:
         return {public_name(each): each.metadata["limits"] for each in fields(cls) if "limits" in each.metadata}
 
     def numbers(self) -> dict[str, Any]:
-        """The values whose limits are checked; a subclass leaves out those without effect."""
+        """The values whose limits are checked; a subclass may leave out those without effect."""
         return {name: value for name, value in self.flat().items() if name in self.limits()}
 
     def more_problems(self) -> list[str]:
-        """A sentence for each further problem, such as settings that exclude each other."""
+        """A sentence for each further problem, e.g. of settings that exclude each other."""
         return []
 
     @property
@@ -61,7 +60,7 @@ class Settings:
         return all(is_finite(value) for name, value in self.flat().items() if name in self.limits())
 
     def flat(self) -> dict[str, Any]:
-        """Every value by the name that files and nodes use."""
+        """The values by their names in files and nodes."""
         return {public_name(each): getattr(self, each.name) for each in fields(self)}
 
     def _not_among_choices(self) -> Iterator[str]:
@@ -72,5 +71,5 @@ class Settings:
 
 
 def public_name(setting: Any) -> str:
-    """What files, nodes and messages call a field of a `Settings` dataclass."""
+    """The name of a field of a `Settings` dataclass in files, nodes and messages."""
     return setting.metadata.get("name") or setting.name

@@ -13,7 +13,7 @@ TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 
 @dataclass(frozen=True)
 class ObjectiveConfig(Settings):
-    """What is minimised."""
+    """The loss that is minimised, and the noise and timesteps of its samples."""
 
     subject = "LoRA Config"
 
@@ -24,9 +24,9 @@ class ObjectiveConfig(Settings):
     loss: str = choice("l2", LOSSES)
     """The loss of each element of the prediction."""
     huber_c: float = number(0.1, Limits(0, 10, excluded=0, offered_from=1e-4))
-    """Where huber and smooth_l1 turn from square to linear, in the prediction's standard deviations."""
+    """Error at which huber and smooth_l1 turn from square to linear, in standard deviations of the prediction."""
     huber_schedule: str = choice("snr", HUBER_SCHEDULES)
-    """How that point moves with the noise level."""
+    """How that error changes with the noise level."""
     noise_offset: float = number(0.0, Limits(0, 1))
     """Per-channel shift of the noise, in standard deviations; 0 = off."""
     multires_noise_iterations: int = number(0, Limits(0, 16))

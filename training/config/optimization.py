@@ -14,7 +14,7 @@ LOWEST_RATE_FACTOR = 0.1
 
 @dataclass(frozen=True)
 class OptimizationConfig(Settings):
-    """How the adapters are moved, on what batches and for how long."""
+    """How the adapters' parameters are updated, with which batches and for how long."""
 
     subject = "LoRA Config"
 
@@ -23,13 +23,13 @@ class OptimizationConfig(Settings):
     optimizer: str = choice("adamw", OPTIMIZERS)
     """A key of OPTIMIZERS."""
     optimizer_args: str = ""
-    """Further settings of the optimizer, as in `betas=0.9,0.99 eps=1e-8`."""
+    """Further arguments of the optimizer, as in `betas=0.9,0.99 eps=1e-8`."""
     learning_rate: float = number(1e-4, Limits(0, 10, excluded=0, offered_from=1e-8))
     """Peak learning rate, reached after the warm-up."""
     weight_decay: float = number(0.01, Limits(0, 10))
     """Decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
     scheduler: str = choice("cosine", SCHEDULERS)
-    """How the learning rate goes on after the warm-up."""
+    """Course of the learning rate after the warm-up."""
     warmup: float = number(0.0, Limits(0, inf, offered_to=1_000_000))
     """Below 1: share of all steps; from 1 on: number of steps."""
     scheduler_cycles: int = number(3, Limits(1, 1000))
@@ -47,10 +47,10 @@ class OptimizationConfig(Settings):
     max_grad_norm: float = number(1.0, Limits(0, inf, offered_to=1000))
     """Gradients are scaled down to this total norm; 0 = off."""
     ema_decay: float = number(0.0, Limits(0, 1, excluded=1, offered_to=0.99999))
-    """The LoRA is an exponential moving average of its past with this decay; 0 = off, 0.99 to 0.9999 when used."""
+    """Decay of the exponential moving average that the LoRA is saved as; 0 = off, 0.99 to 0.9999 when used."""
 
     def numbers(self) -> dict[str, float]:
-        """The values whose limits are checked: without steps, where epochs count."""
+        """The values whose limits are checked: without steps where epochs is set."""
         return {name: value for name, value in super().numbers().items() if name != "steps" or self.epochs == 0}
 
     def more_problems(self) -> list[str]:
@@ -85,9 +85,9 @@ class OptimizationConfig(Settings):
 
     @property
     def trains_text_encoders(self) -> bool:
-        """Whether the text encoders get adapters too."""
+        """Whether the text encoders are trained too."""
         return self.text_encoder_learning_rate > 0
 
     def warmup_steps(self, total_steps: int) -> int:
-        """The warm-up in optimizer steps."""
+        """Length of the warm-up in optimizer steps."""
         return int(self.warmup if self.warmup >= 1 else round(self.warmup * total_steps))

@@ -1,4 +1,4 @@
-"""Starting recipes, by what is trained and for which base model."""
+"""Starting recipes for kinds of subjects and base models."""
 
 from typing import Any
 
@@ -27,13 +27,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         rank=8, alpha=8.0, learning_rate=5e-4, scheduler="constant", steps=100, batch_size=1,
     ),
 }  # fmt: skip
-"""Starting recipes; what a preset does not name keeps its default."""
+"""Values by flat name; fields that a preset does not name keep their defaults."""
 
 CUSTOM = "custom"
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """Every field of the recipe as the preset sets it ("custom": the defaults)."""
+    """The value of every field of the recipe under a preset ("custom": the defaults), by flat name."""
     if name == CUSTOM:
         return dict(DEFAULTS)
     if name not in PRESETS:

@@ -21,9 +21,9 @@ GROUPS: dict[str, type[Settings]] = {
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Everything that shapes a training run, apart from the data.
+    """All settings of a training run, apart from those of the data.
 
-    Files, nodes and presets hold a recipe flat, one value a name; `of` builds it from that form and `flat` gives it.
+    Files, nodes and presets hold a recipe as one flat table of names and values: `of` reads it, `flat` writes it.
     """
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -33,10 +33,10 @@ class LoRAConfig:
 
     @classmethod
     def of(cls, **values: Any) -> "LoRAConfig":
-        """A recipe from values by their flat names; what is not named keeps its default.
+        """A recipe from values by their flat names; other fields keep their defaults.
 
         Raises:
-            InputError: with every problem of all groups.
+            InputError: with the problems of all groups.
             TypeError: a name is no field of a recipe.
         """
         if unknown := values.keys() - DEFAULTS.keys():
@@ -44,9 +44,9 @@ class LoRAConfig:
         groups: dict[str, Settings] = {}
         problems: list[str] = []
         for name, group in GROUPS.items():
-            given = {each.name: values[public_name(each)] for each in fields(group) if public_name(each) in values}
+            named = {each.name: values[public_name(each)] for each in fields(group) if public_name(each) in values}
             try:
-                groups[name] = group(**given)
+                groups[name] = group(**named)
             except InputError as error:
                 problems += error.problems
         raise_if_any("LoRA Config", problems)

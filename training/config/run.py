@@ -1,4 +1,4 @@
-"""The settings of the run: arithmetic, memory, validation, checkpoints, samples, and the seed."""
+"""The settings of the run: number formats, memory, validation, checkpoints, samples, and the seed."""
 
 from dataclasses import dataclass
 from math import inf
@@ -10,53 +10,53 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 BASE_PRECISIONS = ("as loaded", "fp8", "fp8 matmul")
 SAVE_PRECISIONS = ("fp16", "bf16", "fp32")
 ON_DIVERGENCE = ("stop", "step back")
-"""step back: to the last checkpoint, with half the learning rate"""
+"""step back: the run goes on from the last checkpoint, with half the learning rate"""
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """How a run computes, what it measures, keeps and shows on the way."""
+    """How a run computes, validates, saves and draws samples."""
 
     subject = "LoRA Config"
 
     precision: str = choice("auto", PRECISIONS)
-    """Arithmetic of the base model: auto = bf16 where the GPU has it, else fp32. fp16: with a scaled loss, for GPUs
-    without bf16. Adapters are always fp32."""
+    """Number format that the base model computes in: auto = bf16 where the GPU has it, else fp32. fp16: with a scaled
+    loss, for GPUs without bf16. Adapters are always fp32."""
     base_precision: str = choice("as loaded", BASE_PRECISIONS)
-    """How the base model's weights are stored. fp8: the blocks' linear weights in 8 bit; fp8 matmul: and multiplied
-    in 8 bit."""
+    """Number format that the base model's weights are stored in. fp8: the blocks' linear weights in 8 bit; fp8 matmul:
+    multiplied in 8 bit too."""
     save_precision: str = choice("fp16", SAVE_PRECISIONS)
     """Number format of the saved LoRA."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
     seed: int = number(0, Limits(0, inf, offered_to=2**53 - 1))
-    """Every random choice of a run follows from it."""
+    """All random choices of a run depend on it."""
     deterministic: bool = False
-    """On a GPU, use only kernels that give the same bits each time, though some are slower."""
+    """On a GPU, use only kernels whose results are the same bit for bit; some are slower."""
     fit_memory: bool = True
-    """On a GPU that is too small for the recipe: checkpoint, split batches, stream weights. The gradients stay."""
+    """On a GPU that is too small for the recipe: checkpoint, split batches, stream weights. Gradients are the same."""
     cuda_graphs: bool = True
-    """On a GPU, record a step once and replay it, which gives the same results faster."""
+    """On a GPU, capture a step as CUDA graphs and replay them: the same results, faster."""
     save_every: int = number(0, Limits(0, inf, offered_to=1_000_000))
-    """Steps between LoRA files written on the way; 0 = off."""
+    """Steps between LoRA files written during the run; 0 = off."""
     validation_share: float = number(0.0, Limits(0, 0.5))
-    """Share of the pictures held out to measure on, at most half; 0 = off."""
+    """Share of the pictures held out for validation, at most half; 0 = off."""
     validation_every: int = number(100, Limits(1, inf, offered_to=100_000))
     """Steps between two validations."""
     validation_patience: int = number(0, Limits(0, inf, offered_to=10_000))
     """Validations without a better loss after which training ends; 0 = never."""
     keep_best: bool = False
-    """The LoRA is that of the best validation, not that of the last step."""
+    """The LoRA is that of the validation with the lowest loss, not that of the last step."""
     on_divergence: str = choice("stop", ON_DIVERGENCE)
-    """What happens when the loss is not a number any more, or explodes."""
+    """Reaction to a loss that is not finite, or far too large."""
     checkpoint_minutes: float = number(5.0, Limits(0, 1440))
-    """Minutes between two checkpoints, from which a run goes on after any stop; 0 = after every step."""
+    """Minutes between two checkpoints, from which a stopped run can be resumed; 0 = after every step."""
     keep_checkpoints: int = number(2, Limits(1, 1000))
-    """How many of the newest checkpoints are kept."""
+    """Number of the newest checkpoints that are kept."""
     sample_every: int = number(0, Limits(0, inf, offered_to=1_000_000))
     """Steps between sample pictures; 0 = off."""
     sample_prompts: tuple[str, ...] = ()
-    """One picture each, at every sampling."""
+    """Prompts of the sample pictures: one picture each."""
     sample_steps: int = number(20, Limits(1, 200))
     """Sampler steps of a sample picture."""
     sample_guidance: float = number(7.0, Limits(0, 30))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import host
-from ..basics.folders import is_settled
+from ..basics.folders import is_stable
 from .packing import pack, unpack
 from .pictures import PictureFacts, picture_facts
 
@@ -129,7 +129,7 @@ class Cache:
             width, height, is_transparent, digest = rows[0]
             return PictureFacts(width, height, bool(is_transparent), digest)
         facts = picture_facts(path)
-        if is_settled(stat.st_mtime_ns):
+        if is_stable(stat.st_mtime_ns):
             row = (name, stat.st_size, stat.st_mtime_ns, facts.width, facts.height, facts.is_transparent, facts.digest)
             self._write(lambda db: db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", row))
         return facts

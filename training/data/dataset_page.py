@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .. import host
 from ..basics.errors import InputError, Refusal, problems_of, raise_if_any
-from ..basics.folders import is_settled
+from ..basics.folders import is_stable
 from ..basics.paths import visible_parts
 from .buckets import Fit
 from .cache import open_cache
@@ -219,7 +219,7 @@ class _Examiner:
                 found = self._examine(path)
             except PictureError as error:
                 found = str(error)
-            if is_settled(stat.st_mtime_ns):
+            if is_stable(stat.st_mtime_ns):
                 if len(_remembered) >= MOST_REMEMBERED:
                     _remembered.clear()
                 _remembered[key] = found

@@ -14,7 +14,14 @@ from .captioning import inference_device, loaded_for_inference
 from .compatibility import check_compatible
 from .conditioning import batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
-from .families import ModelFamily, base_version, family_of, family_of_architecture, family_of_version
+from .families import (
+    ModelFamily,
+    base_version,
+    family_of,
+    family_of_architecture,
+    family_of_version,
+    timestep_density,
+)
 from .fingerprints import model_fingerprint
 from .folders import (
     WRITE_VARIABLE,

@@ -378,6 +378,11 @@ def family_of_architecture(architecture: str) -> ModelFamily | None:
     return max(matches, key=lambda family: len(family.architecture), default=None)
 
 
+def timestep_density(model: Any) -> str:
+    """The family's density for the config's timestep_sampling "auto"; "auto" = by prediction type."""
+    return facts_about(model.model).timestep_density
+
+
 def base_version(model: Any) -> tuple[str, str]:
     """A MODEL's names in LoRA files: (ss_base_model_version, modelspec.architecture)."""
     version = facts_about(model.model).version_of(model.model)

@@ -7,8 +7,9 @@ import comfy.model_sampling
 import comfy.samplers
 import torch
 
-from ..basics.errors import raise_if_any
-from ..learning.objective import Family
+from ..basics.errors import InputError, raise_if_any
+from ..learning.family import Family
+from ..learning.prediction import Eps, Flow, Prediction, V
 from .families import facts_about
 
 
@@ -20,22 +21,21 @@ def family(model: Any) -> Family:
     """
     sampling = model.get_model_object("model_sampling")
     kinds = comfy.model_sampling
-    known = {kinds.CONST: "flow", kinds.V_PREDICTION: "v", kinds.EPS: "eps"}
+    known: dict[type, type[Prediction]] = {kinds.CONST: Flow, kinds.V_PREDICTION: V, kinds.EPS: Eps}
     foreign = (kinds.X0, kinds.EDM, kinds.IMG_TO_IMG_FLOW)
-    prediction = next((name for kind, name in known.items() if isinstance(sampling, kind)), None)
+    prediction = next((ours for kind, ours in known.items() if isinstance(sampling, kind)), None)
     if prediction is None or isinstance(sampling, foreign):
         names = ", ".join(kind.__name__ for kind in type(sampling).__mro__[1:3])
-        raise_if_any(
-            "MODEL",
-            [f"its prediction type ({names}) cannot be trained; eps, v and flow models can: connect one of those."],
-        )
+        problem = f"its prediction type ({names}) cannot be trained; eps, v and flow models can: connect one of those."
+        raise InputError("MODEL", [problem])
     patch = model.model.model_config.unet_config.get("patch_size", 2)
     is_patched = "model_sampling" in model.object_patches
     trained_shift = 0.0 if is_patched else facts_about(model.model).timestep_shift
     return Family(
-        prediction=prediction or "",
-        sigmas=sampling.sigmas.detach().float().cpu().clone(),
-        sigma_data=float(getattr(sampling, "sigma_data", 1.0)),
+        prediction=prediction(
+            sigmas=sampling.sigmas.detach().float().cpu().clone(),
+            sigma_data=float(getattr(sampling, "sigma_data", 1.0)),
+        ),
         shift=trained_shift or _sampling_shift(sampling),
         patch=patch if isinstance(patch, int) else int(patch[-1]),
     )

@@ -1,4 +1,4 @@
-"""The exponential moving average of what is trained."""
+"""The exponential moving average of the trained parameters."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ import torch
 
 
 class EMA:
-    """Averages of parameters, kept beside them in float32.
+    """Averages of parameters, in float32.
 
-    After each step average = d average + (1 - d) parameter, with d = min(decay, (1 + n) / (10 + n)) at the n-th
-    update from 0, so that the untrained start is soon forgotten (the warm-up of TensorFlow's
-    ExponentialMovingAverage; Polyak and Juditsky, 1992, for averaging).
+    After each step average = d average + (1 - d) parameter, with d = min(decay, (1 + n) / (10 + n)) at update number n
+    from 0, so that the untrained start soon loses its weight (the warm-up of TensorFlow's ExponentialMovingAverage;
+    averaging: Polyak and Juditsky, 1992).
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float):
@@ -19,11 +19,11 @@ class EMA:
         self.decay = decay
         self.averages = [parameter.detach().float().clone() for parameter in self.parameters]
         self.updates = {device: torch.zeros((), device=device) for device in {p.device for p in self.parameters}}
-        """so far; on each device, so that an update captured in a CUDA graph goes on counting"""
+        """number of updates so far, on each device, so that a captured update counts too"""
 
     @torch.no_grad()
     def update(self, failed: torch.Tensor | float = 0.0) -> None:
-        """Takes the parameters of one more step into the average, unless it failed (1): then they stood still."""
+        """Adds the parameters after one more step to the average, unless the step failed (1)."""
         decays = {device: ((1 + n) / (10 + n)).clamp(max=self.decay) for device, n in self.updates.items()}
         counts = {
             device: 1.0 - (failed.to(device) if isinstance(failed, torch.Tensor) else failed) for device in decays
@@ -35,7 +35,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The parameters hold their averages, and afterwards what they held before, bit for bit."""
+        """Within the context the parameters hold their averages; afterwards their former values, bit for bit."""
         with put_back(self.parameters):
             _copy(self.averages, self.parameters)
             yield
@@ -43,9 +43,9 @@ class EMA:
 
 @contextmanager
 def put_back(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """What happens to the parameters' values inside is undone on the way out.
+    """Restores the parameters' values when the context ends.
 
-    They wait on the CPU: what was learned must be saved on a full GPU too.
+    The copies lie on the CPU, so that it works with a full GPU too.
     """
     parameters = list(parameters)
     values = [parameter.detach().to("cpu", copy=True) for parameter in parameters]

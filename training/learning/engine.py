@@ -1,7 +1,6 @@
-"""How a step is executed: op by op, or as a CUDA graph recorded once and replayed.
+"""Execution of a step: eagerly, or as CUDA graphs that are captured once and replayed.
 
-A small step is bound by Python and by kernel launches; a replayed graph needs neither. Either way it is the same step
-with the same kernels.
+A small step is bound by Python and kernel launches; a replayed graph needs neither. Both run the same kernels.
 """
 
 import contextlib
@@ -21,34 +20,34 @@ from .batches import Batch
 from .step import Step
 
 MOST_GRAPHS = 48
-"""Shapes of batches that are recorded; further ones go op by op."""
+"""Largest number of batch shapes that are captured; further ones run eagerly."""
 
 
 class Engine(Protocol):
-    """Executes a step's parts in order: `accumulate` for each of its batches, then `move`."""
+    """Executes the parts of a step in order: `accumulate` for each of its batches, then `update`."""
 
     @property
     def step(self) -> Step: ...
 
     def accumulate(self, batch: Batch) -> None: ...
 
-    def move(self) -> None: ...
+    def update(self) -> None: ...
 
     def release(self) -> None:
-        """Gives back memory that it holds to be faster."""
+        """Frees memory that it holds for speed."""
 
 
 def uses_cudas_allocator() -> bool:
-    """Whether torch was started with cudaMallocAsync, as ComfyUI starts it by default.
+    """Whether torch runs with cudaMallocAsync, as ComfyUI starts it by default.
 
-    A recording that a CUDA error breaks off cannot give its memory back then, and torch ends the whole process:
-    record only what is known to go.
+    A capture aborted by a CUDA error cannot free its memory then, and torch ends the whole process: capture only models
+    that are known to work.
     """
     return torch.cuda.get_allocator_backend() == "cudaMallocAsync"
 
 
 class EagerEngine:
-    """Op by op."""
+    """Runs every operation from Python."""
 
     def __init__(self, step: Step):
         self.step = step
@@ -57,16 +56,16 @@ class EagerEngine:
         """See `Step.accumulate`."""
         self.step.accumulate(batch)
 
-    def move(self) -> None:
-        """See `Step.move`."""
-        self.step.move()
+    def update(self) -> None:
+        """See `Step.update`."""
+        self.step.update()
 
     def release(self) -> None:
-        """There is nothing to give back."""
+        """Does nothing: no memory is held."""
 
 
 class GraphEngine:
-    """As CUDA graphs: one for each shape of batch, and one for the move. The first time each goes op by op.
+    """Replays CUDA graphs: one for each shape of batch, and one for the update. Each part runs eagerly the first time.
 
     Args:
         say: called once with a sentence, where a part of the step cannot be captured.
@@ -80,16 +79,16 @@ class GraphEngine:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
-        self._move: torch.cuda.CUDAGraph | None = None
-        self._has_moved = False
-        self.is_recording = not _KEPT
-        """False once something could not be recorded: from then on all goes op by op"""
-        if _KEPT:
+        self._update: torch.cuda.CUDAGraph | None = None
+        self._has_updated = False
+        self.is_recording = not _ABORTED
+        """False once a capture has failed: no further one is tried"""
+        if _ABORTED:
             self.say(f"The step goes op by op, which is slower, until ComfyUI is restarted: {_BROKEN_BEFORE}")
 
     @property
     def graphs(self) -> int:
-        """Shapes of batches recorded so far."""
+        """Number of batch shapes captured so far."""
         return len(self._graphs)
 
     def accumulate(self, batch: Batch) -> None:
@@ -100,30 +99,30 @@ class GraphEngine:
         else:
             graph.replay(tensors)
 
-    def move(self) -> None:
-        """See `Step.move`."""
-        if self._move is None and self._has_moved and self.is_recording:
-            self._move = self._record(self.step.move)
-        self._has_moved = True
-        if self._move is None:
-            self.step.move()
+    def update(self) -> None:
+        """See `Step.update`."""
+        if self._update is None and self._has_updated and self.is_recording:
+            self._update = self._record(self.step.update)
+        self._has_updated = True
+        if self._update is None:
+            self.step.update()
         else:
-            _replay(self._move)
+            _replay(self._update)
 
     def release(self) -> None:
-        """Drops all graphs and their memory; they are recorded anew when they are wanted again."""
-        with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
+        """Drops all graphs and their memory; they are captured again at their next use."""
+        with contextlib.suppress(RuntimeError):  # a CUDA error was raised where it occurred
             torch.cuda.synchronize()
         self._graphs.clear()
         self._seen.clear()
-        self._move = None
+        self._update = None
         self._pool = torch.cuda.graph_pool_handle()
         if uses_cudas_allocator():
             _trim_graph_memory(self.step.loss.device)
 
     def _graph_for(self, batch: Batch) -> "tuple[_Graph | None, list[Tensor]]":
-        """The graph of the batch's form, recorded when the form comes for the second time, and the batch's tensors."""
-        is_in_groups = isinstance(batch.cond, list) and len(batch.cond) > 1  # rows are picked by lists then
+        """The graph for the batch's form, captured at the form's second occurrence, and the batch's tensors."""
+        is_in_groups = isinstance(batch.cond, list) and len(batch.cond) > 1  # its rows are indexed by lists then
         if is_in_groups or not (self.is_recording or self._graphs):
             return None, []
         try:
@@ -138,16 +137,16 @@ class GraphEngine:
         return graph, tensors
 
     def _record_batch(self, batch: Batch, tensors: list[Tensor], form: Hashable) -> "_Graph | None":
-        places = [tensor.clone() for tensor in tensors]
-        own = with_tensors(batch, places)
-        graph = self._record(lambda: self.step.accumulate(own))
+        inputs = [tensor.clone() for tensor in tensors]
+        static = with_tensors(batch, inputs)
+        graph = self._record(lambda: self.step.accumulate(static))
         if graph is None:
             return None
-        self._graphs[form] = _Graph(graph, places)
+        self._graphs[form] = _Graph(graph, inputs)
         return self._graphs[form]
 
     def _record(self, part: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A graph of what the part does, which is not done yet; None where it cannot be recorded."""
+        """Captures a part of the step without running it; None where that fails."""
         graph = torch.cuda.CUDAGraph()
         broken: BaseException | None = None
         current = torch.cuda.current_stream()
@@ -155,20 +154,20 @@ class GraphEngine:
             with _no_garbage(), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
                 try:
                     part()
-                except BaseException as error:  # is looked at when the recording has ended
+                except BaseException as error:  # handled when the capture has ended
                     broken = error
-                    _let_go(error)
+                    _free_frames(error)
         except RuntimeError as error:
             broken = broken or error
         if broken is None:
             return graph
-        torch.cuda.set_stream(current)  # torch leaves its own in place when a recording cannot be ended
+        torch.cuda.set_stream(current)  # torch leaves the capture's stream in place when a capture cannot be ended
         if uses_cudas_allocator():
-            # A Stop goes on its way from here, and would take all that it passes into memory for good.
-            _KEPT.append(broken if _is_cuda_error(broken) else str(broken))
+            # Only CUDA errors are stored themselves: a user's interrupt would store all frames that it passes.
+            _ABORTED.append(broken if _is_cuda_error(broken) else str(broken))
         if not isinstance(broken, Exception) or isinstance(broken, self.interrupts):
             raise broken
-        if isinstance(broken, torch.OutOfMemoryError):  # graphs hold their memory: op by op there may be enough
+        if isinstance(broken, torch.OutOfMemoryError):  # graphs hold memory: without them there may be enough
             self.release()
         with contextlib.suppress(RuntimeError):
             torch.cuda.synchronize()
@@ -182,15 +181,15 @@ class GraphEngine:
         self.is_recording = False
 
 
-_KEPT: list[BaseException | str] = []
-"""Under cudaMallocAsync, what broke recordings off; with all that its frames hold where it was a CUDA error, since the
-memory cannot be given back then. Torch takes no further recording after one."""
+_ABORTED: list[BaseException | str] = []
+"""Errors that aborted a capture under cudaMallocAsync, after which torch makes no further one. CUDA errors keep their
+traceback, as the memory of its frames cannot be freed."""
 _BROKEN_BEFORE = "a recording broke off under cudaMallocAsync (--disable-cuda-malloc avoids that)."
 
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Nothing that is no longer used goes while it lasts: it might wait for the GPU, which breaks a recording."""
+    """Disables garbage collection: freeing an object may synchronise with the GPU and abort the capture."""
     gc.collect()
     was_on = gc.isenabled()
     gc.disable()
@@ -201,8 +200,8 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _let_go(error: BaseException) -> None:
-    """Frees what an interrupted recording has made while it still lasts: afterwards it would be too late."""
+def _free_frames(error: BaseException) -> None:
+    """Frees the tensors that an aborted capture has made, while it lasts: after its end they could not be freed."""
     if _is_cuda_error(error):
         return
     chained: BaseException | None = error
@@ -214,11 +213,11 @@ def _let_go(error: BaseException) -> None:
 
 
 def _is_cuda_error(error: BaseException) -> bool:
-    return isinstance(error, getattr(torch, "AcceleratorError", ()))  # torch 2.8 and later tells them apart
+    return isinstance(error, getattr(torch, "AcceleratorError", ()))  # a class of torch 2.8 and later
 
 
 def _trim_graph_memory(device: torch.device) -> None:
-    """Gives the memory of graphs that are gone back to the GPU, which torch does not do under cudaMallocAsync."""
+    """Returns the memory of deleted graphs to the GPU, which torch does not do under cudaMallocAsync."""
     driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     driver.cuDeviceGraphMemTrim(device.index or 0)
 
@@ -226,18 +225,18 @@ def _trim_graph_memory(device: torch.device) -> None:
 @dataclasses.dataclass(frozen=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
-    places: list[Tensor]
-    """where it reads its batch"""
+    inputs: list[Tensor]
+    """the batch that it reads"""
 
     def replay(self, tensors: list[Tensor]) -> None:
-        torch._foreach_copy_(self.places, tensors)
+        torch._foreach_copy_(self.inputs, tensors)
         _replay(self.graph)
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> None:
     try:
         graph.replay()
-    except RuntimeError as error:  # under cudaMallocAsync memory is taken now, not when it is recorded
+    except RuntimeError as error:  # cudaMallocAsync allocates at the replay, not at the capture
         if "out of memory" not in str(error):
             raise
         raise torch.OutOfMemoryError(str(error)) from error

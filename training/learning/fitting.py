@@ -1,4 +1,4 @@
-"""Making a run fit into the GPU's memory: what is tried and in which order, and what is done when it runs out later."""
+"""Fitting a run into the GPU's memory: placements to try, in order, and smaller parts when memory runs out later."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,21 +16,21 @@ from .step import Step
 
 @dataclass(frozen=True)
 class Placement:
-    """How a step takes its memory.
+    """How a step uses memory.
 
-    The gradient is the same for all of them up to rounding, but with dropout of inputs, which the parts of a batch
-    drop alike.
+    All placements give the same gradient up to rounding, except with dropout of inputs, for which all parts of a batch
+    drop the same inputs.
     """
 
     checkpointing: bool
-    """whether activations are computed again in the backward pass"""
+    """whether activations are recomputed in the backward pass"""
     pictures: int
     """in one forward pass"""
     resident: float = 1.0
-    """share of the blocks' weights that stays on the GPU; the others come from RAM when they are needed"""
+    """share of the blocks' weights that stays on the GPU; the others are streamed from RAM"""
 
     def words(self, batch_size: int) -> str:
-        """What a person should know of it, e.g. "gradient checkpointing, 1 of 4 pictures at a time"."""
+        """The placement in words, e.g. "gradient checkpointing, 1 of 4 pictures at a time"."""
         parts = ["gradient checkpointing"] if self.checkpointing else []
         if self.pictures < batch_size:
             parts.append(f"{self.pictures} of {batch_size} pictures at a time")
@@ -40,11 +40,11 @@ class Placement:
 
 
 def placements(asked: Placement, may_split: bool, weights_fit: bool) -> Iterator[Placement]:
-    """What to try, from what the recipe asks for to what takes least memory; slower the further on.
+    """The placements to try, from that of the recipe to that with the least memory, each slower than the one before.
 
     Args:
-        may_split: whether a batch may go in parts.
-        weights_fit: whether the base model's weights fit at all; else they are streamed from the start.
+        may_split: whether a batch may be computed in parts.
+        weights_fit: whether the base model's weights fit at all; else they are always streamed.
     """
     sparing = replace(asked, checkpointing=True)
     if weights_fit:
@@ -60,14 +60,14 @@ def placements(asked: Placement, may_split: bool, weights_fit: bool) -> Iterator
 
 
 class FittingEngine:
-    """Executes steps with another engine in parts that fit, and in smaller ones when memory runs out.
+    """Executes batches with another engine in parts that fit, and in smaller ones when memory runs out.
 
     Args:
         most: pictures in one forward pass.
-        may_split: whether a batch may go in parts; one whose condition carries a graph may not.
-        say: told when the parts become smaller.
-        adapters: that are trained; what each drops is drawn for a batch before it comes.
-        shared: what may hold a part of a pass that broke off.
+        may_split: whether a batch may be computed in parts; one whose condition carries a graph may not.
+        say: called with a sentence when the parts become smaller.
+        adapters: the trained ones, whose dropout was drawn for a batch before `accumulate`.
+        shared: layers that may hold outputs of an aborted pass.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class FittingEngine:
         self.adapters = list(adapters)
         self.shared = shared
         self._taken: list[tuple[Batch, list[Dropped]]] = []
-        """the step's batches so far, each with what the adapters drop at it"""
+        """the batches accumulated so far, each with the adapters' dropout"""
 
     @property
     def step(self) -> Step:
@@ -103,28 +103,28 @@ class FittingEngine:
         while not done:
             largest = min(self.most, max(len(each.x_0) for each, _ in self._taken))
             if not self.may_split or largest == 1:
-                self.step.forget()
+                self.step.reset()
                 raise torch.OutOfMemoryError("not even one picture at a time fits into the memory that is left")
             self.most = largest // 2
             self.say(f"The GPU's memory ran out: it goes on with {self.most} pictures at a time, the same step anew.")
             for each in self.shared:
                 each.forget()
-            self.step.forget()  # a backward pass that broke off has added some of its gradients
+            self.step.reset()  # an aborted backward pass has added some of its gradients
             self.engine.release()
             free_memory()
             done = self._try(self._taken)
 
-    def move(self) -> None:
-        """See `Step.move`."""
+    def update(self) -> None:
+        """See `Step.update`."""
         self._taken.clear()
-        self.engine.move()
+        self.engine.update()
 
     def release(self) -> None:
         """See `Engine.release`."""
         self.engine.release()
 
     def _try(self, batches: list[tuple[Batch, list[Dropped]]]) -> bool:
-        """Whether there was memory for all."""
+        """Accumulates the batches; False where memory ran out."""
         try:
             for batch, dropped in batches:
                 for adapter, each in zip(self.adapters, dropped, strict=True):
@@ -137,7 +137,7 @@ class FittingEngine:
 
 
 def free_memory() -> None:
-    """Gives back what nobody uses any more, objects in cycles included."""
+    """Frees unreferenced objects, those in reference cycles included, and the memory that torch caches."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

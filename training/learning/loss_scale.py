@@ -1,4 +1,4 @@
-"""Loss scaling: what keeps the gradients of fp16 from rounding to zero."""
+"""Loss scaling, which prevents small gradients in fp16 from rounding to zero."""
 
 from collections.abc import Iterable
 
@@ -7,24 +7,24 @@ from torch import Tensor, nn
 
 FIRST, LEAST, MOST = 2.0**16, 1.0, 2.0**24
 PATIENCE = 2000
-"""Steps that must go well before the loss is scaled up."""
+"""Steps with finite gradients after which the scale is doubled."""
 
 
 class LossScale:
-    """What the loss is multiplied by and its gradients are divided by (Micikevicius et al., arXiv:1710.03740, 3.2).
+    """A factor on the loss, by which its gradients are divided again (Micikevicius et al., arXiv:1710.03740, 3.2).
 
-    fp16 holds no number below 6e-8, and gradients are often smaller. A step whose scaled gradients are larger than
-    fp16 holds moves nothing and halves the scale. All of it lies on the device, and nothing waits for it.
+    fp16 has no number below 6e-8, and gradients are often smaller. A step whose scaled gradients overflow updates
+    nothing and halves the scale. All state lies on the device, and nothing waits for it.
     """
 
     def __init__(self, device: torch.device):
         self.value = torch.tensor(FIRST, device=device)
         self.went_well = torch.zeros((), device=device)
-        """steps, since the scale last changed"""
+        """steps with finite gradients since the scale last changed"""
 
     @property
     def state(self) -> list[Tensor]:
-        """What a checkpoint keeps."""
+        """The tensors of a checkpoint."""
         return [self.value, self.went_well]
 
     @torch.no_grad()
@@ -35,13 +35,13 @@ class LossScale:
             if parameter.grad is not None:
                 parameter.grad.mul_(inverse.to(parameter.grad.device))
 
-    def settle(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """Whether the step must not move: () 1 or 0; the scale is that of the next step then.
+    def update(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Sets the scale of the next step, and tells whether this step must be skipped: () 1 or 0.
 
         Args:
-            loss: (), without the scale.
-            norm: (), of the gradients. Where it is no number and the loss is one, only the scale was too large, as
-                long as there is a smaller one.
+            loss: (), unscaled.
+            norm: (), of the gradients. If it is not finite and the loss is, the scale was too large, unless it is
+                already the least.
         """
         goes_well = norm.isfinite()
         is_too_large = ~goes_well & loss.isfinite() & (self.value > LEAST)

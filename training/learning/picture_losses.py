@@ -1,19 +1,19 @@
-"""Which pictures hurt: each picture's loss against that of all pictures at the same noise level."""
+"""Which pictures are hard to learn: each picture's loss relative to that of all pictures at the same noise levels."""
 
 import torch
 from torch import Tensor
 
-from .objective import Family
+from .prediction import Prediction
 
 LEVELS = 16
-"""noise levels that are told apart; the loss differs between them by orders of magnitude, between pictures by little"""
+"""Ranges of noise levels: the loss differs between levels by orders of magnitude, between pictures by little."""
 
 
 class PictureLosses:
-    """Sums of losses by picture and noise level, on the device, so that adding costs no waiting.
+    """Sums of losses in bins of picture and noise level, on the device, so that adding never waits for it.
 
     Args:
-        pictures: how many there are.
+        pictures: number of pictures.
     """
 
     def __init__(self, pictures: int, device: torch.device):
@@ -21,19 +21,19 @@ class PictureLosses:
         """(pictures * LEVELS,)"""
         self.counts = torch.zeros_like(self.sums)
 
-    def add(self, cells: Tensor, losses: Tensor) -> None:
-        """Takes the losses of a batch.
+    def add(self, bins: Tensor, losses: Tensor) -> None:
+        """Adds the losses of a batch.
 
         Args:
-            cells: (B,) int64, from `cell_of`.
-            losses: (B,) each sample's, its own weight left out.
+            bins: (B,) int64, from `bins_of`.
+            losses: (B,) without the samples' own weights.
         """
         losses = losses.detach().float().nan_to_num()
-        self.sums.index_add_(0, cells, losses)
-        self.counts.index_add_(0, cells, torch.ones_like(losses))
+        self.sums.index_add_(0, bins, losses)
+        self.counts.index_add_(0, bins, torch.ones_like(losses))
 
     def relative(self) -> list[tuple[float | None, int]]:
-        """(loss, times seen) of each picture; 1 is the average of all at the same noise levels, None: not seen yet."""
+        """(loss, times seen) of each picture; 1 is the average of all at the same noise levels; None: not seen yet."""
         sums, counts = (each.double().cpu().reshape(-1, LEVELS) for each in (self.sums, self.counts))
         usual = sums.sum(0) / counts.sum(0).clamp(min=1.0)
         expected = (counts * usual).sum(1)
@@ -44,10 +44,12 @@ class PictureLosses:
         ]
 
 
-def cell_of(family: Family, picture: int, sigma: float) -> int:
-    """Where a picture's loss at a noise level is added up."""
-    if family.prediction == "flow":
-        time = sigma
-    else:
-        time = int(torch.searchsorted(family.sigmas, sigma)) / len(family.sigmas)
-    return picture * LEVELS + min(LEVELS - 1, max(0, int(time * LEVELS)))
+def bins_of(prediction: Prediction, pictures: Tensor, sigma: Tensor) -> Tensor:
+    """The bin of each sample: (B,) int64.
+
+    Args:
+        pictures: (B,) int64, indices of the samples' pictures.
+        sigma: (B,) noise levels.
+    """
+    levels = (prediction.time(sigma) * LEVELS).long().clamp(0, LEVELS - 1)
+    return pictures * LEVELS + levels

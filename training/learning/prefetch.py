@@ -1,4 +1,4 @@
-"""Batches made ready and brought to the GPU while the steps before them run."""
+"""Batches prepared and copied to the GPU while earlier steps run."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,26 +12,26 @@ from ..basics.pytree import tensors_of, with_tensors
 from .batches import Batch
 
 AHEAD = 3
-"""Batches made ready before they are asked for."""
+"""Batches prepared in advance."""
 
 Made = TypeVar("Made")
 
 
 class NotHere(RuntimeError):
-    """This thread may not make it; the one that asks for it may."""
+    """Raised in the worker thread for a batch that only the requesting thread may make."""
 
 
 @contextmanager
 def prefetched(
     make: Callable[[int, int], Batch], order: Iterator[tuple[int, int]], device: torch.device
 ) -> Iterator[Callable[[int, int], Batch]]:
-    """Gives a function like `make` whose batches lie on the device.
+    """Yields a function like `make` whose batches lie on the device.
 
-    On a GPU a thread makes them and a stream of its own copies them; elsewhere each is made when it is asked for.
+    For a GPU a thread makes them in advance and a separate stream copies them; otherwise each is made at its request.
 
     Args:
         make: the batch of (step, forward pass), on the CPU.
-        order: every (step, forward pass) in the order in which they will be asked for.
+        order: every (step, forward pass), in the order of the requests.
     """
     if device.type != "cuda":
         yield lambda step, micro: on_device(make(step, micro), device)
@@ -63,21 +63,21 @@ def prefetched(
 def made_ahead(
     make: Callable[[int, int], Made], order: Iterator[tuple[int, int]]
 ) -> Iterator[Callable[[int, int], Made]]:
-    """Gives a function like `make`, for which a thread has made what is asked for next.
+    """Yields a function like `make` whose results a thread makes in advance.
 
     Args:
-        make: of (step, forward pass). Where it raises `NotHere` in the thread, the thread that asks calls it again.
+        make: of (step, forward pass). If it raises `NotHere` in the thread, the requesting thread calls it again.
         order: as of `prefetched`.
     """
     waiting: deque[tuple[tuple[int, int], Future[Made]]] = deque()
     with ThreadPoolExecutor(1, "lora-kiln-batches") as thread:
 
         def made_at(step: int, micro: int) -> Made:
-            while len(waiting) <= AHEAD and (place := next(order, None)) is not None:
-                waiting.append((place, thread.submit(make, *place)))
-            place, future = waiting.popleft()
-            if place != (step, micro):
-                raise ValueError(f"batch {(step, micro)} was asked for where {place} was next")
+            while len(waiting) <= AHEAD and (position := next(order, None)) is not None:
+                waiting.append((position, thread.submit(make, *position)))
+            position, future = waiting.popleft()
+            if position != (step, micro):
+                raise ValueError(f"batch {(step, micro)} was requested where {position} was next")
             with suppress(NotHere):
                 return future.result()
             return make(step, micro)
@@ -90,7 +90,7 @@ def made_ahead(
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch's tensors on the device; on a GPU copied without waiting, in the current stream."""
+    """The batch with its tensors on the device; to a GPU they are copied asynchronously, in the current stream."""
     tensors = tensors_of(batch)
     if device.type == "cuda":
         moved = [t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in tensors]

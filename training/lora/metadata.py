@@ -9,6 +9,7 @@ from typing import Any
 from .. import host
 from ..adapters import KINDS
 from ..config import LoRAConfig
+from ..learning.prediction import PREDICTIONS
 
 OWN = "kiln_"
 """Start of our own keys; the name of a config field follows."""
@@ -66,7 +67,7 @@ class RunFacts:
     base_version: str
     architecture: str
     prediction: str
-    """eps, v or flow."""
+    """A key of PREDICTIONS."""
     step: int
     """Optimizer steps done."""
     total_steps: int
@@ -192,7 +193,8 @@ def _timesteps(config: LoRAConfig, prediction: str) -> dict[str, str | float | N
     objective = config.objective
     density = objective.timestep_sampling
     if density == "auto":
-        density = "shift" if prediction == "flow" else ""
+        density = PREDICTIONS[prediction].usual_sampling
+        density = "" if density == "uniform" else density  # kohya's own default
     return {
         "ss_timestep_sampling": DENSITIES.get(density),
         "ss_logit_mean": -objective.logit_mean or None,
@@ -280,7 +282,7 @@ def _modelspec(config: LoRAConfig, run: RunFacts, data: DataFacts) -> dict[str, 
         "modelspec.date": datetime.fromtimestamp(run.ended_at, timezone.utc).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{data.resolution}x{data.resolution}",
         "modelspec.trigger_phrase": data.trigger_word or None,
-        "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}.get(run.prediction),
+        "modelspec.prediction_type": PREDICTIONS[run.prediction].modelspec_name,
         "modelspec.timestep_range": f"{config.objective.min_timestep},{config.objective.max_timestep - 1}"
         if is_part
         else None,

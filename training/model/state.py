@@ -1,4 +1,4 @@
-"""Tensors under numbered names: out of what learns and back into it."""
+"""Tensors of a checkpoint under numbered names."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,23 +6,23 @@ import torch
 
 
 class Damaged(ValueError):
-    """A checkpoint that cannot be used, and why."""
+    """A checkpoint cannot be used; the message says why."""
 
 
 def numbered(prefix: str, tensors: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under names, for `State.tensors`."""
+    """The tensors by name: prefix.0, prefix.1 and so on."""
     return {f"{prefix}.{number}": tensor for number, tensor in enumerate(tensors)}
 
 
-def put_into(places: Iterable[torch.Tensor], prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copies what `numbered` named back into its places.
+def copy_into(targets: Iterable[torch.Tensor], prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copies tensors named by `numbered` into others.
 
     Raises:
-        Damaged: there is no such tensor, or it has another shape: it is of another run.
+        Damaged: a tensor is missing or has another shape: the checkpoint is of another recipe.
     """
     with torch.no_grad():
-        for number, place in enumerate(places):
+        for number, target in enumerate(targets):
             found = tensors.get(f"{prefix}.{number}")
-            if found is None or found.shape != place.shape:
+            if found is None or found.shape != target.shape:
                 raise Damaged(f"the checkpoint's {prefix}.{number} does not fit this recipe")
-            place.copy_(found)
+            target.copy_(found)

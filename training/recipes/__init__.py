@@ -1,7 +1,7 @@
-"""Recipes of other trainers, read: sd-scripts' TOML, kohya_ss' JSON, ai-toolkit's YAML, a LoRA's metadata.
+"""Reading other trainers' recipes: sd-scripts' TOML, kohya_ss' JSON, ai-toolkit's YAML, a LoRA's metadata.
 
-`read` tells them apart by what they say. Each format has a file of its own, which settles every key of a
-`Ledger`: carried over, without effect here, or lost. Nothing is dropped in silence.
+`read` recognises a format by its keys. Each format has a file of its own, which accounts for every key in a `Ledger`:
+carried over, without effect here, or lost. No key is dropped silently.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,10 +20,10 @@ def read(text: str, name_hint: str = "") -> Recipe:
     """A recipe from the text of a file.
 
     Args:
-        name_hint: the file's name, for messages; an empty .toml file is a recipe of defaults.
+        name_hint: the file's name, for messages; an empty .toml file is sd-scripts' defaults.
 
     Raises:
-        InputError: it is none of the known formats, out of bounds, or holds values of the wrong kind.
+        InputError: an unknown format, too large or too deep, or values of the wrong type.
     """
     subject = f"The recipe {name_hint}".strip()
     try:
@@ -37,10 +37,11 @@ def read_metadata(metadata: Mapping[str, str], layers: Iterable[str] | None = No
     """A recipe from a LoRA file's metadata.
 
     Args:
-        layers: the names of the file's tensors; they tell whether the text encoders were trained.
+        layers: names of the file's tensors, from which it follows whether the text encoders were trained.
+        name_hint: the file's name, for messages.
 
     Raises:
-        InputError: the metadata says nothing of a training, or holds values of the wrong kind.
+        InputError: the metadata has no training settings, or values of the wrong type.
     """
     subject = f"The LoRA {name_hint}".strip()
     if not any(key.startswith("ss_") for key in metadata):

@@ -26,7 +26,7 @@ from .techniques import (
 SOURCE = "ai-toolkit job"
 FLOW_SCHEDULERS = ("flowmatch", "custom_flowmatch")
 ARGUMENTS: Defaults = dict.fromkeys(("adamw", "adamw8bit", "prodigy"), {"eps": "1e-6"})
-"""What that trainer sets where the file does not."""
+"""arguments that this trainer sets if the file does not"""
 DATA = "datasets[0]."
 
 
@@ -36,10 +36,10 @@ def recognises(content: Mapping[str, Any]) -> bool:
 
 
 def read(content: Mapping[str, Any]) -> Recipe:
-    """A job; its first process is the recipe.
+    """Converts a job, of which the first process counts.
 
     Raises:
-        InputError: the job trains nothing; values of the wrong kind.
+        InputError: the job trains nothing; values of the wrong type.
     """
     process = (_process(content) or [{}])[0]
     if not isinstance(process.get("train"), dict) and not isinstance(process.get("network"), dict):
@@ -60,7 +60,7 @@ def read(content: Mapping[str, Any]) -> Recipe:
         for name in [table, *book.names(f"{table}.")]:
             book.miss(name, what) if is_lost else book.ignore(name, what)
     book.ignore(tuple(name for name in book.names() if not book.has(name)), "not set")
-    book.settle_rest(keys.IGNORED, keys.MISSING)
+    book.account_for_rest(keys.IGNORED, keys.MISSING)
     return book.recipe(SOURCE)
 
 
@@ -72,7 +72,7 @@ def _process(content: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _entries(content: Mapping[str, Any]) -> dict[str, Entry]:
-    """Every value by its path: from the first process as in train.lr, from the job as in config.name."""
+    """Every value by its path: in the first process, such as train.lr, or in the job, such as config.name."""
     processes = _process(content) or []
     job = {key: value for key, value in content.items() if key != "config"}
     config = {key: value for key, value in content["config"].items() if key != "process"}
@@ -275,7 +275,7 @@ def _samples(book: Ledger, per_step: int) -> None:
 
 
 def _prompts(book: Ledger) -> tuple[list[str], list[str]]:
-    """The prompts, from either form, and what else stands with them."""
+    """(prompts in either form, names of further settings of single prompts)."""
     prompts: list[str] = []
     lost: dict[str, None] = {}
     for name in ("sample.prompts", "sample.samples"):
@@ -299,7 +299,7 @@ def _listed(book: Ledger, name: str) -> list[Any]:
 
 
 def _data(book: Ledger) -> None:
-    """The first data set is Load Dataset's."""
+    """Load Dataset gets the settings of the first data set."""
     _resolutions(book)
     for key, setting in (("flip_x", "flip"), ("random_crop", "random_crop"), ("shuffle_tokens", "shuffle_tags")):
         book.carry_data(DATA + key, **{setting: book.flag(DATA + key)})
@@ -337,7 +337,7 @@ def _data(book: Ledger) -> None:
 
 
 def _resolutions(book: Ledger) -> None:
-    """One or several; every picture is shown at each."""
+    """One resolution or several; each picture is trained at all of them."""
     name = f"{DATA}resolution"
     value = book.value(name, 512)
     numbers = [to_number(each) for each in (value if isinstance(value, list) else [value])]
@@ -350,7 +350,7 @@ def _resolutions(book: Ledger) -> None:
 
 
 def _further_data(book: Ledger) -> None:
-    """One Load Dataset has one setting: what further data sets say otherwise is lost."""
+    """Accounts for further data sets, whose other settings are lost: one Load Dataset has one of each."""
     for name in book.names("datasets["):
         if name.startswith(DATA):
             continue

@@ -1,4 +1,4 @@
-"""ai-toolkit's settings that are not settings of a LoRA here: why, or what they would have done."""
+"""ai-toolkit's settings that are not carried over: without effect here, or lost."""
 
 LAUNCH = "how that trainer's program is started"
 LOGS = "logs of that trainer's own"
@@ -73,7 +73,7 @@ IGNORED: dict[str, str] = {
         "num_controls_from_same_folder", "random_triggers_max", "extra_values",
     )},
 }  # fmt: skip
-"""Key -> why it has no effect."""
+"""key -> why it has no effect here"""
 
 LAYERS = "a choice of layers by name; layer_rules in Adapter Options can say the same"
 BIT8 = "the text encoders would have been held in fewer bits, for less memory"
@@ -188,7 +188,7 @@ MISSING: dict[str, tuple] = {
     "datasets[0].diff_output_preservation_class": ("the class kept as the model knew it",),
     "datasets[0].poi": ("pictures would have been cut around a place named in a file",),
 }  # fmt: skip
-"""Key -> (what it would have done, values besides 0, false and empty that change nothing)."""
+"""key -> (its effect in that trainer, values besides 0, false and empty that have no effect)"""
 
 TABLES: dict[str, tuple[bool, str]] = {
     "meta": (False, NOTES),
@@ -202,4 +202,4 @@ TABLES: dict[str, tuple[bool, str]] = {
     "first_sample": (True, "other settings for the first sample pictures"),
     **dict.fromkeys(("embedding", "adapter", "decorator", "guidance", "slider"), (True, OTHER)),
 }
-"""Tables of which every key is settled alike: whether something is lost, and what or why."""
+"""tables whose keys all have the same account -> (whether they are lost, their effect or the reason)"""

@@ -1,4 +1,4 @@
-"""Fields of the recipe set by hand, as in `steps=2000 seed=7 learning_rate=1e-4`."""
+"""The user's changes to an imported recipe, such as `steps=2000 seed=7 learning_rate=1e-4`."""
 
 import difflib
 import re
@@ -9,17 +9,17 @@ from .ledger import FIELDS, Entry, Ledger, is_unset, shown
 
 SUBJECT = "Import Recipe"
 SETTING = re.compile(r'([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|([^\s"]+?))(?=[,;]*(?:\s|$))[\s,;]*')
-"""name=value or name="some words", and what separates it from the next."""
+"""name=value or name="some words", and the separator behind it"""
 
 
 def parse_changes(text: str) -> dict[str, Any]:
-    """Field of LoRAConfig -> value, of the field's own kind.
+    """Field of LoRAConfig -> value, in the field's type.
 
     Args:
-        text: settings with spaces, commas or lines between them; words with spaces stand in double quotes.
+        text: settings separated by spaces, commas or line breaks; values with spaces in double quotes.
 
     Raises:
-        InputError: unknown fields, values of the wrong kind, or what is no setting, all at once.
+        InputError: all unknown fields, values of the wrong type, and text that is not a setting.
     """
     entries: dict[str, Entry] = {}
     problems = []

@@ -1,4 +1,4 @@
-"""Other trainers' recipes in the host's folders."""
+"""Recipe files of other trainers in the host's folders."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from ..host.folders import data_path, data_roots
 SUBJECT = "Import Recipe"
 RECIPE_ENDINGS = (".toml", ".json", ".yaml", ".yml")
 DEEPEST = 3
-"""levels of folders that are looked into"""
+"""levels of subfolders that are searched"""
 
 
 def recipe_files() -> list[str]:
-    """Files that may be recipes: by their paths under the input folder, else by absolute paths under allowed roots."""
+    """Files that may be recipes: paths relative to the input folder, absolute paths in the other allowed folders."""
     found = []
     for number, root in enumerate(data_roots()):
         paths = [path for path in files_below(root, DEEPEST, within=data_roots()) if _is_recipe(path)]
@@ -23,10 +23,13 @@ def recipe_files() -> list[str]:
 
 
 def recipe_path(name: object) -> Path:
-    """A recipe file by its name in `recipe_files`.
+    """The path of a recipe file.
+
+    Args:
+        name: as in `recipe_files`.
 
     Raises:
-        InputError: outside the allowed roots, of another kind, or not there.
+        InputError: the file is outside the allowed folders, has another ending, or does not exist.
     """
     problems = []
     path = data_path(name, "file", SUBJECT)
@@ -49,10 +52,10 @@ def read_recipe(name: str, largest: int) -> str:
     """The text of a recipe file.
 
     Args:
-        largest: bytes.
+        largest: allowed size, bytes.
 
     Raises:
-        InputError: as `recipe_path`; too large, not readable, or not UTF-8.
+        InputError: as `recipe_path`; also too large, unreadable or not UTF-8.
     """
     path = recipe_path(name)
     try:

@@ -1,7 +1,7 @@
-"""bmaltais/kohya_ss: the JSON file in which its GUI keeps the settings of a LoRA.
+"""bmaltais/kohya_ss: the JSON file in which its GUI saves the settings of a LoRA.
 
-The GUI hands most of it on to sd-scripts under other names; see kohya_gui/lora_gui.py of
-github.com/bmaltais/kohya_ss in 2026.
+The GUI passes most settings to sd-scripts under other names; see kohya_gui/lora_gui.py in
+github.com/bmaltais/kohya_ss, 2026.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from .sd_scripts import keys
 
 SOURCE = "kohya_ss GUI JSON"
 MARKS = ("LoRA_type", "max_resolution", "lr_warmup", "noise_offset_type", "sdxl_cache_text_encoder_outputs")
-"""Keys that only the GUI has."""
+"""keys of the GUI alone, by which its files are recognised"""
 
 RENAMED = {
     "optimizer": "optimizer_type",
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "max_bucket_reso": 2048,
     "max_train_epochs": 1,
 }
-"""What the GUI shows before anything is chosen, where that is not sd-scripts' default."""
+"""the GUI's defaults that differ from those of sd-scripts"""
 
 LYCORIS = (
     *("preset", "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "train_norm", "use_tucker", "use_cp"),
@@ -82,13 +82,13 @@ TYPES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Anima": ("networks.lora_anima", "", DROPOUTS),
     "Lumina": ("networks.lora_lumina", "", DROPOUTS),
 }
-"""LoRA_type -> sd-scripts' network, LyCORIS' algorithm, and which settings the GUI hands on to it."""
+"""LoRA_type -> (sd-scripts' network_module, LyCORIS' algorithm, the settings that the GUI passes to it)"""
 
 ARGUMENTS = {*(name for _, _, names in TYPES.values() for name in names)}
 LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 FAMILY_SWITCHES = {"hunyuan": "hunyuan_image_checkbox", "anima": "anima_checkbox", "lumina": "lumina_checkbox"}
-"""Families whose settings have names of their own, as in hunyuan_timestep_sampling -> what switches them on."""
+"""families whose settings have a prefix, as in hunyuan_timestep_sampling -> the key that turns them on"""
 FLUX_KEYS = (
     "timestep_sampling",
     "discrete_flow_shift",
@@ -147,13 +147,13 @@ def recognises(content: Mapping[str, Any]) -> bool:
 
 @dataclass
 class _Settings:
-    """The GUI's keys on their way to sd-scripts' names."""
+    """The GUI's keys while they are renamed to sd-scripts' names."""
 
     entries: dict[str, Entry]
     """by sd-scripts' name"""
     defaults: dict[str, Any]
     left: list[tuple[Entry, str]] = field(default_factory=list)
-    """what the GUI itself leaves out, and why"""
+    """(entry, reason) of keys that the GUI does not pass on"""
 
     def is_on(self, name: str) -> bool:
         return name in self.entries and not is_off(self.entries[name].value)
@@ -171,7 +171,7 @@ class _Settings:
 
 
 def read(content: Mapping[str, Any]) -> Recipe:
-    """A saved configuration of the GUI's LoRA tab."""
+    """Converts a saved configuration of the GUI's LoRA tab."""
     settings = _Settings({name: Entry(name, value) for name, value in content.items()}, dict(DEFAULTS))
     _network(settings)
     _families(settings)
@@ -200,7 +200,7 @@ def read(content: Mapping[str, Any]) -> Recipe:
 
 
 def _network(settings: _Settings) -> None:
-    """LoRA_type says which network is trained and which of the settings beside it count."""
+    """LoRA_type decides the network, and which other settings apply to it."""
     entries = settings.entries
     kind = entries.pop("LoRA_type", None)
     name = "Standard" if kind is None else str(kind.value)
@@ -220,7 +220,7 @@ def _network(settings: _Settings) -> None:
 
 
 def _families(settings: _Settings) -> None:
-    """Flow models' settings stand in every file, and count for the family that is switched on."""
+    """Every file has the settings of all flow models; those of the family that is switched on apply."""
     families = {family: settings.is_on(switch) for family, switch in FAMILY_SWITCHES.items()}
     is_flux, is_sd3 = settings.is_on("flux1_checkbox"), settings.is_on("sd3_checkbox")
     if not is_flux:
@@ -247,7 +247,7 @@ def _families(settings: _Settings) -> None:
 
 
 def _schedule(settings: _Settings) -> None:
-    """The warm-up comes in percent unless it comes in steps; without a number of steps the epochs count."""
+    """The warm-up is in percent unless it is in steps; without a number of steps, epochs apply."""
     entries = settings.entries
     cycles, epoch = entries.get("lr_scheduler_num_cycles"), entries.get("epoch")
     if cycles is not None and epoch is not None and is_unset(cycles.value):
@@ -271,7 +271,7 @@ def _schedule(settings: _Settings) -> None:
 
 
 def _noise(settings: _Settings) -> None:
-    """Offset noise or multires noise: the other's settings stand there without effect."""
+    """Offset noise or multires noise; the settings of the other one have no effect."""
     kind = settings.entries.get("noise_offset_type")
     if kind is not None and kind.value in NOISE:
         for other in set(NOISE) - {kind.value}:
@@ -279,7 +279,7 @@ def _noise(settings: _Settings) -> None:
 
 
 def _learning_rates(settings: _Settings) -> None:
-    """A rate of 0 leaves that part out, as long as the other has one; both at 0 take learning_rate."""
+    """A part with rate 0 is not trained if the other has a rate; if both are 0, learning_rate applies to both."""
     entries = settings.entries
     if "unet_lr" not in entries or "text_encoder_lr" not in entries:
         return
@@ -295,7 +295,7 @@ def _learning_rates(settings: _Settings) -> None:
 
 
 def _additional(settings: _Settings) -> None:
-    """Arguments as on a command line; they count before the others."""
+    """additional_parameters: arguments as on a command line, which override the other settings."""
     entry = settings.entries.get("additional_parameters")
     if entry is None or not isinstance(entry.value, str) or not entry.value.strip():
         return

@@ -1,4 +1,4 @@
-"""The account of a foreign file: each of its keys is settled once, and none is lost."""
+"""The account of another trainer's file: each key is carried over, ignored with a reason, or listed as lost."""
 
 import math
 import re
@@ -8,12 +8,12 @@ from typing import Any
 
 from ..basics.errors import InputError, raise_if_any
 from ..config import FIELDS
-from ..data.dataset import DatasetSettings
+from ..data.dataset_settings import DatasetSettings
 from ..data.folder_settings import SETTINGS_FILE
 from .recipe import SETTINGS_ALONE, Recipe
 
 SECRETS = ("api_key", "huggingface_token", "hf_token", "password", "secret")
-"""Endings of keys whose values no report shows."""
+"""endings of keys whose values are hidden in reports"""
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 LARGEST_WHOLE = 2**53
 LONGEST_SHOWN = 60
@@ -24,22 +24,22 @@ class Entry:
     """A key of the file."""
 
     path: str
-    """as the file has it, with the tables it stands in"""
+    """in the file, with the tables around it"""
     value: Any
     written: Any = None
-    """what the file says, where the value was made from it; None = the value"""
+    """the file's own value, where `value` was derived from it; None = `value`"""
     is_made_up: bool = False
-    """follows from another key, which has the line in the account"""
+    """derived from another key, which has the line in the account"""
 
 
 class Ledger:
-    """The keys of one file, what was made of them, and what was not.
+    """The keys of one file, their conversion into our settings, and the account of it.
 
     Args:
-        entries: by the name the mapping knows a key by.
-        repeated: further entries for the same names, as of a second data set.
-        defaults: what the trainer takes for a key that is absent, where that is not what the mapping says.
-        has_defaults: whether a key's absence means the trainer's default (and not: nobody knows).
+        entries: by name; a name is a key without the tables around it.
+        repeated: further entries of the same names, such as those of a second data set.
+        defaults: the trainer's defaults of absent keys, where they differ from those in the conversion's code.
+        has_defaults: an absent key has the trainer's default; False = its value is unknown.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Ledger:
         self._repeated = list(repeated)
         self._defaults = dict(defaults or {})
         self._has_defaults = has_defaults
-        self._settled: set[str] = set()
+        self._accounted: set[str] = set()
         self._origins: dict[str, str] = {}
         self._carried: list[str] = []
         self._absent: list[str] = []
@@ -66,21 +66,21 @@ class Ledger:
     # ------------------------------------------------------------ reading
 
     def __contains__(self, name: str) -> bool:
-        """Whether the file has the key, with a value or without."""
+        """Whether the file has the key, even without a value."""
         return name in self._entries
 
     def has(self, name: str) -> bool:
-        """Whether the file sets the key."""
+        """Whether the file gives the key a value."""
         return name in self._entries and not is_unset(self._entries[name].value)
 
     def value(self, name: str, default: Any = None) -> Any:
-        """The key's value as it stands; the default where it is absent or not set."""
+        """The key's value unconverted; the default if it is absent or not set."""
         if name not in self._entries:
             return self._defaults.get(name, default)
         return self._entries[name].value if self.has(name) else default
 
     def number(self, name: str, default: float = 0.0) -> float:
-        """A finite number, also one written as text."""
+        """The key's value as a finite number; text is converted."""
         value = self.value(name, default)
         number = to_number(value)
         if number is None:
@@ -89,7 +89,7 @@ class Ledger:
         return number
 
     def whole(self, name: str, default: int = 0) -> int:
-        """A whole number, also one written as text or as 5.0."""
+        """The key's value as a whole number; text and floats such as 5.0 are converted."""
         number = to_number(self.value(name, default))
         if number is None or number != int(number) or abs(number) > LARGEST_WHOLE:
             self.problem(name, "it must be a whole number.")
@@ -97,7 +97,7 @@ class Ledger:
         return int(number)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """True or false, also written as text or as 0 and 1."""
+        """The key's value as true or false; text, 0 and 1 are converted."""
         value = self.value(name, default)
         word = WORDS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
         word = bool(value) if word is None and value in (0.0, 1.0) else word
@@ -107,7 +107,7 @@ class Ledger:
         return word
 
     def as_field(self, name: str, field: str) -> Any:
-        """A value of the kind that a field of LoRAConfig has; the field's default where it is not set."""
+        """The key's value in the type of a field of LoRAConfig; the field's default if it is not set."""
         kind = FIELDS[field].type
         default: Any = FIELDS[field].default
         if kind is int:
@@ -121,7 +121,7 @@ class Ledger:
         return tuple(filter(None, map(str.strip, self.text(name).splitlines())))
 
     def text(self, name: str, default: str = "") -> str:
-        """Text."""
+        """The key's value as text without surrounding spaces."""
         value = self.value(name, default)
         if not isinstance(value, str):
             self.problem(name, "it must be text.")
@@ -129,58 +129,58 @@ class Ledger:
         return value.strip()
 
     def names(self, prefix: str = "") -> list[str]:
-        """The names of all keys that begin so, in the file's order."""
+        """The names that start with the prefix, in the file's order."""
         return [name for name in self._entries if name.startswith(prefix)]
 
     def path(self, name: str) -> str:
-        """The key as the file has it."""
+        """The key in the file, with the tables around it, shortened."""
         return shown_key(self._entries[name].path) if name in self._entries else name
 
     def problem(self, name: str, what: str) -> None:
-        """Notes that a value cannot be used."""
+        """Adds a problem about a key's value; `recipe` raises them all."""
         self.problems.append(f"{self.path(name)} is {self._shown(self._entries[name])}; {what}")
 
-    # ------------------------------------------------------------ settling
+    # ------------------------------------------------------------ accounting
 
     def carry(self, names: str | tuple[str, ...], note: str = "", /, **values: Any) -> None:
-        """Settles keys by giving fields of LoRAConfig their values; absent keys count as the trainer's default."""
-        if self._settle_carried(names, note, "", values):
+        """Accounts for keys as carried over into fields of LoRAConfig; absent keys have the trainer's default."""
+        if self._record_carried(names, note, "", values):
             self._put(next((name for name in as_tuple(names) if name in self), as_tuple(names)[0]), values)
 
     def carry_data(self, names: str | tuple[str, ...], note: str = "", /, **values: Any) -> None:
-        """Settles keys by giving fields of Load Dataset, or of a folder's settings file, their values."""
+        """Accounts for keys as carried over into fields of Load Dataset or of dataset.toml."""
         alone = SETTINGS_ALONE.intersection(values)
-        if self._settle_carried(names, note, f"{SETTINGS_FILE}'s " if alone else "Load Dataset's ", values):
+        if self._record_carried(names, note, f"{SETTINGS_FILE}'s " if alone else "Load Dataset's ", values):
             self.dataset |= values
 
     def repeated(self, name: str) -> list[Entry]:
-        """Further values for a name, as of a second data set."""
+        """The further entries of a name, such as those of a second data set."""
         return [entry for each, entry in self._repeated if each == name]
 
     def carry_repeated(self, name: str, entries: list[Entry], note: str) -> None:
-        """Settles some of them as carried over."""
+        """Accounts for further entries of a name as carried over."""
         self._repeated = [(each, entry) for each, entry in self._repeated if not (each == name and entry in entries)]
         self._carried += [f"{shown_key(entry.path)} = {self._shown(entry)} -> {note}" for entry in entries]
 
     def ignore(self, names: str | tuple[str, ...], why: str) -> None:
-        """Settles keys that have no effect here."""
+        """Accounts for keys as without effect here."""
         for name in self._open(names):
-            self._settle(name, self._ignored, why)
+            self._record(name, self._ignored, why)
 
     def leave(self, entry: Entry, why: str) -> None:
-        """Accounts for a key that has no effect and no name."""
+        """Accounts for an entry without a name as without effect."""
         self._ignored.append(f"{shown_key(entry.path)} = {self._shown(entry)}: {why}")
 
     def miss(self, names: str | tuple[str, ...], what: str, *neutral: Any) -> None:
-        """Settles keys that cannot be carried over; where they are off or neutral, nothing is lost."""
+        """Accounts for keys as lost; those that are off or have a neutral value, as without effect."""
         for name in self._open(names):
             if is_off(self._entries[name].value, neutral):
-                self._settle(name, self._ignored, "off, as here")
+                self._record(name, self._ignored, "off, as here")
             else:
-                self._settle(name, self._missing, what)
+                self._record(name, self._missing, what)
 
     def replace(self, name: str, lost: str, /, **values: Any) -> None:
-        """Settles a key whose value is not offered: what takes its place, and what is lost by that."""
+        """Accounts for a key whose value is not offered, with the values that replace it and what is lost by that."""
         line = f"{lost}; {self._became(values)} in its place"
         if name in self:
             self.miss(name, line)
@@ -189,20 +189,20 @@ class Ledger:
         self._put(name, values)
 
     def note_absent(self, name: str, default: Any, lost: str) -> None:
-        """Notes a loss by the trainer's default for a key that the file lacks."""
+        """Adds a loss caused by the trainer's default of an absent key."""
         if self._has_defaults and name not in self:
             self._missing.append(f"{name} (absent, so {shown(default)}): {lost}")
 
     def note(self, name: str, lost: str) -> None:
-        """Notes a further loss by a key that is settled."""
+        """Adds a further loss caused by a key that is accounted for."""
         self._missing.append(f"{self.path(name)}: {lost}")
 
-    def settle_rest(self, ignored: Mapping[str, str], missing: Mapping[str, tuple[Any, ...]]) -> None:
-        """Settles all that is left by name.
+    def account_for_rest(self, ignored: Mapping[str, str], missing: Mapping[str, tuple[Any, ...]]) -> None:
+        """Accounts for all remaining keys; unknown ones are lost.
 
         Args:
-            ignored: name -> why it has no effect.
-            missing: name -> (what it would have done, neutral values ...).
+            ignored: name -> why it has no effect here.
+            missing: name -> (its effect in that trainer, neutral values ...).
         """
         for name in self._open(tuple(self._entries)):
             if name in ignored:
@@ -210,7 +210,7 @@ class Ledger:
             elif name in missing:
                 self.miss(name, *missing[name])
             else:
-                self._settle(name, self._missing, "unknown, so nothing was made of it")
+                self._record(name, self._missing, "unknown, so nothing was made of it")
         for name, entry in self._repeated:
             winner = self._entries[name]
             line = f"{shown_key(entry.path)} = {self._shown(entry)}"
@@ -221,10 +221,10 @@ class Ledger:
         self._repeated = []
 
     def recipe(self, source: str) -> Recipe:
-        """The recipe.
+        """The converted recipe, once all keys are accounted for.
 
         Raises:
-            InputError: values of the wrong kind, all at once.
+            InputError: all values of the wrong type.
         """
         raise_if_any(f"The recipe ({source})", self.problems)
         left = self._open(tuple(self._entries))
@@ -235,13 +235,13 @@ class Ledger:
             tuple(self._missing), self._origins,
         )  # fmt: skip
 
-    # ------------------------------------------------------------ within
+    # ------------------------------------------------------------ internals
 
-    def _settle_carried(self, names: str | tuple[str, ...], note: str, owner: str, values: dict[str, Any]) -> bool:
+    def _record_carried(self, names: str | tuple[str, ...], note: str, owner: str, values: dict[str, Any]) -> bool:
         became = self._became(values, owner) + (f" ({note})" if note else "")
         present = [name for name in as_tuple(names) if name in self]
         for name in self._open(tuple(present)):
-            self._settle(name, self._carried, became if self.has(name) else f"not set, so {became}", " -> ")
+            self._record(name, self._carried, became if self.has(name) else f"not set, so {became}", " -> ")
         if not present and self._has_defaults:
             self._absent.append(f"{as_tuple(names)[0]} -> {became}")
         return bool(present) or self._has_defaults
@@ -254,7 +254,7 @@ class Ledger:
         self._origins |= dict.fromkeys(values, self.path(name) if name in self else f"{name} (absent)")
 
     def _refused_data(self) -> list[str]:
-        """What Load Dataset would not take of what was found for it."""
+        """Sentences on the converted settings that Load Dataset refuses."""
         known = {each.name for each in fields(DatasetSettings)}
         try:
             DatasetSettings(**{name: value for name, value in self.dataset.items() if name in known})
@@ -263,10 +263,10 @@ class Ledger:
         return []
 
     def _open(self, names: str | tuple[str, ...]) -> list[str]:
-        return [name for name in as_tuple(names) if name in self._entries and name not in self._settled]
+        return [name for name in as_tuple(names) if name in self._entries and name not in self._accounted]
 
-    def _settle(self, name: str, lines: list[str], text: str, link: str = ": ") -> None:
-        self._settled.add(name)
+    def _record(self, name: str, lines: list[str], text: str, link: str = ": ") -> None:
+        self._accounted.add(name)
         if self._entries[name].is_made_up:
             return
         lines.append(f"{self.path(name)} = {self._shown(self._entries[name])}{link}{text}")
@@ -283,7 +283,7 @@ def as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def to_number(value: Any) -> float | None:
-    """The value as a finite number; None where it is none."""
+    """The value as a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -294,12 +294,12 @@ def to_number(value: Any) -> float | None:
 
 
 def is_unset(value: Any) -> bool:
-    """Whether a file says by this value that it says nothing."""
+    """Whether a value stands for "not set": null, empty, or the text None."""
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def is_off(value: Any, neutral: Iterable[Any] = ()) -> bool:
-    """Whether a value changes nothing: not set, false, zero, empty, or one of the neutral values."""
+    """Whether a value has no effect: not set, false, zero, empty, or one of the neutral values."""
     if is_unset(value) or value in ([], {}, ()):
         return True
     allowed = {_plain(each) for each in (False, 0, *neutral)}
@@ -307,7 +307,7 @@ def is_off(value: Any, neutral: Iterable[Any] = ()) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value on one short line."""
+    """A value as one short line of text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -318,7 +318,7 @@ def shown(value: Any) -> str:
 
 
 def shown_key(path: str) -> str:
-    """A key on one short line."""
+    """A key as one short line of text."""
     return _short(re.sub(r"\s+", " ", path))
 
 

@@ -1,4 +1,4 @@
-"""The metadata of a LoRA file: ss_* as sd-scripts and our own export write it, all as text."""
+"""The metadata of a LoRA file: ss_* keys as sd-scripts and our own export write them, all values as text."""
 
 import json
 import re
@@ -39,7 +39,7 @@ IN_SUBSETS = (
     *("flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "color_aug", "caption_dropout_rate"),
     *("caption_tag_dropout_rate", "caption_prefix", "caption_suffix"),
 )
-"""Settings that stand in ss_datasets where a dataset file was used."""
+"""Settings that are in ss_datasets if the run had a dataset file."""
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
@@ -48,7 +48,11 @@ def recognises(content: Mapping[str, Any]) -> bool:
 
 
 def read(metadata: Mapping[str, Any], layers: Iterable[str] | None = None) -> Recipe:
-    """The metadata, and the names of the file's tensors where they are known: they tell which parts were trained."""
+    """Converts the metadata of a file.
+
+    Args:
+        layers: names of the file's tensors, from which it follows whether text encoders were trained; None = unknown.
+    """
     entries: dict[str, Entry] = {}
     for key, value in metadata.items():
         name = key.removeprefix("ss_") if key.startswith(("ss_", OWN)) else f"file.{key}"
@@ -104,7 +108,7 @@ def _optimizer(entries: dict[str, Entry]) -> None:
 
 
 def _datasets(entries: dict[str, Entry]) -> None:
-    """With a dataset file the settings stand in ss_datasets alone; the first data set counts."""
+    """Adds settings that are only in ss_datasets, as after a run with a dataset file; of its first data set."""
     table = _json(entries.get("datasets"))
     first = table[0] if isinstance(table, list) and table and isinstance(table[0], dict) else {}
     found = {name: first[key] for key, name in IN_DATASETS.items() if key in first}
@@ -118,7 +122,7 @@ def _datasets(entries: dict[str, Entry]) -> None:
 
 
 def _modelspec(entries: dict[str, Entry]) -> None:
-    """The range of timesteps, and the trigger word."""
+    """Adds the range of timesteps and the trigger word from modelspec.* keys."""
     span = entries.get("file.modelspec.timestep_range")
     match = re.fullmatch(r"\s*(\d{1,4})\s*,\s*(\d{1,4})\s*", str(span.value)) if span else None
     if span and match and "min_timestep" not in entries and "max_timestep" not in entries:

@@ -1,4 +1,4 @@
-"""Text of a stranger's file -> plain dicts, lists and values, within bounds."""
+"""Parsing the text of an untrusted TOML, JSON or YAML file, with limits on its size and depth."""
 
 import json
 import re
@@ -18,21 +18,21 @@ SUBJECT = "The recipe"
 LARGEST = 1_000_000
 """bytes"""
 DEEPEST = 12
-"""levels of tables and lists"""
+"""most levels of nested tables and lists"""
 MOST = 10_000
-"""values, tables and lists together"""
+"""most values, tables and lists in all"""
 NULLS = ("", "~", "null", "Null", "NULL")
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """The content of a TOML, JSON or YAML file, told apart by what it says.
+    """The content of a TOML, JSON or YAML file; the format is recognised by the text.
 
     Returns:
-        "TOML", "JSON" or "YAML", and the table at the top.
+        ("TOML", "JSON" or "YAML", the top-level table).
 
     Raises:
-        InputError: too large, too deep, none of the three, or a key that stands twice.
+        InputError: too large, too deep, in none of the formats, or with a duplicate key.
     """
     if len(text) > LARGEST or len(text.encode("utf-8", "surrogatepass")) > LARGEST:
         raise _refused(f"it is larger than {LARGEST:,} bytes, far more than any recipe; choose another file.")
@@ -60,7 +60,7 @@ def _json(text: str) -> Any:
 
 def _toml_or_yaml(text: str) -> tuple[str, Any]:
     if any(line.split("=", 1)[0].count(".") > 10 * DEEPEST for line in text.splitlines()):
-        raise _too_deep()  # dotted keys cost the square of their length
+        raise _too_deep()  # parsing a dotted key takes time in the square of its length
     try:
         return "TOML", tomllib.loads(text)
     except RecursionError:
@@ -79,7 +79,7 @@ def _toml_or_yaml(text: str) -> tuple[str, Any]:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Composes a document that has no aliases (they can grow without bound), no tags, and few, shallow nodes."""
+    """Refuses aliases (they can expand without bound), tags, and too many or too deep nodes."""
 
     depth = 0
     count = 0
@@ -104,14 +104,14 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _from_yaml(node: yaml.Node) -> Any:
-    """Plain values by YAML 1.2's core schema, in which 1e-4 is a number and `no` a word."""
+    """Converts nodes by YAML 1.2's core schema, in which 1e-4 is a number and `no` is text."""
     if isinstance(node, yaml.SequenceNode):
         return [_from_yaml(each) for each in node.value]
     if isinstance(node, yaml.MappingNode):
         return _once([(str(_from_yaml(key)), _from_yaml(value)) for key, value in node.value])
     assert isinstance(node, yaml.ScalarNode)
     text = node.value
-    if node.style is not None:  # quoted, or a block of text
+    if node.style is not None:  # quoted or block text
         return text
     if text in NULLS:
         return None
@@ -138,7 +138,7 @@ def _bounded_int(digits: str) -> int | float:
 
 
 def _check_bounds(content: Any) -> None:
-    """Refuses what is too deep or too much, without going deeper itself."""
+    """Refuses content that is too deep or too large; works level by level, without recursion."""
     level, count = [content], 0
     for _ in range(DEEPEST):
         inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]

@@ -1,4 +1,4 @@
-"""What a foreign recipe came to."""
+"""Another trainer's recipe, converted."""
 
 import json
 import re
@@ -11,38 +11,38 @@ from ..config import DEFAULTS, LoRAConfig
 from ..data.folder_settings import SETTINGS_FILE
 
 SETTINGS_ALONE = frozenset({"caption_prefix", "caption_suffix", "loss_weight"})
-"""What a folder's settings file sets, and Load Dataset does not."""
+"""settings of dataset.toml that Load Dataset does not have"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A foreign recipe in our own terms, and an account of every key of its file."""
+    """Another trainer's recipe as our settings, and an account of every key of its file."""
 
     source: str
-    """what kind of file it was, as in "sd-scripts TOML\""""
+    """the kind of file, such as "sd-scripts TOML\""""
     values: dict[str, Any]
-    """fields of LoRAConfig"""
+    """field of LoRAConfig, by its flat name -> value"""
     dataset: dict[str, Any]
-    """fields of Load Dataset, or of a folder's settings file"""
+    """field of Load Dataset or of dataset.toml -> value"""
     carried: tuple[str, ...]
-    """a line a key: what it became"""
+    """a line per key that was carried over: what it became"""
     defaults: tuple[str, ...]
-    """a line a key that the file lacks: what that trainer would have taken"""
+    """a line per key that the file lacks: that trainer's default"""
     ignored: tuple[str, ...]
-    """a line a key without effect here: why"""
+    """a line per key without effect here: the reason"""
     missing: tuple[str, ...]
-    """a line a key that could not be carried over: what it would have done"""
+    """a line per key that could not be carried over: its effect in that trainer"""
     origins: dict[str, str]
-    """field of LoRAConfig -> key of the file"""
+    """field of LoRAConfig -> the file's key that it comes from"""
     changed: tuple[str, ...] = ()
-    """a line a field that was set by hand"""
+    """a line per field that the user changed"""
 
     @property
     def config(self) -> LoRAConfig:
-        """The recipe as LoRA Config takes it.
+        """The recipe as a LoRAConfig.
 
         Raises:
-            InputError: the values contradict each other; each sentence names the file's keys.
+            InputError: values out of their limits, or that exclude each other; each sentence names the file's keys.
         """
         try:
             return LoRAConfig.of(**self.values)
@@ -52,7 +52,7 @@ class Recipe:
             ) from None
 
     def with_changes(self, values: Mapping[str, Any]) -> "Recipe":
-        """The recipe with fields of LoRAConfig set by hand; steps set by hand count, so epochs are off then."""
+        """The recipe with other values for some fields of LoRAConfig; setting steps alone turns epochs off."""
         if "steps" in values and "epochs" not in values and self.values.get("epochs"):
             values = {**values, "epochs": 0}
         before = DEFAULTS | self.values
@@ -61,7 +61,7 @@ class Recipe:
         return replace(self, values={**self.values, **values}, origins=origins, changed=tuple(lines))
 
     def report(self) -> str:
-        """The account, to be read by a person; what was lost comes first."""
+        """The account of all keys as text, the lost ones first."""
         data = {name: _plain(value) for name, value in self.dataset.items() if name not in SETTINGS_ALONE}
         alone = {name: json.dumps(value) for name, value in self.dataset.items() if name in SETTINGS_ALONE}
         sections = {

@@ -90,13 +90,13 @@ def carry_optimizer(book: Ledger, key: str, name: str, prefix: str, defaults: De
     decay = kind.weight_decay if foreign.weight_decay is None else foreign.weight_decay
     book.carry(f"{prefix}weight_decay", weight_decay=book.number(f"{prefix}weight_decay", decay))
     arguments = dict([foreign.argument.split("=")]) if foreign.argument else {}
-    settled = {"weight_decay"}
+    accounted = {"weight_decay"}
     if kind is ADAFACTOR:
         arguments |= _adafactor(book, prefix)
-        settled |= {"relative_step", "warmup_init"}
+        accounted |= {"relative_step", "warmup_init"}
     for each in book.names(prefix):
         argument = each.removeprefix(prefix)
-        if argument in settled:
+        if argument in accounted:
             continue
         if kind.averages_weights and argument == "warmup_steps":
             book.carry(each, warmup=float(book.whole(each)))
@@ -120,7 +120,7 @@ def carry_optimizer(book: Ledger, key: str, name: str, prefix: str, defaults: De
 
 
 def _adafactor(book: Ledger, prefix: str) -> dict[str, str]:
-    """Settles Adafactor's own learning rate, which is not offered: lr counts, as with relative_step=False."""
+    """Accounts for Adafactor's own learning rate, which is not offered: lr counts, as with relative_step=False."""
     relative, warmup = f"{prefix}relative_step", f"{prefix}warmup_init"
     follows_own = book.flag(relative, True) or book.flag(warmup)
     lost = "Adafactor would have set its own falling learning rate; here learning_rate and scheduler count: check both"

@@ -42,7 +42,7 @@ class LoRAWriter:
     def tensors(self, learner: Learner) -> dict[str, torch.Tensor]:
         """The LoRA's tensors after the last step."""
         with learner.in_use():
-            return lora_tensors(learner.nets.adapters, self.prepared.base.layer_names)
+            return lora_tensors(learner.networks.adapters, self.prepared.base.layer_names)
 
     def latest(self, learner: Learner, progress: Progress) -> Learned:
         """What was learned by the last step."""
@@ -62,7 +62,7 @@ class LoRAWriter:
             name=prepared.name,
             base_version=version,
             architecture=architecture,
-            prediction=base.family.prediction,
+            prediction=base.family.prediction.name,
             step=learned.step,
             total_steps=plan.steps,
             epoch=plan.epoch_of(max(0, learned.step - 1)) + 1,

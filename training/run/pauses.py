@@ -59,34 +59,34 @@ class Pauses:
 
     def validate(self, step: int) -> None:
         """Measures the loss on the held-out pictures. The random choices of training do not depend on it."""
-        conditions, networks, progress = self.inputs.held_out, self.learner.nets, self.recorder.progress
+        conditions, networks, progress = self.inputs.held_out, self.learner.networks, self.recorder.progress
         assert conditions is not None
         self.recorder.show("validating")
         clear_dropout(networks.adapters)
-        family, run = self.prepared.base.family, self.prepared.config.run
+        prediction, run = self.prepared.base.family.prediction, self.prepared.config.run
         batches = []
         with self.learner.in_use(), torch.no_grad():
             for number, sample in enumerate(samples_of(conditions.dataset)):
                 host.raise_if_interrupted()
-                batch = noised(conditions.encoded.latent(sample), family, run.seed, number)
-                conds = [conditions.by(networks, sample)] * len(batch.x_0)
+                batch = noised(conditions.encoded.latent(sample), prediction, run.seed, number)
+                conds = [conditions.of(networks, sample)] * len(batch.x_0)
                 cond = host.batch_conds(networks.model, conds, batch.x_0, host.training_guidance(networks.model))
                 batches.append(on_device(replace(batch, cond=cond), self.prepared.base.device))
-            loss = mean_loss(self.learner.predict, family, batches)
+            loss = mean_loss(self.learner.predict, prediction, batches)
         if progress.add_validation(step, loss) and run.keep_best:
             progress.best = self.recorder.writer.tensors(self.learner)
         self.recorder.validated()
 
     def sample(self, step: int) -> None:
         """Draws one picture per prompt with the adapters as they are. Training's random choices do not depend on it."""
-        recorder, networks, conditions = self.recorder, self.learner.nets, self.inputs.batches.told
+        recorder, networks, conditions = self.recorder, self.learner.networks, self.inputs.batches.texts
         prompts = recorder.controls.sample_prompts
         clear_dropout(networks.adapters)
         recorder.progress.drop_samples(step)
         for number, prompt in enumerate(prompts):
             recorder.show("sampling", number + 1, len(prompts))
             with host.sampling_mode(), self.learner.in_use():
-                cond, empty = (conditions.by_prompt(networks, text) for text in (prompt, ""))
+                cond, empty = (conditions.of_prompt(networks, text) for text in (prompt, ""))
                 pixels = self.sampler.draw(networks.model, self.learner.predict, cond, empty, number)
             picture = SamplePicture(step, prompt, pixels)
             recorder.progress.pictures.append(picture)

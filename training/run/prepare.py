@@ -19,11 +19,13 @@ from ..data.dataset import Dataset
 from ..data.encode import Encoders, encode_samples, latent_spread
 from ..data.hold_out import hold_out
 from ..data.plan import Plan
-from ..learning.objective import Family, zero_terminal_sigmas
+from ..learning.family import Family
 from ..learning.optimizers import check_optimizer
+from ..learning.timesteps import zero_terminal_sigmas
 from ..lora.continuing import Continued, continued
-from ..model.batch_source import Feed, Told
+from ..model.batch_source import BatchSource, TextConditions
 from ..model.builder import Builder
+from ..model.networks import Setup
 from .advice import advice
 from .notes import Notes
 from .report import notes_about
@@ -87,24 +89,23 @@ class Prepared:
 
     def builder(self) -> Builder:
         """Makes the networks, the optimizer and the engine."""
-        return Builder(
+        setup = Setup(
             model=self.models.model,
             clip=self.models.clip,
             config=self.config,
             family=self.base.family,
             names=self.base.layer_names,
-            adapters=self.adapters,
-            pictures=len(self.data.training.pictures),
             note=self.notes.add,
         )
+        return Builder(setup, self.adapters, len(self.data.training.pictures))
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Encoded pictures and captions."""
 
-    batches: Feed
-    held_out: Told | None
+    batches: BatchSource
+    held_out: TextConditions | None
 
 
 def prepare(
@@ -130,11 +131,15 @@ def prepare(
     if found.frozen:
         model, clip = host.with_lora(models.model, models.clip, found.frozen, 1.0)
         models = replace(models, model=model, clip=clip)
+    if config.objective.timestep_sampling == "auto" and (density := host.timestep_density(models.model)) != "auto":
+        config = config.changed(timestep_sampling=density)
     family = host.family(models.model)
-    if config.objective.zero_terminal_snr and family.prediction == "v":
-        family = replace(family, sigmas=zero_terminal_sigmas(family.sigmas))
+    prediction = family.prediction
+    if config.objective.zero_terminal_snr and prediction.takes_zero_terminal_snr:
+        rescaled = replace(prediction, sigmas=zero_terminal_sigmas(prediction.sigmas))
+        family = replace(family, prediction=rescaled)
     dtype = host.training_dtype(models.model, config.run.precision)
-    training, held_out = hold_out(dataset, config)
+    training, held_out = hold_out(dataset, config.run.validation_share, config.run.seed)
     prepared = Prepared(
         name=name,
         models=models,
@@ -142,7 +147,7 @@ def prepare(
         adapters=found.adapters,
         frozen=found.frozen,
         base=Base(family, layer_names, host.training_device(models.model), dtype),
-        data=Data(training, held_out, Plan(training, config)),
+        data=Data(training, held_out, Plan(training, config.optimization, config.run.seed)),
         notes=notes,
     )
     _check(prepared)
@@ -178,11 +183,17 @@ def encode(
     )
     is_sized = host.wants_size_conditioning(models.model)
     training = encoded(data.training, data.plan.all_samples(), ["", *prompts] if config.run.sample_every else [])
-    batches = Feed(Told(models.clip, data.training, training, is_sized), data.plan, prepared.base.family, config)
+    batches = BatchSource(
+        TextConditions(models.clip, data.training, training, is_sized),
+        plan=data.plan,
+        family=prepared.base.family,
+        objective=config.objective,
+        seed=config.run.seed,
+    )
     held_out = None
     if data.held_out is not None:
         validation = encoded(data.held_out, samples_of(data.held_out), [])
-        held_out = Told(models.clip, data.held_out, validation, is_sized)
+        held_out = TextConditions(models.clip, data.held_out, validation, is_sized)
     if cache is not None:
         prepared.notes.add(*cache.notes)
     spread = latent_spread(training)
@@ -203,9 +214,9 @@ def _check(prepared: Prepared) -> None:
     config, base, models = prepared.config, prepared.base, prepared.models
     prediction, optimization = base.family.prediction, config.optimization
     problems = []
-    if config.objective.zero_terminal_snr and prediction != "v":
+    if config.objective.zero_terminal_snr and not prediction.takes_zero_terminal_snr:
         problems.append(
-            f"zero_terminal_snr is on, but the model predicts {prediction}: "
+            f"zero_terminal_snr is on, but the model predicts {prediction.name}: "
             "only v-prediction models can start from pure noise. Turn it off."
         )
     if base.dtype == torch.float16 and not host.takes_fp16(models.model):
@@ -228,5 +239,5 @@ def _check(prepared: Prepared) -> None:
     if optimization.warmup_steps(steps) >= steps:
         warmup = f"warmup is {optimization.warmup:g} of {steps} steps"
         raise_if_any("LoRA Config", [f"{warmup}: it must end before the run does."])
-    prepared.notes.add(*notes_about(config, prediction, any(map(is_convolution, targets))))
+    prepared.notes.add(*notes_about(config, prediction.name, any(map(is_convolution, targets))))
     prepared.notes.add(*advice(config, host.base_version(models.model)[0], prepared.data.training))

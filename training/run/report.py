@@ -11,6 +11,7 @@ from ..adapters import KINDS, Adapter
 from ..adapters.attach import describe
 from ..config import DEFAULTS, LoRAConfig
 from ..data.dataset import Dataset, bucket_table, upscaled
+from ..learning.prediction import PREDICTIONS
 from ..lora.metadata import DataFacts, Folder
 
 MOST_LISTED = 8
@@ -67,22 +68,24 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
     """Notes on settings that have no effect in this run, and on settings to which the user must pay attention.
 
     Args:
-        prediction: eps, v or flow.
+        prediction: a key of PREDICTIONS.
         has_convolutions: whether convolutions larger than 1x1 are trained.
     """
-    objective = config.objective
+    objective, kind = config.objective, PREDICTIONS[prediction]
     values = config.flat()
 
     def is_set(*names: str) -> list[str]:
         return [name for name in names if values[name] != DEFAULTS[name]]
 
     idle: list[tuple[list[str], str]] = []
-    if prediction == "flow":
-        idle.append((is_set("min_snr_gamma", "debiased_estimation"), "on a flow model"))
-    shifted = objective.timestep_sampling == "shift" or (objective.timestep_sampling == "auto" and prediction == "flow")
-    if not shifted:
+    if not kind.has_snr_weights:
+        idle.append((is_set("min_snr_gamma", "debiased_estimation"), f"on a {prediction} model"))
+    sampling = objective.timestep_sampling
+    if sampling == "auto":
+        sampling = kind.usual_sampling
+    if sampling != "shift":
         idle.append((is_set("timestep_shift"), "without the timestep_sampling shift"))
-    if objective.timestep_sampling == "uniform" or (objective.timestep_sampling == "auto" and prediction != "flow"):
+    if sampling == "uniform":
         idle.append((is_set("logit_mean", "logit_std"), "on uniform timesteps"))
     if not has_convolutions:
         idle.append((is_set("conv_rank", "conv_alpha"), "without convolutions among the targets"))
@@ -99,10 +102,11 @@ def notes_about(config: LoRAConfig, prediction: str, has_convolutions: bool) -> 
             "Trained with zero_terminal_snr: when you draw, put ModelSamplingDiscrete (v_prediction, zsnr on) "
             "between the model and the sampler."
         )
-    optimization, kind = config.optimization, config.optimization.optimizer_kind
-    if kind.scheduler and optimization.scheduler != kind.scheduler:
+    optimization, optimizer = config.optimization, config.optimization.optimizer_kind
+    if optimizer.scheduler and optimization.scheduler != optimizer.scheduler:
         notes.append(
-            f"{kind.name} is meant to go with the scheduler {kind.scheduler}, and goes with {optimization.scheduler}."
+            f"{optimizer.name} is meant to go with the scheduler {optimizer.scheduler}, and goes with "
+            f"{optimization.scheduler}."
         )
     return [*notes, *adapter.notes]
 

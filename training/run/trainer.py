@@ -105,12 +105,12 @@ def _try_largest_batch(prepared: Prepared, inputs: Inputs, learner: Learner, pla
     """Makes the forward and backward pass of the largest batch, without an optimizer step."""
     source, step = inputs.batches, learner.engine.step
     number, micro = prepared.data.plan.largest()
-    batch = replace(on_device(source.batch(learner.nets, number, micro), prepared.base.device), cells=None)
+    batch = replace(on_device(source.batch(learner.networks, number, micro), prepared.base.device), bins=None)
     try:
         first = next(parts(batch, placement.pictures))
-        step.accumulate(source.with_live_text(learner.nets, first, number, micro))
+        step.accumulate(source.with_live_text(learner.networks, first, number, micro))
     finally:
-        step.forget()
+        step.reset()
 
 
 def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder: Recorder) -> None:
@@ -131,7 +131,7 @@ def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder
 
 def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Pauses) -> None:
     """Trains from the last step done to the end, or until a pause ends the run."""
-    config, source, networks, recorder = prepared.config, inputs.batches, learner.nets, pauses.recorder
+    config, source, networks, recorder = prepared.config, inputs.batches, learner.networks, pauses.recorder
     progress, steps, start = recorder.progress, prepared.data.plan.steps, recorder.progress.step
     passes = range(config.optimization.gradient_accumulation)
     order = ((step, micro) for step in range(start, steps) for micro in passes)
@@ -160,7 +160,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
         train(
             learner.engine,
             batch_at,
-            config,
+            config.optimization,
             steps,
             on_step=on_step,
             pauses_at=pauses.is_wanted,
@@ -174,7 +174,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
 def _report(prepared: Prepared, learner: Learner, recorder: Recorder) -> str:
     base, config = prepared.base, prepared.config
     words = (
-        f"{host.base_version(prepared.models.model)[1]}, {base.family.prediction} prediction, "
+        f"{host.base_version(prepared.models.model)[1]}, {base.family.prediction.name} prediction, "
         f"{str(base.dtype).removeprefix('torch.')} on {base.device}"
     )
     if config.run.base_precision != "as loaded":
@@ -183,7 +183,7 @@ def _report(prepared: Prepared, learner: Learner, recorder: Recorder) -> str:
         name=prepared.name,
         config=config,
         dataset=prepared.data.training,
-        adapters=learner.nets.adapters,
+        adapters=learner.networks.adapters,
         losses=recorder.progress.losses,
         seconds=recorder.progress.elapsed,
         base=words,

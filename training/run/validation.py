@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from ..basics.randomness import tensor_generator
+from ..config import ObjectiveConfig
 from ..data.dataset import Dataset, Sample
 from ..learning.batches import Batch
-from ..learning.objective import Family, Predict, sample_losses
+from ..learning.objective import Predict, sample_losses
+from ..learning.prediction import Prediction
 
 TIMES = 4
 """noise levels at which each picture is measured"""
@@ -18,7 +20,7 @@ def samples_of(dataset: Dataset) -> list[Sample]:
     return [Sample(index, fit, False, dataset.caption(index)) for index, fit in enumerate(dataset.fits())]
 
 
-def noised(latent: torch.Tensor, family: Family, seed: int, number: int) -> Batch:
+def noised(latent: torch.Tensor, prediction: Prediction, seed: int, number: int) -> Batch:
     """A batch of one picture at each of the validation's noise levels; the caller sets `cond`.
 
     Args:
@@ -27,19 +29,14 @@ def noised(latent: torch.Tensor, family: Family, seed: int, number: int) -> Batc
     """
     keys = [(seed, number, time, "validation") for time in range(TIMES)]
     noise = torch.stack([torch.randn(latent.shape, generator=tensor_generator(*key)) for key in keys])
-    times = [(time + 0.5) / TIMES for time in range(TIMES)]
-    is_flow = family.prediction == "flow"
-    table = family.sigmas
-    sigma = torch.tensor([time if is_flow else float(table[int(time * len(table))]) for time in times])
+    sigma = torch.tensor([prediction.sigma_at((time + 0.5) / TIMES) for time in range(TIMES)])
     x_0 = latent[None].expand(TIMES, *latent.shape).contiguous()
     return Batch(x_0, noise, sigma, torch.ones(TIMES), None)
 
 
 @torch.no_grad()
-def mean_loss(predict: Predict, family: Family, batches: Sequence[Batch]) -> float:
-    """The mean squared error in the space of the family's prediction, over all batches."""
-    totals = [
-        sample_losses(predict, family, each.x_0, each.noise, each.sigma, each.cond).double().sum().item()
-        for each in batches
-    ]
-    return sum(totals) / sum(len(each.x_0) for each in batches)
+def mean_loss(predict: Predict, prediction: Prediction, batches: Sequence[Batch]) -> float:
+    """The mean squared error in the space of the prediction, without the recipe's weights, over all batches."""
+    plain = ObjectiveConfig()
+    totals = [sample_losses(predict, prediction, plain, batch).double().sum().item() for batch in batches]
+    return sum(totals) / sum(len(batch.x_0) for batch in batches)

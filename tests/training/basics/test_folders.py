@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.basics.folders import SETTLED, files_below, folders_with, is_settled
+from lora_kiln.training.basics.folders import STABLE_AFTER, files_below, folders_with, is_stable
 
 
 @pytest.fixture
@@ -121,6 +121,8 @@ def test_folders_in_a_circle_end(album: Path) -> None:
     assert holding(album) == [".", "a", "a/b", "a/b/c"]
 
 
-@pytest.mark.parametrize(("age", "settled"), [(0.0, False), (SETTLED / 2, False), (SETTLED + 1, True), (-100.0, True)])
-def test_a_recent_change_may_hide_another(age: float, settled: bool) -> None:
-    assert is_settled(int((time.time() - age) * 1e9)) is settled
+@pytest.mark.parametrize(
+    ("age", "stable"), [(0.0, False), (STABLE_AFTER / 2, False), (STABLE_AFTER + 1, True), (-100.0, True)]
+)
+def test_a_recent_change_may_hide_another(age: float, stable: bool) -> None:
+    assert is_stable(int((time.time() - age) * 1e9)) is stable

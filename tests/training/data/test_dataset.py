@@ -130,7 +130,7 @@ def test_a_plan_shows_every_picture_once_an_epoch_though_regularisation_fills_ot
         *(picture(f"prior {n}", SQUARE if n % 2 else WIDE, prior=True) for n in range(7)),
     )
     config = LoRAConfig.of(epochs=12, batch_size=4, seed=SEED)
-    plan = Plan(data, config)
+    plan = Plan(data, config.optimization, config.run.seed)
     shown = Counter(s.picture for step in range(plan.steps) for s in plan.samples_at(step, 0) if s.picture < 6)
     assert shown == dict.fromkeys(range(6), config.optimization.epochs)
 

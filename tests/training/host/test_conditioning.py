@@ -10,7 +10,7 @@ from lora_kiln.training import host
 from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch
-from lora_kiln.training.learning.step import batch_loss
+from lora_kiln.training.learning.objective import batch_loss
 
 import models
 
@@ -47,7 +47,10 @@ def loss_and_gradients(small: models.Small, rows: list[int], family_of=None):
         batch = Batch(x_0[rows], noise[rows], sigma[rows], weight[rows], groups, None, None)
         with attached(targets, adapters, host.PRODUCTS):
             loss, _ = batch_loss(
-                lambda x, s, c: host.predict(twin, options, x, s, c), host.family(small.model), batch, CONFIG
+                lambda x, s, c: host.predict(twin, options, x, s, c),
+                host.family(small.model).prediction,
+                CONFIG.objective,
+                batch,
             )
             loss.backward()
     gradients = {f"{k}.{n}": p.grad for k, a in adapters.items() for n, p in a.named_parameters()}

@@ -18,7 +18,7 @@ from lora_kiln.training.run.trainer import train_lora
 from torch import nn
 
 import models
-from training_runs import changed, dataset
+from training_runs import changed, dataset, graph_models
 
 OTHER_UNETS = FAMILIES[-1]
 by_row = pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
@@ -137,6 +137,8 @@ ROW = ModelFamily(
     text_layer="context_embedder",
     pooled_width="adm_channels",
     blocks=("joint_blocks",),
+    timestep_density="uniform",
+    timestep_shift=5.0,
     resolution=families.Resolution(native=1024, too_small=64, smallest=512),
     versions=(Version("SD3", "made_up", "made-up"),),
     architecture="made-up",
@@ -156,10 +158,12 @@ def test_a_row_is_all_that_another_family_needs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, ROW))
     small = made_up()
     config = changed(steps=2, gradient_checkpointing=True)
-    trained = train_lora(small.model, small.clip, small.vae, dataset(), config, "test")
+    trained = train_lora(graph_models(small), dataset(), config, "test")
     assert any(tensor.any() for name, tensor in trained.lora.items() if "lora_up" in name)
     assert trained.lora.metadata["ss_base_model_version"] == "made_up"
     assert trained.lora.metadata["ss_network_module"] == "networks.lora_made_up"
+    assert trained.lora.metadata["ss_timestep_sampling"] == "uniform"
+    assert host.family(small.model).shift == 5.0
     assert trained.lora.metadata["modelspec.architecture"] == "made-up/lora"
     assert trained.lora.metadata["modelspec.implementation"] == "its own code"
     assert "resolution is 64 on Made Up, which was made for 1024" in trained.report
@@ -169,4 +173,4 @@ def test_a_row_is_all_that_another_family_needs(monkeypatch: pytest.MonkeyPatch)
 def test_without_the_row_it_is_refused() -> None:
     small = made_up()
     with pytest.raises(InputError, match="model is a MadeUp, which cannot be trained so far"):
-        train_lora(small.model, small.clip, small.vae, dataset(), changed(steps=2), "test")
+        train_lora(graph_models(small), dataset(), changed(steps=2), "test")

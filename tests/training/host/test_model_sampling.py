@@ -17,10 +17,11 @@ def test_shift_is_the_models_own():
     assert host.family(models.sd3().model).shift == 3.0
     assert host.family(models.flux(guidance=False).model).shift == 1.0
     flux = host.family(models.flux().model)
-    assert flux.prediction == "flow"
+    assert flux.prediction.name == "flow"
     assert flux.shift == pytest.approx(math.exp(1.15))
-    u = torch.arange(1, len(flux.sigmas) + 1) / len(flux.sigmas)
-    assert torch.allclose(flux.sigmas, flux.shift * u / (1.0 + (flux.shift - 1.0) * u), atol=1e-6)
+    sigmas = flux.prediction.sigmas
+    u = torch.arange(1, len(sigmas) + 1) / len(sigmas)
+    assert torch.allclose(sigmas, flux.shift * u / (1.0 + (flux.shift - 1.0) * u), atol=1e-6)
 
 
 def test_shift_of_a_patched_sampling_is_the_patchs():

@@ -6,31 +6,34 @@ from collections import Counter
 import pytest
 import torch
 from lora_kiln.training.basics.randomness import tensor_generator
-from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.config import LoRAConfig, ObjectiveConfig
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture
 from lora_kiln.training.data.plan import Plan
-from lora_kiln.training.learning.batches import Batch, make_batch
-from lora_kiln.training.learning.objective import Family, multires_noise
+from lora_kiln.training.learning.batches import Batch, Example, make_batch
+from lora_kiln.training.learning.family import Family
+from lora_kiln.training.learning.noise import multires_noise
+from lora_kiln.training.learning.prediction import Eps, Flow
 
 PICTURES, EPOCHS = 10, 3
 LATENT = (4, 8, 8)
-FAMILY = Family("eps", torch.linspace(0.1, 10.0, 1000))
+FAMILY = Family(Eps(torch.linspace(0.1, 10.0, 1000)))
 
 
 def plan(**changes) -> Plan:
     pictures = tuple(Picture(f"{n}", 64, 64, f"caption {n}") for n in range(PICTURES))
     settings = DatasetSettings(resolution=64, bucket_step=16, shortest_side=32, longest_side=128)
-    return Plan(Dataset(pictures, settings), LoRAConfig.of(**{"epochs": EPOCHS, "batch_size": 2, **changes}))
+    config = LoRAConfig.of(**{"epochs": EPOCHS, "batch_size": 2, **changes})
+    return Plan(Dataset(pictures, settings), config.optimization, config.run.seed)
 
 
 def all_samples(a_plan: Plan) -> list:
-    accumulation = a_plan.config.optimization.gradient_accumulation
+    accumulation = a_plan.optimization.gradient_accumulation
     return [s for step in range(a_plan.steps) for micro in range(accumulation) for s in a_plan.samples_at(step, micro)]
 
 
 def batch(config: LoRAConfig, step: int = 0, micro: int = 0, size: int = 3) -> Batch:
-    latents = [torch.full(LATENT, float(slot)) for slot in range(size)]
-    return make_batch(latents, [1.0] * size, [None] * size, lambda x: x.shape, FAMILY, config, step, micro)
+    examples = [Example(torch.full(LATENT, float(index))) for index in range(size)]
+    return make_batch(examples, FAMILY, config.objective, (config.run.seed, step, micro), lambda x: x.shape)
 
 
 @pytest.mark.parametrize("accumulation", [1, 5])
@@ -98,13 +101,13 @@ def test_plain_noise_is_gaussian_and_its_level_even() -> None:
     key = (5, 2, 1, 2)
     index = torch.randint(0, 1000, (), generator=tensor_generator(*key, "sigma"))
     assert torch.equal(made.noise[2], torch.randn(LATENT, generator=tensor_generator(*key, "noise")))
-    assert made.sigma[2] == FAMILY.sigmas[index]
+    assert made.sigma[2] == FAMILY.prediction.sigmas[index]
 
 
 def test_samples_without_a_mask_count_whole() -> None:
     mask = torch.rand(8, 8, generator=tensor_generator(0))
-    latents = [torch.zeros(LATENT)] * 2
-    made = make_batch(latents, [1.0] * 2, [None, mask], lambda x: x.shape, FAMILY, LoRAConfig(), 0, 0)
+    examples = [Example(torch.zeros(LATENT)), Example(torch.zeros(LATENT), mask=mask)]
+    made = make_batch(examples, FAMILY, ObjectiveConfig(), (0, 0, 0), lambda x: x.shape)
     assert made.mask is not None and torch.equal(made.mask, torch.stack([torch.ones(8, 8), mask])[:, None])
 
 
@@ -128,14 +131,12 @@ def test_multires_noise_lies_under_the_noise_it_would_have_had() -> None:
 
 def test_timesteps_are_drawn_as_the_config_says() -> None:
     made = batch(LoRAConfig.of(min_timestep=100, max_timestep=101))
-    assert torch.equal(made.sigma, FAMILY.sigmas[100].expand(3))
+    assert torch.equal(made.sigma, FAMILY.prediction.sigmas[100].expand(3))
 
 
 def sigmas_of_flow(**changes) -> torch.Tensor:
-    flow = Family("flow", torch.linspace(0.001, 1.0, 1000), shift=3.0)
-    config = LoRAConfig.of(**changes)
-    latents = [torch.zeros(LATENT)] * 200
-    return make_batch(latents, [1.0] * 200, [None] * 200, lambda x: x, flow, config, 0, 0).sigma
+    flow = Family(Flow(torch.linspace(0.001, 1.0, 1000)), shift=3.0)
+    return make_batch([Example(torch.zeros(LATENT))] * 200, flow, ObjectiveConfig(**changes), (0, 0, 0)).sigma
 
 
 def test_a_flow_model_trains_at_its_own_shift() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning import engine as room
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.engine import EagerEngine, GraphEngine
-from lora_kiln.training.learning.objective import Family
+from lora_kiln.training.learning.objective import batch_loss
 from lora_kiln.training.learning.optimizers import make_capturable, make_optimizer
+from lora_kiln.training.learning.prediction import Eps
 from lora_kiln.training.learning.step import Step
 from torch import nn
 
 pytestmark = pytest.mark.gpu
-FAMILY = Family("eps", torch.linspace(0.5, 2.0, 10))
+EPS = Eps(torch.linspace(0.5, 2.0, 10))
 CONFIG = LoRAConfig.of(learning_rate=0.01)
 
 
@@ -39,14 +41,14 @@ class Net(nn.Module):
 def batch(seed: int, size: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     x_0, noise = (torch.randn(size, 1, 8, 8, generator=generator).cuda() for _ in range(2))
-    sigma = FAMILY.sigmas[torch.randint(0, 10, (size,), generator=generator)].cuda()
+    sigma = EPS.sigmas[torch.randint(0, 10, (size,), generator=generator)].cuda()
     return Batch(x_0, noise, sigma, torch.ones(size).cuda(), torch.zeros(size, 1, 1, 1).cuda())
 
 
 def made(kind, net: Net, said: list[str]):
     optimizer = make_optimizer(CONFIG.optimization, [{"params": list(net.parameters()), "learning_rate": 0.01}])
     assert make_capturable(optimizer)
-    step = Step(net, FAMILY, CONFIG, optimizer)
+    step = Step(partial(batch_loss, net, EPS, CONFIG.objective), optimizer, CONFIG.optimization)
     return GraphEngine(step, said.append, (host.Interrupted,)) if kind is GraphEngine else EagerEngine(step)
 
 
@@ -54,7 +56,7 @@ def losses(engine, steps: int = 8) -> list[float]:
     found = []
     for number in range(steps):
         engine.accumulate(batch(number, size=4 if number % 3 else 2))
-        engine.move()
+        engine.update()
         found.append(engine.step.outcome[0].item())
     return found
 
@@ -86,7 +88,7 @@ def test_what_cannot_be_recorded_goes_op_by_op_and_is_said_once() -> None:
 
 
 def test_a_stop_while_recording_is_a_stop(monkeypatch) -> None:
-    monkeypatch.setattr(room, "_KEPT", [])
+    monkeypatch.setattr(room, "_ABORTED", [])
     engine = made(GraphEngine, Net(when_recorded(host.Interrupted())), [])
     with pytest.raises(host.Interrupted):
         losses(engine)

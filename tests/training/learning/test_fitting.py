@@ -1,5 +1,7 @@
 """What is tried when memory is short, and that it is the same step."""
 
+from functools import partial
+
 import pytest
 import torch
 from lora_kiln.training import host
@@ -9,6 +11,7 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch, parts
 from lora_kiln.training.learning.engine import EagerEngine
 from lora_kiln.training.learning.fitting import FittingEngine, Placement, placements
+from lora_kiln.training.learning.objective import batch_loss
 from lora_kiln.training.learning.optimizers import make_optimizer
 from lora_kiln.training.learning.step import Step
 
@@ -58,7 +61,8 @@ def run(
         def predict(x, sigma, cond):
             return host.predict(twin, options, x, sigma, cond)
 
-        inner = Small(Step(predict, host.family(small.model), config, optimizer, (flat,)), room, room_later)
+        loss_of = partial(batch_loss, predict, host.family(small.model).prediction, config.objective)
+        inner = Small(Step(loss_of, optimizer, config.optimization, flats=[flat]), room, room_later)
         engine = FittingEngine(inner, most, may_split, said.append, adapters.values())
         with attached(targets, adapters, host.PRODUCTS):
             for number in range(batches):

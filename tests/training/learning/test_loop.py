@@ -1,21 +1,23 @@
 """The loop, with a two-layer net in place of a diffusion model."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from lora_kiln.training.basics.randomness import tensor_generator
-from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.config import LoRAConfig, ObjectiveConfig
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.engine import EagerEngine
 from lora_kiln.training.learning.loop import Diverged, train
-from lora_kiln.training.learning.objective import Family, sample_losses
+from lora_kiln.training.learning.objective import batch_loss, sample_losses
 from lora_kiln.training.learning.optimizers import make_optimizer
-from lora_kiln.training.learning.step import Step, batch_loss
+from lora_kiln.training.learning.prediction import Eps
+from lora_kiln.training.learning.step import Step
 from torch import nn
 
 SHAPE = (1, 4, 4)
-FAMILY = Family("eps", torch.linspace(0.5, 2.0, 10))
+EPS = Eps(torch.linspace(0.5, 2.0, 10))
 STEPS, BATCH = 30, 4
 RECIPE = dict(learning_rate=0.01, scheduler="constant", steps=STEPS, batch_size=BATCH)
 
@@ -39,7 +41,7 @@ def batch_at(step: int, micro: int, size: int = BATCH) -> Batch:
     generator = tensor_generator(step, micro)
     x_0 = 1.0 + 0.1 * torch.randn(size, *SHAPE, generator=generator)
     noise = torch.randn(size, *SHAPE, generator=generator)
-    sigma = FAMILY.sigmas[torch.randint(0, 10, (size,), generator=generator)]
+    sigma = EPS.sigmas[torch.randint(0, 10, (size,), generator=generator)]
     return Batch(x_0, noise, sigma, torch.ones(size), torch.zeros(size, 1, 1, 1))
 
 
@@ -57,12 +59,12 @@ def run(net: Net, steps: int = STEPS, batches=batch_at, on_step=None, **changes)
         if on_step:
             on_step(*step)
 
-    train(engine_of(net, config, optimizer), batches, config, steps, on_step_done)
+    train(engine_of(net, config, optimizer), batches, config.optimization, steps, on_step_done)
     return heard
 
 
 def engine_of(net: Net, config: LoRAConfig, optimizer: torch.optim.Optimizer) -> EagerEngine:
-    return EagerEngine(Step(net, FAMILY, config, optimizer))
+    return EagerEngine(Step(partial(batch_loss, net, EPS, config.objective), optimizer, config.optimization))
 
 
 def weights(net: Net) -> torch.Tensor:
@@ -85,7 +87,7 @@ def test_a_run_can_be_repeated_exactly() -> None:
 
 def test_the_first_loss_is_that_of_the_untrained_net() -> None:
     first = run(Net(), steps=1)[0][1]
-    assert first == pytest.approx(batch_loss(Net(), FAMILY, batch_at(0, 0), LoRAConfig())[0].item(), rel=1e-6)
+    assert first == pytest.approx(batch_loss(Net(), EPS, ObjectiveConfig(), batch_at(0, 0))[0].item(), rel=1e-6)
 
 
 def test_the_learning_rate_follows_its_schedule() -> None:
@@ -112,7 +114,8 @@ def test_gradients_are_clipped_to_their_norm() -> None:
     for net, norm in ((clipped, 1e-3), (free, 0.0)):
         config = LoRAConfig.of(**{**RECIPE, "learning_rate": 1.0}, max_grad_norm=norm)
         groups = [{"params": list(layer.parameters()), "learning_rate": 1.0} for layer in net.layers]
-        train(engine_of(net, config, torch.optim.SGD(groups)), batch_at, config, 1, lambda *_: None)
+        engine = engine_of(net, config, torch.optim.SGD(groups))
+        train(engine, batch_at, config.optimization, 1, lambda *_: None)
     assert (weights(clipped) - weights(Net())).norm() == pytest.approx(1e-3, rel=1e-3)
     assert (weights(free) - weights(Net())).norm() > 1e-2
 
@@ -130,7 +133,7 @@ def test_each_group_has_its_own_rate() -> None:
     def on_step(step: int, loss: float, rate: float) -> None:
         heard.append((rate, *(group["lr"] for group in optimizer.param_groups)))
 
-    train(engine_of(net, config, optimizer), batch_at, config, STEPS, on_step)
+    train(engine_of(net, config, optimizer), batch_at, config.optimization, STEPS, on_step)
     for told, first, second in heard:
         assert (told, second) == pytest.approx((first, first / 5))
     assert heard[0][0] == pytest.approx(0.01 / 11) and heard[10][0] == pytest.approx(0.01)
@@ -148,7 +151,7 @@ def test_a_condition_may_carry_a_graph() -> None:
     groups = [{"params": [*net.parameters()], "learning_rate": 0.01}, {"params": [text], "learning_rate": 0.05}]
     losses: list[float] = []
     engine = engine_of(net, config, make_optimizer(config.optimization, groups))
-    train(engine, batches, config, STEPS, lambda step, loss, rate: losses.append(loss))
+    train(engine, batches, config.optimization, STEPS, lambda step, loss, rate: losses.append(loss))
     assert text.item() != 0.0 and losses[-1] < losses[0]
 
 
@@ -175,21 +178,21 @@ SETTINGS = [
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_the_loss_is_the_configs(changes: dict) -> None:
     config, batch = LoRAConfig.of(**changes), batch_at(0, 0)
-    expected = sample_losses(Net(), FAMILY, batch.x_0, batch.noise, batch.sigma, batch.cond, **{
-        "huber_schedule": "snr", **changes
-    })  # fmt: skip
-    loss, _ = batch_loss(Net(), FAMILY, batch, config)
+    expected = sample_losses(Net(), EPS, ObjectiveConfig(**{"huber_schedule": "snr", **changes}), batch)
+    loss, _ = batch_loss(Net(), EPS, config.objective, batch)
     assert loss.item() == pytest.approx(expected.mean().item())
-    assert loss.item() != pytest.approx(batch_loss(Net(), FAMILY, batch, LoRAConfig())[0].item(), rel=1e-3)
+    assert loss.item() != pytest.approx(batch_loss(Net(), EPS, ObjectiveConfig(), batch)[0].item(), rel=1e-3)
 
 
 def test_masks_and_perturbation_reach_the_loss() -> None:
     batch = batch_at(0, 0)
     mask, perturbation = torch.rand(BATCH, 1, 4, 4), torch.randn(BATCH, *SHAPE)
-    parts = (batch.x_0, batch.noise, batch.sigma, batch.cond)
+    plain = sample_losses(Net(), EPS, ObjectiveConfig(), batch).mean().item()
     for more in (dict(mask=mask), dict(perturbation=perturbation)):
-        expected = sample_losses(Net(), FAMILY, *parts, **more).mean().item()
-        assert batch_loss(Net(), FAMILY, replace(batch, **more), LoRAConfig())[0].item() == pytest.approx(expected)
+        changed = replace(batch, **more)
+        expected = sample_losses(Net(), EPS, ObjectiveConfig(), changed).mean().item()
+        assert batch_loss(Net(), EPS, ObjectiveConfig(), changed)[0].item() == pytest.approx(expected)
+        assert expected != pytest.approx(plain, rel=1e-3)
 
 
 def test_a_sample_of_weight_zero_teaches_nothing() -> None:
@@ -199,7 +202,8 @@ def test_a_sample_of_weight_zero_teaches_nothing() -> None:
         net = Net()
         weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
         noise = batch.noise + (batch.x_0 - target) / batch.sigma.reshape(-1, 1, 1, 1)  # the same x_t
-        batch_loss(net, FAMILY, Batch(target, noise, batch.sigma, weight, batch.cond), LoRAConfig())[0].backward()
+        changed = Batch(target, noise, batch.sigma, weight, batch.cond)
+        batch_loss(net, EPS, ObjectiveConfig(), changed)[0].backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
     torch.testing.assert_close(*gradients)
 

@@ -1,17 +1,20 @@
 """The scale of fp16's loss, in steps of a small net."""
 
+from functools import partial
+
 import pytest
 import torch
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.ema import EMA
 from lora_kiln.training.learning.loss_scale import FIRST, LEAST, MOST, PATIENCE, LossScale
-from lora_kiln.training.learning.objective import Family
+from lora_kiln.training.learning.objective import batch_loss
 from lora_kiln.training.learning.optimizers import make_optimizer
+from lora_kiln.training.learning.prediction import Eps
 from lora_kiln.training.learning.step import Step
 from torch import Tensor, nn
 
-FAMILY = Family("eps", torch.linspace(0.5, 2.0, 10))
+EPS = Eps(torch.linspace(0.5, 2.0, 10))
 CPU = torch.device("cpu")
 
 
@@ -32,7 +35,8 @@ def step_of(net: Net, scale: LossScale | None, **values: object) -> Step:
     optimizer = make_optimizer(
         config.optimization, [{"params": [net.weight], "learning_rate": config.optimization.learning_rate}]
     )
-    return Step(net, FAMILY, config, optimizer, ema=EMA([net.weight], 0.5), loss_scale=scale)
+    loss_of = partial(batch_loss, net, EPS, config.objective)
+    return Step(loss_of, optimizer, config.optimization, ema=EMA([net.weight], 0.5), loss_scale=scale)
 
 
 def batch(size: float = 1.0, weight: float = 1.0, seed: int = 0) -> Batch:
@@ -48,7 +52,7 @@ def test_it_changes_nothing_where_nothing_is_lost() -> None:
         for number in range(5):
             step.accumulate(batch(seed=number))
             step.accumulate(batch(seed=9 + number))
-            step.move()
+            step.update()
         found.append((net.weight.detach().clone(), step.outcome.clone(), step.ema.averages[0].clone()))  # pyright: ignore
     for plain, scaled in zip(*found, strict=True):
         assert torch.equal(plain, scaled)
@@ -59,7 +63,7 @@ def test_gradients_below_what_fp16_holds_are_there() -> None:
     for scale in (None, LossScale(CPU)):
         step = step_of(Net(0.3), scale)
         step.accumulate(batch(weight=1e-9))
-        step.move()
+        step.update()
         norms.append(step.outcome[1].item())
     assert norms[0] == 0.0 and norms[1] > 1e-10
 
@@ -71,7 +75,7 @@ def test_a_step_whose_scaled_gradients_are_too_large_moves_nothing_and_halves_th
     moments = []
     for _ in range(20):
         step.accumulate(batch(size=20.0))
-        step.move()
+        step.update()
         assert step.outcome.isfinite().all() and not step.failed
         if not torch.equal(net.weight.detach(), before):
             break
@@ -90,10 +94,10 @@ def test_gradients_that_no_scale_helps_fail_the_run(optimizer: str) -> None:
     net.weight.register_hook(lambda gradient: gradient * float("nan"))
     for _ in range(16):
         step.accumulate(batch())
-        step.move()
+        step.update()
         assert not step.failed
     step.accumulate(batch())
-    step.move()
+    step.update()
     assert step.failed and not step.outcome[1].isfinite() and torch.equal(net.weight.detach(), before)
 
 
@@ -103,7 +107,7 @@ def test_a_loss_that_is_no_number_fails_at_once() -> None:
     net.factor = 1e30
     step = step_of(net, scale)
     step.accumulate(batch())
-    step.move()
+    step.update()
     assert step.failed and scale.value == FIRST
 
 
@@ -111,9 +115,9 @@ def test_it_rises_after_many_good_steps_and_not_without_end() -> None:
     scale, fine = LossScale(CPU), torch.tensor(1.0)
     values = set()
     for number in range(1, 12 * PATIENCE + 1):
-        assert not scale.settle(fine, fine)
+        assert not scale.update(fine, fine)
         values.add(scale.value.item())
         if number < PATIENCE:
             assert scale.value == FIRST
     assert max(values) == MOST and values == {FIRST * 2.0**n for n in range(9)}
-    assert scale.settle(fine, torch.tensor(float("inf"))) and scale.value == MOST / 2 and scale.went_well == 0
+    assert scale.update(fine, torch.tensor(float("inf"))) and scale.value == MOST / 2 and scale.went_well == 0

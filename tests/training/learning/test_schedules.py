@@ -8,14 +8,14 @@ from diffusers.optimization import (
     get_cosine_with_hard_restarts_schedule_with_warmup,
     get_polynomial_decay_schedule_with_warmup,
 )
-from lora_kiln.training.config import SCHEDULERS, LoRAConfig
+from lora_kiln.training.config import SCHEDULERS, OptimizationConfig
 from lora_kiln.training.learning.schedules import learning_rate_factor
 
 STEPS, WARMUP = 60, 12
 
 
 def factors(scheduler: str, warmup: float = 0, steps: int = STEPS, **changes) -> list[float]:
-    config = LoRAConfig.of(scheduler=scheduler, warmup=warmup, **changes)
+    config = OptimizationConfig(scheduler=scheduler, warmup=warmup, **changes)
     return [learning_rate_factor(config, step, steps) for step in range(steps)]
 
 
@@ -70,7 +70,7 @@ def test_a_run_of_one_step_learns(scheduler: str) -> None:
 
 
 def test_an_unknown_scheduler_is_refused() -> None:
-    config = LoRAConfig()
+    config = OptimizationConfig()
     object.__setattr__(config, "scheduler", "sine")
     with pytest.raises(ValueError, match="'sine'"):
         learning_rate_factor(config, 0, STEPS)

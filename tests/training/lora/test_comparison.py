@@ -1,10 +1,7 @@
 """A LoRA beside its earlier steps: which files are its run's, what is drawn, and what need not be drawn again."""
 
-import gc
-import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from lora_kiln.training.lora.comparison import (
     check_size,
     comparison_sheet,
 )
-from lora_kiln.training.lora.comparison_cache import LastDrawn
 from lora_kiln.training.lora.files import read_lora_file
 from lora_kiln.training.lora.lora import LoRAModel
 from lora_kiln.training.lora.save import save_lora
@@ -126,35 +122,3 @@ def test_the_sheet_names_the_step_where_there_are_several():
     one = [Row(0, "a cat", 0, "step 9", [pixels])]
     several = [Row(0, "a cat", 5, "step 5", [pixels]), *one]
     assert comparison_sheet(several, [1.0]).shape[1] > comparison_sheet(one, [1.0]).shape[1]
-
-
-class Thing:
-    """What stands for a MODEL here: an object."""
-
-
-def test_what_was_drawn_is_found_for_the_same_objects_and_settings_only():
-    last, a, b = LastDrawn(), Thing(), Thing()
-    last.keep("1", [a, b], {"seed": 1}, "pictures")
-    assert last.find("1", [a, b], {"seed": 1}) == "pictures"
-    assert last.find("2", [a, b], {"seed": 1}) is None
-    assert last.find("1", [b, a], {"seed": 1}) is None
-    assert last.find("1", [a], {"seed": 1}) is None
-    assert last.find("1", [a, b], {"seed": 2}) is None
-
-
-def test_what_was_drawn_keeps_nothing_alive_and_is_bounded():
-    last = LastDrawn(nodes=2)
-    things: list[Any] = [Thing() for _ in range(4)]
-    for number in range(4):
-        last.keep(str(number), [things[number]], (), number)
-    assert [last.find(str(n), [things[n]], ()) for n in range(4)] == [None, None, 2, 3]
-    watched = weakref.ref(things[-1])
-    del things
-    gc.collect()
-    assert watched() is None
-
-
-def test_a_plain_dict_cannot_be_told_apart_and_is_not_kept():
-    last, thing = LastDrawn(), Thing()
-    last.keep("1", [thing, {}], (), "pictures")
-    assert last.find("1", [thing, {}], ()) is None

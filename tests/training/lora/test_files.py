@@ -8,12 +8,10 @@ import comfy.lora
 import pytest
 import torch
 from comfy.weight_adapter import LoHaAdapter, LoRAAdapter
-from comfy_extras.nodes_train import _create_bias_adapter, _create_weight_adapter
 from lora_kiln.training import host
 from lora_kiln.training.adapters.attach import find_targets, make_adapters
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
-from lora_kiln.training.lora.describe import describe_lora
 from lora_kiln.training.lora.export import as_format, lora_tensors
 from lora_kiln.training.lora.files import read_adapters, read_lora_file
 from lora_kiln.training.lora.keys import layers_of, split_key
@@ -22,7 +20,7 @@ from lora_kiln.training.lora.save import save_lora
 from safetensors.torch import load_file, save_file
 
 import models
-from loras import random_adapters, random_lora
+from loras import core_trainers_file, random_adapters, random_lora
 from models import flux, sd3, sd15, sdxl
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -165,21 +163,6 @@ def test_halves_in_the_other_order_find_their_rows() -> None:
 
 
 # ---------------------------------------------------------------- the host's own trainer
-
-
-def core_trainers_file(model, algorithm: str) -> dict[str, torch.Tensor]:
-    """What the core's Train LoRA node hands to its Save LoRA node, with numbers as after some steps."""
-    lora: dict[str, torch.Tensor] = {}
-    for name, module in model.model.named_modules():
-        if hasattr(module, "weight_function") and module.weight is not None:
-            lora.update(_create_weight_adapter(module, name, {}, algorithm, torch.float32, 4)[1])
-            if module.bias is not None:
-                lora.update(_create_bias_adapter(module, name, torch.float32)[1])
-    generator = torch.Generator().manual_seed(0)
-    return {
-        key: (t if key.endswith("alpha") else torch.randn(t.shape, generator=generator) * 0.1).detach()
-        for key, t in lora.items()
-    }
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("LoRA", "lora"), ("LoHa", "loha"), ("LoKr", "lokr"), ("OFT", "oft")])
@@ -422,29 +405,6 @@ def test_alphas_that_diffusers_keeps_in_the_metadata_count(tmp_path: Path, setti
     save_file(lora, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
     read = read_lora_file(tmp_path / "a.safetensors").get("unet.mid_block.a.alpha")
     assert (None if read is None else pytest.approx(float(read))) == alpha
-
-
-def test_a_lora_is_described() -> None:
-    lora = random_lora(sdxl(), precision="fp16")
-    lora.metadata = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "ss_steps": "12"}
-    text = describe_lora(lora)
-    layers = sum(key.endswith("lora_up.weight") for key in lora)
-    in_text = sum(key.startswith("lora_te") and key.endswith("lora_up.weight") for key in lora)
-    assert f"Kind: LoRA ({layers})" in text and f"Rank: 4 ({layers})\nAlpha: 3 ({layers})\n" in text
-    assert f"Layers: {layers - in_text} of the diffusion model, {in_text} of text encoders" in text
-    assert "float16" in text and "stable-diffusion-xl-v1-base/lora" in text and "Steps: 12" in text
-
-
-def test_layers_without_alpha_are_told_apart() -> None:
-    lora = {"lora_unet_a.lora_down.weight": torch.ones(2, 4), "lora_unet_b.lora_down.weight": torch.ones(2, 4)}
-    lora |= {"lora_unet_b.alpha": torch.tensor(0.5), "lora_unet_c.diff": torch.ones(4)}
-    assert "Rank: 2 (2)\nAlpha: as rank (1), 0.5 (1)\n" in describe_lora(lora)
-
-
-def test_other_kinds_are_described() -> None:
-    lora = core_trainers_file(sd15().model, "LoKr")
-    text = describe_lora(lora)
-    assert "LoKr" in text and "differences" in text and "Base model: not said" in text
 
 
 def test_saved_files_and_read_files_agree_with_safetensors(tmp_path: Path) -> None:

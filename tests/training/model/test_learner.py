@@ -17,6 +17,7 @@ from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.fitting import Placement
 from lora_kiln.training.model.builder import Builder, about_precision
 from lora_kiln.training.model.learner import Learner
+from lora_kiln.training.model.networks import Setup
 
 import models
 from gradients import conditioning
@@ -37,10 +38,15 @@ class Workshop:
         self.small = models.sdxl()
         config = LoRAConfig.of(rank=4, alpha=4.0, batch_size=2, learning_rate=1e-2, seed=1, **values)
         self.said: list[str] = []
-        self.builder = Builder(
-            self.small.model, self.small.clip, config, host.family(self.small.model),
-            host.layer_names(self.small.model, self.small.clip), {}, 1, self.said.append,
-        )  # fmt: skip
+        setup = Setup(
+            model=self.small.model,
+            clip=self.small.clip,
+            config=config,
+            family=host.family(self.small.model),
+            names=host.layer_names(self.small.model, self.small.clip),
+            note=self.said.append,
+        )
+        self.builder = Builder(setup, {}, 1)
         self.stack = ExitStack()
         self.passes: list[Placement] = []
 
@@ -52,13 +58,13 @@ class Workshop:
 
     def backward(self, learner: Learner, seed: int = 0) -> None:
         x = models.random_latents(self.small.model, 2, seed=seed)
-        cond = host.batch_conds(learner.nets.model, [conditioning(self.small)] * 2, x)
+        cond = host.batch_conds(learner.networks.model, [conditioning(self.small)] * 2, x)
         learner.predict(x, torch.tensor([3.0, 2.0]), cond).square().mean().backward()
 
     def try_out(self, learner: Learner, placement: Placement) -> None:
         self.passes.append(placement)
         self.backward(learner)
-        learner.engine.step.forget()
+        learner.engine.step.reset()
 
     def fitted(self, *placements: Placement, try_out: Callable[..., None] | None = None) -> Learner:
         """Of the first placement that fits."""
@@ -72,9 +78,9 @@ def test_what_reads_the_same_goes_together_once_it_was_tried_out() -> None:
     with Workshop() as shop:
         learner = shop.fitted(ASKED)
         assert shop.passes == [ASKED, ASKED] and not shop.said
-        of_one = [[type(each.layer) for each in shared.members] for shared in learner.nets.shared]
+        of_one = [[type(each.layer) for each in shared.members] for shared in learner.networks.shared]
         assert of_one and max(map(len, of_one)) > 3
-        assert all(each.watch is None for each in learner.nets.forwards.values())
+        assert all(each.watch is None for each in learner.networks.forwards.values())
 
 
 @pytest.mark.parametrize(
@@ -82,15 +88,15 @@ def test_what_reads_the_same_goes_together_once_it_was_tried_out() -> None:
 )
 def test_where_bits_or_memory_matter_all_go_one_by_one(placement: Placement, values: dict[str, Any]) -> None:
     with Workshop(**values) as shop:
-        assert not shop.fitted(placement).nets.shared and len(shop.passes) == 1
+        assert not shop.fitted(placement).networks.shared and len(shop.passes) == 1
 
 
 def test_what_is_checkpointed_goes_together_within_a_block_only() -> None:
     with Workshop() as shop:
-        nets = shop.fitted(SPARING).nets
-        names = {each: key.split(".transformer_blocks")[0] for key, each in nets.forwards.items()}
-        assert nets.shared
-        assert all(len({names[each] for each in shared.members}) == 1 for shared in nets.shared)
+        networks = shop.fitted(SPARING).networks
+        names = {each: key.split(".transformer_blocks")[0] for key, each in networks.forwards.items()}
+        assert networks.shared
+        assert all(len({names[each] for each in shared.members}) == 1 for shared in networks.shared)
 
 
 def test_without_memory_for_it_they_go_one_by_one_and_it_is_said() -> None:
@@ -103,8 +109,8 @@ def test_without_memory_for_it_they_go_one_by_one_and_it_is_said() -> None:
 
         learner = shop.fitted(ASKED, SPARING, try_out=try_out)
         assert shop.passes == [ASKED] * 3  # built anew: memory with gaps would not do
-        assert not learner.nets.shared and not any(each.shared for each in learner.nets.forwards.values())
-        assert len({each.layer.weight.untyped_storage().data_ptr() for each in learner.nets.forwards.values()}) > 50
+        assert not learner.networks.shared and not any(each.shared for each in learner.networks.forwards.values())
+        assert len({each.layer.weight.untyped_storage().data_ptr() for each in learner.networks.forwards.values()}) > 50
         assert len(shop.said) == 1 and "one by one" in shop.said[0]
         shop.backward(learner)
         assert learner.flats[0].values.grad is not None and learner.flats[0].values.grad.any()
@@ -114,7 +120,7 @@ def test_a_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.Monkey
     with Workshop() as shop:
         learner = shop.fitted(ASKED)
 
-        shared = learner.nets.shared[0]
+        shared = learner.networks.shared[0]
 
         def predict(*_: Any) -> None:
             member = shared.members[0]
@@ -141,20 +147,20 @@ def test_what_did_not_fit_is_gone_before_the_next_is_built() -> None:
                 alive.append(sum(each() is not None for each in first))
             shop.try_out(learner, placement)
             if placement == ASKED:
-                first.extend(map(weakref.ref, learner.nets.model.parameters()))
+                first.extend(map(weakref.ref, learner.networks.model.parameters()))
                 raise torch.OutOfMemoryError("full")
 
         learner = shop.fitted(ASKED, SPARING, try_out=try_out)
-        assert shop.passes == [ASKED, SPARING, SPARING] and alive and not any(alive) and learner.nets.shared
+        assert shop.passes == [ASKED, SPARING, SPARING] and alive and not any(alive) and learner.networks.shared
 
 
 def test_a_twin_goes_when_its_run_ends_though_its_layers_know_each_other() -> None:
     with Workshop() as shop:
         learner = shop.fitted(ASKED)
-        assert learner.nets.shared
+        assert learner.networks.shared
         shop.backward(learner)
-        weights = list(map(weakref.ref, learner.nets.model.parameters()))
-        layers = [weakref.ref(each.layer) for each in learner.nets.forwards.values()]
+        weights = list(map(weakref.ref, learner.networks.model.parameters()))
+        layers = [weakref.ref(each.layer) for each in learner.networks.forwards.values()]
         gc.collect()
         gc.disable()
         try:
@@ -181,7 +187,7 @@ def test_where_nothing_fits_the_last_word_is_memory() -> None:
 def learned(learner: Learner, shop: Workshop, steps: int) -> None:
     for step in range(steps):
         shop.backward(learner, seed=step)
-        learner.engine.move()
+        learner.engine.update()
 
 
 @pytest.mark.parametrize("values", [{}, {"ema_decay": 0.9}, {"optimizer": "lion", "ema_decay": 0.9}])
@@ -198,7 +204,7 @@ def test_a_state_brings_back_all_that_changes(values: dict[str, Any]) -> None:
         again, _ = learner.state()
         assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
         shop.backward(learner, seed=0)
-        learner.engine.step.forget()
+        learner.engine.step.reset()
         learned(learner, shop, 1)
         torch.testing.assert_close(learner.flats[0].values.detach(), expected, rtol=1e-4, atol=1e-5)
 
@@ -211,7 +217,7 @@ def test_a_checkpoint_has_the_adapters_in_their_order_whatever_lies_side_by_side
         tensors, _ = learner.state()
         assert {"values.0", "ema.0", "optimizer.state.0.exp_avg"} <= tensors.keys()
         start = 0
-        for adapter in learner.nets.adapters.values():
+        for adapter in learner.networks.adapters.values():
             for parameter in (adapter.down, adapter.up):
                 found = tensors["values.0"][start : start + parameter.numel()]
                 assert torch.equal(found, parameter.detach().flatten())

@@ -1,4 +1,4 @@
-"""kohya-ss/sd-scripts: the arguments of its train_network scripts, as a TOML file holds them.
+"""kohya-ss/sd-scripts: the arguments of its train_network scripts, from a TOML file.
 
 Names, defaults and meaning are those of github.com/kohya-ss/sd-scripts in 2026 (library/train_util.py,
 train_network.py, networks/, library/config_util.py) and of github.com/KohakuBlueleaf/LyCORIS (lycoris/kohya.py).
@@ -25,13 +25,13 @@ DATA_SOURCE = "sd-scripts dataset file"
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a table holds keys of sd-scripts."""
+    """Whether a table has keys of sd-scripts."""
     entries, _, _ = file_entries(content)
     return any(name in keys.KNOWN or name.startswith(tuple(f"{each}." for each in LISTS)) for name in entries)
 
 
 def read(content: Mapping[str, Any]) -> Recipe:
-    """A file for --config_file or --dataset_config, or both in one."""
+    """Converts a file for --config_file or --dataset_config, or both in one."""
     entries, repeated, is_data_only = file_entries(content)
     book = Ledger(entries, repeated, has_defaults=not is_data_only)
     carry(book)
@@ -39,7 +39,7 @@ def read(content: Mapping[str, Any]) -> Recipe:
 
 
 def carry(book: Ledger) -> None:
-    """Settles every key of a file that goes by sd-scripts' names."""
+    """Accounts for every key of a file with sd-scripts' names."""
     carry_network(book)
     carry_learning(book)
     carry_objective(book)
@@ -47,4 +47,4 @@ def carry(book: Ledger) -> None:
     carry_data(book)
     carry_own(book)
     book.ignore(tuple(name for name in keys.CARRIED if not book.has(name)), "not set")
-    book.settle_rest(keys.IGNORED, keys.MISSING)
+    book.account_for_rest(keys.IGNORED, keys.MISSING)

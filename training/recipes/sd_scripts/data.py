@@ -1,4 +1,4 @@
-"""The pictures: what Load Dataset sets."""
+"""Arguments of the pictures: Load Dataset's settings."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from . import keys
 
 
 def carry_data(book: Ledger) -> None:
-    """Settles the keys of the pictures and their captions."""
+    """Accounts for the keys of the pictures and their captions."""
     side = _resolution(book)
     if book.flag("enable_bucket"):
         book.ignore("enable_bucket", "as here")
@@ -53,7 +53,7 @@ def carry_data(book: Ledger) -> None:
 
 
 def _resolution(book: Ledger) -> int | None:
-    """Load Dataset's resolution; None where the file names none, or a shape that is not square."""
+    """Carries the resolution over; returns it, or None if the file has none or one that is not square."""
     if not book.has("resolution"):
         book.ignore("resolution", "not set")
         return None
@@ -76,7 +76,7 @@ def _resolution(book: Ledger) -> int | None:
 
 
 def to_sides(value: Any) -> tuple[int, ...]:
-    """512, "512", "512,768", [512, 768] or "(512, 768)" -> (width, height); () where it is none of these."""
+    """512, "512", "512,768", [512, 768] or "(512, 768)" -> (width, height); else ()."""
     parts = value if isinstance(value, list) else str(value).strip("()[] ").replace(",", " ").split()
     numbers = [to_number(part) for part in parts]
     sides = [int(number) for number in numbers if number is not None and 1 <= number <= 2**20]

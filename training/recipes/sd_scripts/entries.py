@@ -1,4 +1,4 @@
-"""The tables of a file: every key by its name as an argument."""
+"""The tables of a file -> entries by the name of the command-line argument."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,17 +7,17 @@ from ..ledger import Entry, is_unset
 from ..techniques import unquoted
 
 LISTS = ("network_args", "optimizer_args")
-"""Lists of name=value, each of which is a key of its own here."""
+"""lists of name=value; each becomes an entry of its own"""
 RENAMED: dict[str, str] = {
     "batch_size": "train_batch_size",
     "num_repeats": "dataset_repeats",
     "caption_extention": "caption_extension",
 }
-"""Names in a dataset's tables -> names as arguments."""
+"""names in a dataset's tables -> names as arguments"""
 
 
 def file_entries(content: Mapping[str, Any]) -> tuple[dict[str, Entry], list[tuple[str, Entry]], bool]:
-    """The file's keys by name, further values for the same names, and whether it describes pictures alone."""
+    """(entries by name, further entries of the same names, whether the file describes pictures alone)."""
     tables = content.get("datasets")
     has_datasets = isinstance(tables, list) and all(isinstance(each, dict) for each in tables)
     found: list[tuple[str, Entry]] = []
@@ -47,7 +47,7 @@ def _renamed(key: str) -> str:
 
 
 def _dataset_entries(tables: list[dict[str, Any]]) -> Iterator[tuple[str, Entry]]:
-    """Of each subset, then of its dataset; regularisation pictures have names of their own."""
+    """The keys of each subset, then of its dataset; those of regularisation pictures with a prefix."""
     for number, table in enumerate(tables):
         subsets = table.get("subsets")
         is_list = isinstance(subsets, list) and all(isinstance(each, dict) for each in subsets)
@@ -61,7 +61,7 @@ def _dataset_entries(tables: list[dict[str, Any]]) -> Iterator[tuple[str, Entry]
 
 
 def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every key that holds no table; sd-scripts does not mind the tables' names."""
+    """Every (path, value) that is not a table; sd-scripts ignores the tables' names."""
     for key, value in table.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
@@ -70,7 +70,7 @@ def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def argument_entries(name: str, path: str, value: Any) -> dict[str, Entry]:
-    """`["a=1", "b=2"]` or "a=1 b=2" -> entries name.a, name.b; as one entry where it is something else."""
+    """`["a=1", "b=2"]` or "a=1 b=2" -> entries name.a, name.b; other values stay one entry."""
     words = value.split() if isinstance(value, str) else value
     if is_unset(value) or not isinstance(words, list) or not words:
         return {name: Entry(path, value)}

@@ -1,4 +1,4 @@
-"""sd-scripts' arguments that are not settings of a LoRA here: why, or what they would have done."""
+"""sd-scripts' arguments: those without effect here, those that are lost, those that are carried over."""
 
 FOLDERS = "choose the folder in Load Dataset"
 GRAPH = "the graph gives the model, its VAE and its text encoders"
@@ -86,7 +86,7 @@ IGNORED: dict[str, str] = {
     "sample_at_first": "Apply LoRA Preview draws with the model as it was",
     "network_args.block_lr_zero_threshold": "for rates by block only",
 }  # fmt: skip
-"""Key -> why it has no effect."""
+"""key -> why it has no effect here"""
 
 BY_BLOCK = "another rank, alpha or learning rate for some blocks; layer_rules in Adapter Options can say the same"
 LORAPLUS = "a higher learning rate for the second factor of each LoRA (LoRA+)"
@@ -203,7 +203,7 @@ MISSING: dict[str, tuple] = {
          "max_validation_steps"), (VALIDATION,),
     ),
 }  # fmt: skip
-"""Key -> (what it would have done, values besides 0, false and empty that change nothing)."""
+"""key -> (its effect in that trainer, values besides 0, false and empty that have no effect)"""
 
 CARRIED = (
     *("network_module", "network_dim", "network_alpha", "network_dropout", "network_train_unet_only"),

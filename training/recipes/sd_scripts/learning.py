@@ -11,7 +11,7 @@ FP8 = ("fp8_base", "fp8_base_unet", "fp8_scaled")
 
 
 def carry_learning(book: Ledger) -> None:
-    """Settles the keys of optimizer, learning rates, schedule and length."""
+    """Accounts for the keys of optimizer, learning rates, schedule and length."""
     optimizer = _optimizer(book)
     _learning_rates(book, optimizer)
     _schedule(book, optimizer)

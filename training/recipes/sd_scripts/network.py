@@ -1,4 +1,4 @@
-"""Adapter, rank, alpha, layers: the network_* arguments."""
+"""The network_* arguments: adapter, rank, alpha and layers."""
 
 from ...adapters import KINDS
 from ..ledger import Ledger
@@ -17,13 +17,13 @@ PRESETS = {
     "unet-transformer-only": ("attention and feed-forward", False),
     "attn-only": ("attention", True),
 }
-"""LyCORIS' choices of layers -> our targets, and whether the text encoders are among them."""
+"""LyCORIS' presets of layers -> (our targets, whether the text encoders are trained)"""
 WIDE, NARROW, ATTENTION = "all linear and convolution", "attention and feed-forward", "attention"
 BLOCKS = "attention, feed-forward and convolutions"
 
 
 def carry_network(book: Ledger) -> None:
-    """Settles the keys of the network."""
+    """Accounts for the keys of the network."""
     module = book.text("network_module", "networks.lora")
     if module.startswith("lycoris"):
         adapter = _lycoris(book)
@@ -51,12 +51,12 @@ def carry_network(book: Ledger) -> None:
     book.carry(dropout, dropout=book.number(dropout))
     for name in ("rank_dropout", "module_dropout"):
         book.carry(f"network_args.{name}", **{name: book.number(f"network_args.{name}")})
-    if adapter == "oft":
-        book.ignore("network_alpha", "OFT has no scale")
+    if not KINDS[adapter].has_scale:
+        book.ignore("network_alpha", f"{KINDS[adapter].names.title} has no scale")
 
 
 def _kohya_layers(book: Ledger, module: str, adapter: str) -> None:
-    """sd-scripts' networks take the transformer blocks, and with conv_dim the convolutions."""
+    """The layers of sd-scripts' own networks: those of transformer blocks and, with conv_dim, convolutions."""
     conv_rank = book.whole("network_args.conv_dim") if module not in FLOW else 0
     targets = BLOCKS if conv_rank else NARROW
     if adapter == "oft":
@@ -73,7 +73,7 @@ def _kohya_layers(book: Ledger, module: str, adapter: str) -> None:
 
 
 def _lycoris(book: Ledger) -> str:
-    """LyCORIS: the algorithm, and its preset of layers. Gives the adapter."""
+    """Carries LyCORIS' algorithm and preset of layers over; returns our adapter."""
     algorithm = book.text("network_args.algo", "lora").lower()
     known = adapter_named(algorithm, "lycoris")
     adapter = known or "lora"

@@ -1,4 +1,4 @@
-"""What is learned: the loss, the noise, the timesteps."""
+"""Arguments of the loss, the noise and the timesteps."""
 
 from ...lora.metadata import OWN
 from ..ledger import Ledger
@@ -12,12 +12,12 @@ FLOW = {
     "networks.lora_lumina": ("shift", 6.0, "raw"),
     "networks.lora_anima": ("sigmoid", 1.0, "raw"),
 }
-"""Networks of flow models -> defaults of timestep_sampling, discrete_flow_shift and model_prediction_type."""
+"""networks of flow models -> defaults of (timestep_sampling, discrete_flow_shift, model_prediction_type)"""
 FLOW_KEYS = ("timestep_sampling", "discrete_flow_shift", "model_prediction_type", "weighting_scheme", "training_shift")
 
 
 def carry_objective(book: Ledger) -> None:
-    """Settles the keys of loss, noise and timesteps."""
+    """Accounts for the keys of loss, noise and timesteps."""
     _loss_and_noise(book)
     if is_own(book):
         _own_timesteps(book)
@@ -78,7 +78,7 @@ def _own_timesteps(book: Ledger) -> None:
 
 
 def _flow(book: Ledger) -> None:
-    """The density of a flow model's timesteps."""
+    """Accounts for the keys of a flow model's timestep density."""
     module = book.text("network_module")
     if module not in FLOW and not any(book.has(name) for name in FLOW_KEYS):
         book.ignore(("sigmoid_scale", "logit_mean", "logit_std", "mode_scale"), "for flow models only")
@@ -118,7 +118,7 @@ def _flow(book: Ledger) -> None:
 
 
 def _sigma_sampling(book: Ledger, shift_key: str, shift: float) -> None:
-    """A place in the sampler's shifted table, drawn by weighting_scheme; the table begins with pure noise."""
+    """timestep_sampling=sigma: weighting_scheme draws an index into the sampler's shifted table, noise first."""
     scheme = book.text("weighting_scheme", "uniform")
     key = "timestep_sampling" if "timestep_sampling" in book else "weighting_scheme"
     if scheme == "logit_normal":

@@ -1,19 +1,19 @@
-"""What our own files say beside kohya's keys: it counts before them, as it is exactly the recipe."""
+"""Keys that our own files have beside kohya's; they override those, as they are exactly the recipe."""
 
 from ...lora.metadata import OWN
 from ..ledger import FIELDS, Ledger
 
 ARGUMENTS = ("targets", "layer_rules")
-"""Of ss_network_args."""
+"""of our own, in ss_network_args"""
 
 
 def is_own(book: Ledger) -> bool:
-    """Whether the file is one of ours."""
+    """Whether our own export wrote the file."""
     return f"network_args.{ARGUMENTS[0]}" in book
 
 
 def carry_own(book: Ledger) -> None:
-    """Settles our own keys."""
+    """Accounts for the keys of our own."""
     for name in ARGUMENTS:
         key = f"network_args.{name}"
         if book.has(key):

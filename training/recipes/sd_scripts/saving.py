@@ -1,4 +1,4 @@
-"""What is written on the way: files and sample pictures."""
+"""Arguments of files and sample pictures written during a run."""
 
 import re
 
@@ -7,7 +7,7 @@ from ..techniques import carry_save_precision
 
 
 def carry_saving(book: Ledger) -> None:
-    """Settles the keys of files and samples."""
+    """Accounts for the keys of files and samples."""
     carry_save_precision(book, "save_precision", "float")
     book.carry("save_every_n_steps", save_every=book.whole("save_every_n_steps"))
     prompts, flags = sample_prompts(book)
@@ -31,7 +31,7 @@ def carry_saving(book: Ledger) -> None:
 
 
 def sample_prompts(book: Ledger) -> tuple[tuple[str, ...], dict[str, float]]:
-    """Prompts that stand in the file itself, a line each, and the first numbers of the flags behind (--l 7 --s 20)."""
+    """(prompts in the file itself, one per line; flag -> its first number, as in --l 7 --s 20)."""
     value = book.value("sample_prompts")
     if not isinstance(value, str) or re.fullmatch(r"\S[^\n]*\.(txt|toml|json)", value.strip(), re.IGNORECASE):
         return (), {}

@@ -147,9 +147,9 @@ def _about_captions(dataset: Dataset) -> list[str]:
     own = [index for index, picture in enumerate(dataset.pictures) if not picture.is_regularisation]
     triggers = {dataset.settings_of(index).trigger_word for index in own} - {""}
     if not any(dataset.pictures[index].caption for index in own):
-        told = f"by {' and '.join(sorted(map(repr, triggers)))} alone" if triggers else "without any words"
+        means = f"by {' and '.join(sorted(map(repr, triggers)))} alone" if triggers else "without any words"
         return [
-            f"No picture has a caption, so all are learned {told}, ground and pose included. Connect Caption Images "
+            f"No picture has a caption, so all are learned {means}, ground and pose included. Connect Caption Images "
             "behind Load Dataset, or put a .txt file beside each picture."
         ]
     words = [set(re.findall(r"\w{2,}", dataset.caption(index).lower())) - COMMON_WORDS for index in own]

@@ -156,13 +156,13 @@ def prepare(
 
 
 def encode(
-    prepared: Prepared, prompts: tuple[str, ...], cache: Cache | None, show: Callable[[str, int, int], None]
+    prepared: Prepared, prompts: tuple[str, ...], cache: Cache | None, show: Callable[[str, int, int, str], None]
 ) -> Inputs:
     """Encodes all pictures and captions of the run, as far as they are not in the cache.
 
     Args:
         prompts: of sample pictures.
-        show: called with (kind, number done, total).
+        show: called with ("encoding", number of the value, how many, their kind) before each is computed.
 
     Raises:
         InputError: pictures cannot be read, or the VAE gives values that are not numbers.
@@ -171,7 +171,7 @@ def encode(
 
     def on_progress(kind: str, done: int, total: int) -> None:
         host.raise_if_interrupted()
-        show(kind, done + 1, total)
+        show("encoding", done + 1, total, kind)
 
     encoded = partial(
         encode_samples,

@@ -72,27 +72,22 @@ def train_lora(
     """
     with host.training_mode(), deterministic_kernels(config.run.deterministic), open_cache() or nullcontext() as cache:
         prepared = prepare(models, dataset, config, name, start)
+        if prepared.base.device.type == "cuda":  # the report tells the peak, encoding included
+            torch.cuda.reset_peak_memory_stats(prepared.base.device)
         origin = origin_of(prepared.models, dataset, config, start, cache)
         with record(prepared, origin, previous, workflow) as recorder:
             host.check_compatible(prepared.models.model, prepared.models.clip, prepared.models.vae)
-            show = partial(_show_encoding, recorder)
-            inputs = encode(prepared, recorder.controls.sample_prompts, cache, show)
+            inputs = encode(prepared, recorder.controls.sample_prompts, cache, recorder.show)
             if dataset_facts(dataset, cache) != origin.dataset:
                 raise_if_any("The dataset", ["pictures, masks or captions changed while they were read: queue again."])
             host.make_room(prepared.base.device)
             return _train(prepared, inputs, recorder)
 
 
-def _show_encoding(recorder: Recorder, kind: str, done: int, total: int) -> None:
-    recorder.show("encoding", done, total, kind)
-
-
 def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     """Attaches adapters to twins of the models, trains them, detaches them, and makes the LoRA."""
     device, progress, writer = prepared.base.device, recorder.progress, recorder.writer
     recorder.show("loading")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     with ExitStack() as attachments:
         if device.type == "cuda":  # graphs, kernels and events belong to the current device
             attachments.enter_context(torch.cuda.device(device))

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..training.config import HUBER_SCHEDULES, LOSSES, TIMESTEPS, LoRAConfig
+from ..training.config import HUBER_SCHEDULES, LOSSES, TIMESTEP_SAMPLINGS, LoRAConfig
 from .fields import Fields, not_default
 from .types import CATEGORY, KilnConfig
 
@@ -86,7 +86,7 @@ class LossOptions(io.ComfyNode):
                 ),
                 field.choice(
                     "timestep_sampling",
-                    TIMESTEPS,
+                    TIMESTEP_SAMPLINGS,
                     "auto: uniform for SD1.5 and SDXL, shift for flow models. Kohya calls logit_normal sigmoid, "
                     "and resolution_shift flux_shift.",
                     False,

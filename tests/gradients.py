@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
+from lora_kiln.training.adapters.attach import attached, make_adapters
 from lora_kiln.training.config import LoRAConfig
 
 import models
+from targets import find_targets
 
 FAMILIES = {
     "sd15": (models.sd15, 3.0), "sdxl": (models.sdxl, 3.0), "flux": (models.flux, 0.6), "sd3": (models.sd3, 0.6),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from lora_kiln.training import host
-from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
+from lora_kiln.training.adapters.attach import attached, make_adapters
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.objective import sample_losses
@@ -24,6 +24,7 @@ from torch import Tensor
 
 import models
 from parity import distance
+from targets import find_targets
 
 CONFIG = LoRAConfig.of(rank=4, alpha=2.0, targets="attention and feed-forward", precision="fp32", seed=3)
 SIDE = 8  # of the latents

@@ -16,17 +16,12 @@ from . import KINDS, Adapter, new_adapter
 from .base import CONVOLUTIONS, is_linear, layer_shape
 from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
 from .products import PLAIN, LayerProducts
-from .settings import AdapterConfig
+from .settings import BLOCK_TARGETS, AdapterConfig
 from .shared_input import AdaptedForward, unshare
-
-SDXL_BLOCKS = {"SDXL content blocks": "output_blocks.0.1.", "SDXL style blocks": "output_blocks.1.1."}
-"""up_blocks.0.attentions.0 and .1 of B-LoRA (Frenkel et al., arXiv:2403.14572)."""
 
 FEED_FORWARD = re.compile(r"(.*_)?(ff|ffn|mlp|feed_forward)(_.*|[CX])?")
 ATTENTION = re.compile(r".*(attn|attention).*|proj_in|proj_out|[qkv]")
 NEITHER = re.compile(r".*(modulation|adaln|embed|norm).*", re.IGNORECASE)
-FUSED = r"(.*\.)?single_blocks\.\d+\.linear[12]"
-"""Flux's layers that hold attention and feed-forward as one."""
 UNET_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.")
 CLIP_LAYER = re.compile(r".*text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.\w+")
 
@@ -46,7 +41,7 @@ class Target:
 
 
 def find_targets(
-    base_model: nn.Module, targets: str, fused_layers: str = FUSED, target_blocks: Mapping[str, str] = SDXL_BLOCKS
+    base_model: nn.Module, targets: str, fused_layers: str = "", target_blocks: Mapping[str, str] | None = None
 ) -> list[Target]:
     """The layers of the diffusion model that the recipe's `targets` means, in module order.
 
@@ -58,7 +53,8 @@ def find_targets(
             feed-forward and convolutions" takes all of a UNet's blocks, as kohya's conv_dim does; "all linear and
             convolution" takes modulation, embedders and the final layers too; the SDXL choices take the linear
             layers and 1x1 convolutions of one block.
-        fused_layers: regular expression for paths of layers that hold attention and feed-forward in one matrix.
+        fused_layers: regular expression for paths of layers that hold attention and feed-forward in one matrix;
+            empty = none.
         target_blocks: choice of targets that names one block -> start of the block's path.
 
     Raises:
@@ -68,7 +64,7 @@ def find_targets(
         Target(name, module)
         for name, module in base_model.named_modules()
         if name.startswith(DIFFUSION_MODEL)
-        and _is_wanted(name.removeprefix(DIFFUSION_MODEL), module, targets, fused_layers, target_blocks)
+        and _is_wanted(name.removeprefix(DIFFUSION_MODEL), module, targets, fused_layers, target_blocks or {})
     ]
     if not found:
         raise_if_any("LoRA Config", [f"targets is {targets!r}, but this model has no such layer: choose another."])
@@ -268,7 +264,7 @@ def _is_wanted(name: str, module: nn.Module, targets: str, fused_layers: str, ta
         return True
     if math.prod(layer_shape(module)[2:]) > 1:
         return False
-    if targets in SDXL_BLOCKS:
+    if targets in BLOCK_TARGETS:
         return targets in target_blocks and name.startswith(target_blocks[targets])
     if fused_layers and re.fullmatch(fused_layers, name):
         return True

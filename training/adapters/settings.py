@@ -9,13 +9,14 @@ from ..basics.settings import Settings, choice, number
 from . import KINDS
 from .layer_rules import parse_layer_rules
 
+BLOCK_TARGETS = ("SDXL style blocks", "SDXL content blocks")
+"""Choices of `targets` that name one block of a model."""
 TARGETS = (
     "attention",
     "attention and feed-forward",
     "attention, feed-forward and convolutions",
     "all linear and convolution",
-    "SDXL style blocks",
-    "SDXL content blocks",
+    *BLOCK_TARGETS,
 )
 LARGEST_RANK = 1024
 """For kinds with a rank limit; a larger one with LoKr stands for whole factors."""
@@ -56,7 +57,7 @@ class AdapterConfig(Settings):
 
     def more_problems(self) -> list[str]:
         problems = []
-        has_limit = self.kind not in KINDS or KINDS[self.kind].has_rank_limit
+        has_limit = self.kind not in tuple(KINDS) or KINDS[self.kind].has_rank_limit
         if has_limit and is_finite(self.rank) and self.rank > LARGEST_RANK:
             exempt = " and ".join(name for name, kind in KINDS.items() if not kind.has_rank_limit)
             problems.append(

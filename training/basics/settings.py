@@ -66,7 +66,7 @@ class Settings:
     def _not_among_choices(self) -> Iterator[str]:
         for each in fields(self):
             allowed, value = each.metadata.get("choices"), getattr(self, each.name)
-            if allowed is not None and value not in allowed:
+            if allowed is not None and value not in tuple(allowed):
                 yield f"{public_name(each)} is {value!r}; choose one of: {', '.join(allowed)}."
 
 

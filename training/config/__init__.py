@@ -2,7 +2,7 @@
 
 from ..adapters import KINDS
 from ..adapters.settings import TARGETS, AdapterConfig
-from .objective import HUBER_SCHEDULES, LOSSES, TIMESTEPS, ObjectiveConfig
+from .objective import HUBER_SCHEDULES, LOSSES, TIMESTEP_SAMPLINGS, ObjectiveConfig
 from .optimization import SCHEDULERS, OptimizationConfig
 from .optimizers import OPTIMIZERS, OptimizerKind
 from .presets import CUSTOM, PRESETS, preset_values
@@ -28,7 +28,7 @@ __all__ = [
     "SAVE_PRECISIONS",
     "SCHEDULERS",
     "TARGETS",
-    "TIMESTEPS",
+    "TIMESTEP_SAMPLINGS",
     "AdapterConfig",
     "LoRAConfig",
     "ObjectiveConfig",

@@ -8,7 +8,7 @@ from ..basics.settings import Settings, choice, number
 
 LOSSES = ("l2", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
-TIMESTEPS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
+TIMESTEP_SAMPLINGS = ("auto", "uniform", "logit_normal", "shift", "resolution_shift")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ObjectiveConfig(Settings):
     """First timestep trained, of 1000."""
     max_timestep: int = number(1000, Limits(1, 1000))
     """Timestep before which training ends, of 1000."""
-    timestep_sampling: str = choice("auto", TIMESTEPS)
+    timestep_sampling: str = choice("auto", TIMESTEP_SAMPLINGS)
     """Density of the timesteps. auto: uniform for SD1.5 and SDXL, shift for flow models."""
     logit_mean: float = number(0.0, Limits(-10, 10))
     """Mean of the normal distribution of logit_normal, shift and resolution_shift."""

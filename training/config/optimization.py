@@ -57,7 +57,7 @@ class OptimizationConfig(Settings):
         if not self.has_finite_numbers:
             return []
         problems = []
-        kind = OPTIMIZERS.get(self.optimizer)
+        kind = OPTIMIZERS[self.optimizer] if self.optimizer in tuple(OPTIMIZERS) else None
         if kind and kind.finds_rate and self.learning_rate < LOWEST_RATE_FACTOR:
             problems.append(
                 f"learning_rate is {self.learning_rate:g} with {kind.name}, which finds the rate itself and multiplies "

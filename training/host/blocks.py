@@ -96,13 +96,15 @@ def _copied(value: Any) -> Any:
 def repeated_blocks(base_model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of each repeated block of a `BaseModel` (or its twin), in the order of the forward pass.
 
-    They are the entries of the module lists that the family's row names. An entry that is a sequence, as in UNets,
-    gives its parts that have weights. Models without a row: the entries of the outermost module lists.
+    They are the entries of the module lists that the family's row names and the model has. An entry that is a
+    sequence, as in UNets, gives its parts that have weights. Models without a row: the entries of the outermost lists.
     """
     network = base_model.diffusion_model
     outermost = (name for name, child in network.named_children() if isinstance(child, nn.ModuleList))
     for list_name in facts_about(base_model).blocks or outermost:
-        blocks = network.get_submodule(list_name)
+        blocks = getattr(network, list_name, None)
+        if not isinstance(blocks, nn.Module):  # small UNets have no middle, Lumina's have no siglip_refiner
+            continue
         if isinstance(blocks, nn.Sequential):  # a UNet's middle: one block
             yield from _parts(list_name, blocks)
             continue

@@ -21,7 +21,7 @@ def batch_conds(
 
     Args:
         conditionings: one per sample.
-        latents: (B, C, ...) on the model's device; only their shape and device are used.
+        latents: (B, C, ...); only their shape and device are used: the arguments will lie there.
         guidance: for a model that `takes_guidance`; None = the host's default.
 
     Returns:

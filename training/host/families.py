@@ -1,6 +1,6 @@
 """The table of model families: one row per family, with everything that differs between families.
 
-To train another family of the host, add a row to FAMILIES; no other file names a family.
+To train another family of the host, add a row to FAMILIES; the trainer reads the row wherever families differ.
 """
 
 import re
@@ -90,7 +90,7 @@ class ModelFamily:
 
     # ---- training defaults
     timestep_density: str = "auto"
-    """Density for the config's timestep_sampling "auto", one of config.TIMESTEPS; auto = by prediction type."""
+    """What timestep_sampling "auto" means, one of config.TIMESTEP_SAMPLINGS; auto = by prediction type."""
     timestep_shift: float = 0.0
     """Timestep shift in training; 0 = the shift that the host samples with."""
     guidance: float | None = None
@@ -176,7 +176,7 @@ LUMINA: dict[str, Any] = {
     "model_class": "Lumina2",
     "text_layer": "cap_embedder.1",
     "pooled_width": "adm_channels",
-    "blocks": ("noise_refiner", "context_refiner", "layers"),
+    "blocks": ("context_refiner", "siglip_refiner", "noise_refiner", "layers"),
 }
 
 
@@ -362,7 +362,7 @@ def facts_about(base_model: Any) -> ModelFamily:
 
 def unknown_family(base_model: Any) -> str:
     """The refusal of a `BaseModel` that belongs to no family."""
-    names = ", ".join(family.name for family in FAMILIES)
+    names = ", ".join(family.name for family in FAMILIES if family.versions)
     return f"model is a {type(base_model).__name__}, which cannot be trained so far: {names} can."
 
 

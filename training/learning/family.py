@@ -14,7 +14,7 @@ class Family:
 
     prediction: Prediction
     shift: float = 1.0
-    """timestep shift that a flow model was trained with; 1 = none"""
+    """timestep shift of a flow model, as the graph samples with it; 1 = none"""
     patch: int = 2
     """side of an image token, in latent pixels"""
 

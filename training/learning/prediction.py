@@ -34,7 +34,7 @@ class Prediction(ABC):
     has_snr_weights: ClassVar[bool] = True
     """whether Min-SNR-gamma and debiased estimation have an effect"""
     takes_zero_terminal_snr: ClassVar[bool] = False
-    """whether the model can be trained on pure noise"""
+    """whether its table of noise levels may be rescaled to zero terminal SNR"""
 
     # ---------------------------------------------------------------- noise and output
 

@@ -13,11 +13,11 @@ LAST_ALPHA_BAR = 4.8973451890853435e-08
 
 @dataclass(frozen=True)
 class Density:
-    """A distribution of training times t in [0, 1).
+    """A distribution of training times t from 0 to 1.
 
     A time is uniform or sigmoid(N(logit_mean, logit_std)), then shifted to s t / (1 + (s - 1) t) (Esser et al.,
-    arXiv:2403.03206, sections 3.1 and 5.3.2), and conditioned on min_timestep <= 1000 t < max_timestep: within the
-    range the density keeps its shape, and nothing piles up at the ends.
+    arXiv:2403.03206, sections 3.1 and 5.3.2), and conditioned on a range of timesteps, which the prediction turns
+    into times: within the range the density keeps its shape, and nothing piles up at the ends.
     """
 
     shape: str = "uniform"

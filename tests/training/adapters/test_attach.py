@@ -21,7 +21,6 @@ from lora_kiln.training.adapters.attach import (
     clear_dropout,
     describe,
     draw_dropout,
-    find_targets,
     find_text_targets,
     make_adapters,
 )
@@ -31,6 +30,7 @@ from lora_kiln.training.config import ADAPTERS, TARGETS, LoRAConfig
 from torch import nn
 
 from models import hooks, randomise, sd15, sdxl
+from targets import find_targets
 
 ATTENTION, FEED_FORWARD, BLOCKS, ALL, STYLE, CONTENT = TARGETS
 CONFIG = LoRAConfig.of(rank=2, alpha=1.0, targets=ALL, seed=3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA, init_lora
-from lora_kiln.training.adapters.attach import attached, find_targets, make_adapters
+from lora_kiln.training.adapters.attach import attached, make_adapters
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.adapters.layer_rules import DIFFUSION_MODEL
 from lora_kiln.training.adapters.shared_input import LARGEST_GROUP, AdaptedForward, Readers, block_names, share, watched
@@ -18,6 +18,7 @@ from torch import nn
 
 import models
 from gradients import conditioning
+from targets import find_targets
 
 WIDTH, OUT, RANK, ALPHA = 32, 64, 4, 8.0
 CPU = torch.device("cpu")

@@ -97,3 +97,12 @@ def test_flux_is_checkpointed_block_by_block():
     with host.training_mode():
         probe = Probe(models.flux().model, checkpointed=True)
     assert probe.blocks == ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
+
+
+def test_a_unet_without_a_middle_has_its_other_blocks():
+    """Small UNets such as KOALA-700M: the host leaves the middle out."""
+    base = models.sd15().model.model
+    names = [name for name, _ in host.repeated_blocks(base)]
+    base.diffusion_model.middle_block = None
+    left = [name for name in names if not name.startswith("middle_block")]
+    assert [name for name, _ in host.repeated_blocks(base)] == left != names

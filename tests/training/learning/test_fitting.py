@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.adapters.attach import attached, draw_dropout, find_targets, make_adapters
+from lora_kiln.training.adapters.attach import attached, draw_dropout, make_adapters
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch, parts
@@ -16,6 +16,7 @@ from lora_kiln.training.learning.optimizers import make_optimizer
 from lora_kiln.training.learning.step import Step
 
 import models
+from targets import find_targets
 
 ASKED = Placement(checkpointing=False, pictures=4)
 CONFIG = LoRAConfig.of(rank=4, learning_rate=1e-3, batch_size=4, targets="attention and feed-forward")

@@ -158,3 +158,12 @@ def test_pre_commit_checks_with_the_ruff_of_the_tests():
     (pin,) = [tool for tool in environment.TOOLS if tool.startswith("ruff==")]
     hooks = (PACK / ".pre-commit-config.yaml").read_text("utf-8")
     assert hooks.count(f'["{pin}"]') == hooks.count("additional_dependencies") == 2
+
+
+def test_every_test_that_ci_names_exists():
+    """The oldest host runs a chosen set: a test that was moved would end that part before it begins."""
+    text = (PACK / ".ci" / "run").read_text("utf-8")
+    named = [word.partition("::") for word in text.split() if word.startswith("tests/")]
+    assert named
+    assert [path for path, _, _ in named if not (PACK / path).exists()] == []
+    assert [test for path, _, test in named if test and f"def {test}(" not in (PACK / path).read_text("utf-8")] == []

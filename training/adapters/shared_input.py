@@ -156,12 +156,12 @@ def block_names(blocks: Iterable[str], forwards: Mapping[str, AdaptedForward]) -
 
 def _can_fuse(member: AdaptedForward, x: Tensor) -> bool:
     adapter = member.adapter
-    return isinstance(adapter, LoRA) and adapter.can_fuse(member.layer, x, member.products)
+    return type(adapter) is LoRA and adapter.can_fuse(member.layer, x, member.products)
 
 
 def _can_be_joined(reader: AdaptedForward) -> bool:
     layer, adapter = reader.layer, reader.adapter
-    if not (is_linear(layer) and isinstance(adapter, LoRA) and adapter.down.grad is not None):
+    if not (is_linear(layer) and type(adapter) is LoRA and adapter.down.grad is not None):
         return False
     is_plain = type(layer.weight) in (Tensor, nn.Parameter) and not reader.products.is_quantised(layer.weight)
     return is_plain and layer.weight.dtype == adapter.copies.get("down", adapter.down).dtype

@@ -1,9 +1,13 @@
 """Atomic writes: a reader or a crash meets a file's old or its new content, never a part of it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""Errors of file systems that cannot sync a file; it is written all the same."""
 
 
 @contextmanager
@@ -33,7 +37,11 @@ def sync(path: Path) -> None:
         with suppress(OSError):  # Windows cannot open folders, and some network file systems cannot sync them
             _sync(path, os.O_RDONLY)
     else:
-        _sync(path, os.O_RDWR)
+        try:
+            _sync(path, os.O_RDWR)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -26,7 +26,7 @@ from .progress import SampleFile, Step
 FORMAT = 1
 RECORD, METRICS, OWNER = "run.json", "metrics.jsonl", "owner.json"
 LARGEST_RECORD = 16 * 2**20
-LONGEST_LINE = 2**16
+LONGEST_LINE = 2**18
 LARGEST_NUMBER = 1e300
 FLUSH_SECONDS = 2.0
 STAMP, STAMP_LENGTH = "%Y%m%d-%H%M%S", 15

@@ -57,8 +57,8 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
     for line in lines:
         if "loss" in line:
             progress.add_step(line["loss"], line.get("learning_rate", 0.0))
-        if "validation_loss" in line:
-            progress.add_validation(line["step"], line["validation_loss"])
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    progress.validations = list(losses.items())
     curve = [[step, *point[1:]] for step, point in zip(steps, points(progress), strict=True)]
     step, elapsed, epochs = steps[-1] if steps else 0, record.get("elapsed", 0.0), record.get("epochs", 0)
     state, message = record.get("state", ""), record.get("message", "")

@@ -162,7 +162,7 @@ def encode(
 
     Args:
         prompts: of sample pictures.
-        show: called with ("encoding", number of the value, how many, their kind) before each is computed.
+        show: called with ("encoding", number of the value, how many, their kind) while they are computed.
 
     Raises:
         InputError: pictures cannot be read, or the VAE gives values that are not numbers.

@@ -36,7 +36,7 @@ class SampleFile(TypedDict):
 
     step: Step
     prompt: str
-    prompt_index: Step
+    prompt_index: Annotated[int, Field(ge=0)]
     filename: str
     subfolder: str
 

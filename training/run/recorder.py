@@ -15,7 +15,7 @@ from .progress import Progress, SamplePicture
 
 
 class Recorder(Protocol):
-    """Is told what happens in a run, after the run has changed its progress.
+    """Is told what happens in a run. It adds marks, samples and files to the progress; all else the run has added.
 
     `run_recorder.RunRecorder` writes it to disk and shows it to the page; `NullRecorder` does neither.
     """

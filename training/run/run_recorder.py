@@ -124,6 +124,7 @@ class RunRecorder:
         try:
             load_progress(self.progress, self.opened)
         except InputError as error:
+            self.progress.stop_clock()
             self.live.ended("failed", str(error))
             raise
         progress, controls = self.progress, self.controls

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from lora_kiln.training import host
-from lora_kiln.training.adapters import LoRA, init_lora
+from lora_kiln.training.adapters import DoRA, LoRA, init_lora
 from lora_kiln.training.adapters.attach import attached, make_adapters
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.adapters.layer_rules import DIFFUSION_MODEL
@@ -246,3 +246,18 @@ def test_a_models_gradients_are_the_same(family: str, checkpointing: bool) -> No
         assert all(len({key.split(".transformer_blocks")[0] for key in group}) == 1 for group in text)
     else:
         assert max(map(len, text)) > 2  # of several blocks
+
+
+def test_only_plain_loras_are_computed_together() -> None:
+    """DoRA is made of a LoRA and scales the whole weight: as one of a group it would be a LoRA alone."""
+    side = 64  # parameters of this size follow each other in memory without gaps
+    layers = [nn.Linear(side, side).requires_grad_(False) for _ in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    adapters = [DoRA.new(layer, RANK, ALPHA, generator) for layer in layers]
+    FlatParameters(adapters, CPU, torch.float32)
+    forwards = [AdaptedForward(layer, adapter) for layer, adapter in zip(layers, adapters, strict=True)]
+    x = torch.randn(2, side)
+    with watched(forwards) as readers:
+        for forward in forwards:
+            forward(x)
+    assert readers.groups(lambda forward: None) == []

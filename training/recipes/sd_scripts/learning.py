@@ -78,7 +78,7 @@ def _schedule(book: Ledger, optimizer: OptimizerKind) -> None:
     names = ("lr_scheduler", "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_power")
     if optimizer.scheduler and not is_own(book):
         book.values |= {"scheduler": optimizer.scheduler, "warmup": book.values.get("warmup", 0.0)}
-        book.ignore(names, f"{optimizer.name} takes no other scheduler than {optimizer.scheduler}")
+        book.ignore(names, f"{optimizer.name} goes with the scheduler {optimizer.scheduler}")
         return
     scheduler = carry_scheduler(book, "lr_scheduler")
     book.carry("lr_warmup_steps", warmup=book.number("lr_warmup_steps"))

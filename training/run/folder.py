@@ -121,12 +121,8 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def record(self, facts: Mapping[str, Any]) -> None:
-        """Adds facts to run.json, or replaces them there."""
-        try:
-            known: Mapping[str, Any] = read_record(self.path)
-        except ValueError:
-            known = {"format": FORMAT}
-        self._write(RECORD, _text({**known, **facts}))
+        """Adds facts to run.json, or replaces them there; entries that this version does not know stay."""
+        self._write(RECORD, _text({**_entries(self.path), **facts}))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it is flushed within seconds."""
@@ -237,6 +233,16 @@ def read_record(path: Path) -> Record:
         return _RECORD.validate_json((path / RECORD).read_bytes(), strict=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path / RECORD} cannot be read: {error}") from error
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """All entries of a run's run.json as they stand; the format alone if the file is missing or unreadable."""
+    try:
+        is_small = (path / RECORD).stat().st_size <= LARGEST_RECORD
+        found = json.loads((path / RECORD).read_bytes(), parse_constant=lambda _: None) if is_small else None
+    except (OSError, ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else {"format": FORMAT}
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:

@@ -46,6 +46,9 @@ TOOLS = [
     "diffusers==0.42.1",
     "peft==0.21.2",
     "pytorch_optimizer==4.1.0",
+    "pillow-heif==1.8.1",
+    "pillow-jxl-plugin==1.3.8",
+    "gguf==0.19.0",
 ]
 COMFY_CLI = "comfy-cli==1.23.0"  # in an environment of its own: it must not decide the host's versions
 ATHERIS = "atheris==3.0.0"  # in a folder of its own: it is for Linux and macOS alone

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""LoRA Kiln's development commands: test, fuzz, soak, leaks, demo, serve, bench. Standard library only.
+"""LoRA Kiln's development commands: test, fuzz, soak, leaks, repeat, demo, serve, bench. Standard library only.
 
 Each sets up first what it needs (tests/environment.py) and then runs a program of tests/ in that environment.
 """
@@ -86,6 +86,13 @@ def soak(options: argparse.Namespace, rest: list[str]) -> int:
 def leaks(options: argparse.Namespace, rest: list[str]) -> int:
     """Many runs one after another in one real server: memory, open files and threads must stay what they are."""
     return in_fresh_workspace(options, ["--runs", options.runs, *rest])
+
+
+def repeat(options: argparse.Namespace, rest: list[str]) -> int:
+    """The same deterministic run again and again, several at a time: all must be equal to the last bit."""
+    setup = set_up(options.host)
+    command = [setup.python, "-m", "repeat", "--runs", options.runs, "--beside", options.beside, *rest]
+    return hand_over([str(part) for part in command], setup.environ())
 
 
 def in_fresh_workspace(options: argparse.Namespace, arguments: list[object]) -> int:
@@ -189,6 +196,11 @@ def parser() -> argparse.ArgumentParser:
 
     made = verb(leaks, "many runs one after another in one server: memory, files and threads must stay as they are")
     made.add_argument("--runs", type=int, default=50, metavar="N", help="how many (default: 50)")
+
+    made = verb(repeat, "the same deterministic run, several at a time: all must be equal to the last bit")
+    made.add_argument("--runs", type=int, default=200, metavar="N", help="how many (default: 200)")
+    made.add_argument("--beside", type=int, default=10, metavar="N", help="processes at a time (default: 10)")
+    made.epilog = "further arguments choose the model and the recipe: see tests/repeat.py"
 
     made = verb(demo, "train a LoRA on the demo kit in a real ComfyUI: what it learned", measured, placed)
     made.add_argument("--seed", type=int, default=1, help="which concept is learned (default: 1)")

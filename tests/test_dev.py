@@ -140,7 +140,7 @@ def test_further_arguments_are_passed_on_in_their_order(arguments: list[str], re
     assert options.verb == arguments[0]
 
 
-@pytest.mark.parametrize("verb", ["test", "fuzz", "soak", "leaks", "demo", "serve", "bench"])
+@pytest.mark.parametrize("verb", ["test", "fuzz", "soak", "leaks", "repeat", "demo", "serve", "bench"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         dev.main([verb, "--help"])

@@ -14,7 +14,8 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Inside, torch uses deterministic algorithms alone; on exit its settings are restored.
 
     Without them, the backward passes of flash and memory-efficient attention sum in varying order on a GPU. torch
-    requires the environment variable of cuBLAS's workspace for this.
+    requires the environment variable of cuBLAS's workspace for this. The backward pass runs in the calling thread: with
+    a thread for each device, gradients that pass over the CPU (those of text encoders) are summed in order of arrival.
 
     Args:
         wanted: False = nothing is changed.
@@ -32,7 +33,8 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=False)  # warn_only=True would leave attention nondeterministic
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn

@@ -1,6 +1,7 @@
 """Deterministic kernels are asked for while the context lasts, and only then."""
 
 import os
+import threading
 
 import pytest
 import torch
@@ -37,3 +38,15 @@ def test_off_changes_nothing() -> None:
     before = settings()
     with deterministic_kernels(False):
         assert settings() == before
+
+
+@pytest.mark.gpu
+def test_the_backward_pass_runs_in_the_calling_thread() -> None:
+    threads = []
+    leaf = torch.ones(2, device="cuda", requires_grad=True)
+    with deterministic_kernels(True):
+        over_the_cpu = (leaf * 2).cpu().to("cuda")
+        doubled = over_the_cpu * 3
+        doubled.register_hook(lambda gradient: threads.append(threading.get_ident()))
+        doubled.sum().backward()
+    assert threads == [threading.get_ident()]

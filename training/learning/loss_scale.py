@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-FIRST, LEAST, MOST = 2.0**16, 1.0, 2.0**24
+FIRST, LEAST, MOST = 2.0**10, 1.0, 2.0**24
+"""FIRST is far below what most models bear: a step that overflows is lost, a scale too small costs little."""
 PATIENCE = 2000
 """Steps with finite gradients after which the scale is doubled."""
 
@@ -21,6 +22,8 @@ class LossScale:
         self.value = torch.tensor(FIRST, device=device)
         self.went_well = torch.zeros((), device=device)
         """steps with finite gradients since the scale last changed"""
+        self.skipped = torch.zeros((), device=device)
+        """steps that updated nothing, since this object was made"""
 
     @property
     def state(self) -> list[Tensor]:
@@ -49,4 +52,5 @@ class LossScale:
         is_up = self.went_well >= PATIENCE
         self.value.mul_(1.0 + is_up.float()).mul_(1.0 - 0.5 * is_too_large.float()).clamp_(LEAST, MOST)
         self.went_well.mul_(1.0 - is_up.float())
+        self.skipped.add_(is_too_large)
         return is_too_large.float()

@@ -95,6 +95,10 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
         attachments.callback(learner.engine.release)
         recorder.load(learner)
         _train_to_end(prepared, inputs, learner, recorder)
+    if learner.loss_scale is not None and (skipped := int(learner.loss_scale.skipped)):
+        prepared.notes.add(
+            f"{skipped} steps moved nothing, since their gradients were too large for fp16: precision bf16 loses none."
+        )
     lora = writer.lora(writer.best(learner, progress))
     progress.is_over = True
     recorder.finish()

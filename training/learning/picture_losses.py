@@ -34,7 +34,7 @@ class PictureLosses:
 
     def relative(self) -> list[tuple[float | None, int]]:
         """(loss, times seen) of each picture; 1 is the average of all at the same noise levels; None: not seen yet."""
-        sums, counts = (each.double().cpu().reshape(-1, LEVELS) for each in (self.sums, self.counts))
+        sums, counts = (each.cpu().double().reshape(-1, LEVELS) for each in (self.sums, self.counts))
         usual = sums.sum(0) / counts.sum(0).clamp(min=1.0)
         expected = (counts * usual).sum(1)
         seen = counts.sum(1)

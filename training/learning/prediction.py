@@ -8,6 +8,7 @@ which the model was trained.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -173,8 +174,18 @@ PREDICTIONS: dict[str, type[Prediction]] = {each.name: each for each in (Eps, V,
 
 
 def in_float64(sigma: Tensor) -> Tensor:
-    """float64, which Apple's GPUs do not have: float32 there."""
-    return sigma.float() if sigma.device.type == "mps" else sigma.double()
+    """float64, or float32 on a device that has no float64."""
+    return sigma.double() if has_float64(sigma.device) else sigma.float()
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes float64: Apple's GPUs and some of Intel's do not."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def along_samples(values: Tensor, x: Tensor) -> Tensor:

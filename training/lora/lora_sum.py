@@ -91,7 +91,8 @@ class LoRASum:
             dense = sum(w * (m.up @ m.down if isinstance(m, Factors) else m) for w, m in matrices)
             assert isinstance(dense, Tensor)
             result, singular = factorised(dense, self.limit)
-        lost, total = float(singular[result.rank :].double().square().sum()), float(singular.double().square().sum())
+        squares = singular.cpu().double().square()
+        lost, total = float(squares[result.rank :].sum()), float(squares.sum())
         if self.limit:
             self.errors[layer] = (lost / total) ** 0.5 if total else 0.0
         self._lost, self._total = self._lost + lost, self._total + total

@@ -38,5 +38,5 @@ def noised(latent: torch.Tensor, prediction: Prediction, seed: int, number: int)
 def mean_loss(predict: Predict, prediction: Prediction, batches: Sequence[Batch]) -> float:
     """The mean squared error in the space of the prediction, without the recipe's weights, over all batches."""
     plain = ObjectiveConfig()
-    totals = [sample_losses(predict, prediction, plain, batch).double().sum().item() for batch in batches]
+    totals = [sample_losses(predict, prediction, plain, batch).cpu().double().sum().item() for batch in batches]
     return sum(totals) / sum(len(batch.x_0) for batch in batches)

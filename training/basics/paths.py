@@ -90,6 +90,21 @@ def visible_parts(name: str) -> tuple[str, ...] | None:
     return parts if is_plain and not any(character in name for character in separators) else None
 
 
+def folded(name: str) -> str:
+    """The name without differences of case and Unicode form: where two are equal, some system takes them for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a name is Unicode text; on Linux a file's name may be other bytes, which Python holds as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def printable(name: str) -> str:
+    """The name with what is not Unicode in it as escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def safe_part(text: str, longest: int = LONGEST_PART) -> str:
     """A name of a file or folder with its reserved and invisible characters replaced by `_`; may become empty.
 

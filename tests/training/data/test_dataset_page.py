@@ -323,3 +323,22 @@ def test_the_node_runs_again_after_a_caption_was_saved(cats: Path) -> None:
         save_all(entry("a.png", caption, before))
         seen.append(LoadDataset.fingerprint_inputs(folder=["cats"]))
     assert len(set(seen)) == 3
+
+
+def test_edits_of_two_pictures_of_one_name_are_both_kept(cats: Path) -> None:
+    draw(cats / "a.jpg")
+    draw(cats / "a.png", color=(1, 2, 3))
+    (cats / "a.txt").write_text("of which")
+    answer = save_all(entry("a.jpg", "the first", "of which"), entry("a.png", "the second", "of which"))
+    assert answer == {"saved": ["a.jpg", "a.png"], "failed": {}}
+    assert {name: each["caption"] for name, each in shown().items()} == {"a.jpg": "the first", "a.png": "the second"}
+
+
+def test_exchanged_pictures_of_one_size_and_time_are_seen(cats: Path) -> None:
+    for name, color in (("a", (200, 20, 10)), ("b", (20, 200, 10))):
+        os.utime(draw(cats / f"{name}.bmp", color=color), (1, 1))
+    before = {name: each["version"] for name, each in shown().items()}
+    for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+        (cats / f"{old}.bmp").rename(cats / f"{new}.bmp")
+    after = {name: each["version"] for name, each in shown().items()}
+    assert after == {"a.bmp": before["b.bmp"], "b.bmp": before["a.bmp"]}

@@ -45,7 +45,7 @@ def files_below(
         seen.add(os.path.realpath(folder))
         depth = len(here.relative_to(root).parts)
         goes_on = is_new and (deepest is None or depth < deepest)
-        visible = (name for name in sorted(names) if goes_on and _is_a_persons(name))
+        visible = (name for name in sorted(names) if goes_on and is_a_persons(name))
         names[:] = [name for name in visible if stays(here / name, True)]  # is_symlink() misses Windows' junctions
         found = (here / name for name in sorted(files) if is_new and not name.startswith("."))
         yield from (path for path in found if stays(path, path.is_symlink()))
@@ -66,6 +66,11 @@ def folders_with(root: Path, endings: Sequence[str], deepest: int, within: Seque
     return sorted(found)
 
 
+def is_a_persons(folder: str) -> bool:
+    """Whether a folder of this name holds what a person put there."""
+    return not folder.startswith(".") and folder.lower() not in SYSTEM_FOLDERS
+
+
 def file_state(stat: os.stat_result) -> tuple[int, ...]:
     """Numbers of a file that are others after it was changed, or exchanged for another of its size and time."""
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
@@ -74,11 +79,6 @@ def file_state(stat: os.stat_result) -> tuple[int, ...]:
 def is_stable(mtime_ns: int) -> bool:
     """Whether a modification time is old enough that any later change will alter it."""
     return not 0 <= time.time() - mtime_ns / 1e9 < STABLE_AFTER
-
-
-def _is_a_persons(folder: str) -> bool:
-    """Whether a folder of this name holds what a person put there."""
-    return not folder.startswith(".") and folder.lower() not in SYSTEM_FOLDERS
 
 
 def _collect(
@@ -111,7 +111,7 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[bool, list[str]]:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    names += [entry.name] if _is_a_persons(entry.name) and is_unicode(entry.name) else []
+                    names += [entry.name] if is_a_persons(entry.name) and is_unicode(entry.name) else []
                 elif not holds:
                     holds = entry.name.lower().endswith(endings)
     except OSError:  # missing or unreadable

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .. import host
 from ..basics.errors import InputError, Refusal, problems_of, raise_if_any
+from ..basics.files import sweep_unfinished
 from ..basics.folders import file_state, files_below, is_stable
 from ..basics.paths import visible_parts
 from .buckets import Fit
@@ -165,7 +166,7 @@ def save_captions(request: dict[str, Any]) -> dict[str, Any]:
     with _saving:
         current = current_captions(folder)
         missing = [
-            f"{edit.name!r} is no picture of this folder any more: look again."
+            f"{edit.name!r:.200} is no picture of this folder any more: look again."
             for edit in edits
             if edit.name not in current
         ]
@@ -177,6 +178,8 @@ def save_captions(request: dict[str, Any]) -> dict[str, Any]:
         }
         if changed and not checked.overwrite:
             raise Refusal(409, f"{len(changed)} captions changed on disk since they were read.", changed=changed)
+        for each in {(folder / edit.name).parent for edit in edits}:
+            sweep_unfinished(each)
         files = CaptionFiles(files_below(folder))
         for edit in edits:
             path = folder / edit.name
@@ -263,7 +266,7 @@ def _whole(text: str, field: str, limits: tuple[int, int]) -> int:
 def _folder(name: Any) -> Path:
     """A folder that the node may read too, but none behind a link that leads out of the allowed roots."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(SUBJECT, [f"folder is {name!r}; it must be the name of a folder."])
+        raise InputError(SUBJECT, [f"folder is {name!r:.200}; it must be the name of a folder."])
     folder = host.resolve_folder(name, "folder")
     if host.leaves_roots(folder):
         problem = (
@@ -278,8 +281,8 @@ def _picture(folder: Path, name: str) -> Path:
     """A picture's file, by its name in `describe`."""
     parts = visible_parts(name)
     path = folder.joinpath(*parts) if parts and name.lower().endswith(ENDINGS) else None
-    if path is None or not path.is_file() or host.leaves_roots(path):
-        raise Refusal(404, f"name is {name!r}, which is no picture in the folder.")
+    if path is None or not os.path.isfile(path) or host.leaves_roots(path):
+        raise Refusal(404, f"name is {name!r:.200}, which is no picture in the folder.")
     return path
 
 

@@ -169,11 +169,11 @@ def _entry(line: str) -> tuple[str, str]:
     """
     entry = json.loads(line) if len(line) <= LARGEST_CAPTION else None
     text = _text_of(entry)
-    name = (
-        next((entry[key] for key in NAME_KEYS if isinstance(entry.get(key), str)), None) if text is not None else None
-    )
-    if text is None or name is None:
-        raise ValueError("no file_name or no text")
+    if not isinstance(entry, dict) or text is None:
+        raise ValueError("no text")
+    name = next((entry[key] for key in NAME_KEYS if isinstance(entry.get(key), str)), None)
+    if name is None:
+        raise ValueError("no file_name")
     return name, text
 
 

@@ -160,9 +160,7 @@ async def _received(request: web.Request, rules: UploadRules, folder: Path) -> l
     except Refusal as refusal:
         return _error(refusal.status, str(refusal))
     except (asyncio.TimeoutError, TimeoutError):
-        return _error(
-            408, f"The upload sent nothing for {STALLED_SECONDS:.0f} seconds and was given up: send it anew."
-        )
+        return _error(408, f"The upload sent nothing for {STALLED_SECONDS:.0f} seconds and was given up: send it anew.")
     except UNREADABLE as error:
         return _error(400, f"The upload cannot be read: {str(error) or type(error).__name__:.200}")
 

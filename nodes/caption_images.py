@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..training import host
 from ..training.basics.errors import InputError, raise_if_any
+from ..training.data.caption_files import write_sidecar
 from ..training.data.captioner import FOLDER, KNOWN_IDS, CaptionSettings, caption_images, find_model, local_models
-from ..training.data.captions import write_sidecar
 from ..training.data.dataset import Dataset, caption_lines
 from ..training.data.pictures import to_image
 from .load_dataset import dataset_sheet

@@ -12,7 +12,7 @@ from lora_kiln.nodes.load_lora import LoadLoRA
 from lora_kiln.nodes.save_lora import SaveLoRA
 from lora_kiln.nodes.train_lora import TrainLoRA
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.data.captions import write_sidecar
+from lora_kiln.training.data.caption_files import write_sidecar
 from lora_kiln.training.data.dataset import DatasetSettings
 from lora_kiln.training.data.picture_folder import folder_fingerprint, read_folder
 from lora_kiln.training.host import may_write

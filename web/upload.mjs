@@ -2,19 +2,20 @@
 
 const PICTURE = /\.(png|jpe?g|webp|bmp|tiff?|gif|avif)$/i;
 const CAPTION = /\.(txt|caption)$/i;
+const NOT_A_PERSONS = /^(\..*|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|__macosx|\$recycle\.bin|system volume information|lost\+found)$/i;
 const DEFAULT_NAME = "my_pictures";
 
 /** For the file chooser. */
 export const ACCEPT = ".png,.jpg,.jpeg,.webp,.bmp,.tif,.tiff,.gif,.avif,.txt,.caption";
 
 /**
- * Chooses the files that are uploaded. Hidden files and folders are ignored.
+ * Chooses the files that are uploaded. Hidden files, and folders that systems and network drives make, are ignored.
  * @param {{path: string, file: File}[]} files their paths are separated by "/"
  * @returns {object} name: of the folder that holds all the files, else a default; files: the pictures and captions, with paths
  *   inside that folder; pictures, captions, left: how many there are, and how many other files are left out
  */
 export function planUpload(files) {
-  const seen = files.filter(({ path }) => !path.split("/").some((part) => part.startsWith(".")));
+  const seen = files.filter(({ path }) => !path.split("/").some((part) => NOT_A_PERSONS.test(part)));
   const tops = new Set(seen.map(({ path }) => (path.includes("/") ? path.split("/")[0] : "")));
   const top = tops.size === 1 ? [...tops][0] : "";
   const inside = seen.map(({ path, file }) => ({ path: top ? path.slice(top.length + 1) : path, file }));

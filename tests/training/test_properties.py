@@ -80,22 +80,27 @@ def test_one_line_is_one_line_and_stays_so(caption: str) -> None:
     assert "".join(line.split()) == "".join("".join(caption.splitlines()).split())
 
 
+def with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 @often
 @given(
     st.text(st.characters(exclude_categories=("Cs",)), max_size=60), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
 )
 def test_a_caption_comes_back_from_its_file(tmp_path: Path, caption: str, encoding: str) -> None:
-    assume(encoding != "utf-8" or not caption.startswith(("\ufeff", "\ufffe")))
+    assume("\0" not in caption and (encoding != "utf-8" or not caption.startswith(("\ufeff", "\ufffe"))))
     (tmp_path / "a.txt").write_bytes(caption.encode(encoding))
-    assert read_text(tmp_path / "a.txt") == caption.strip()
+    assert read_text(tmp_path / "a.txt") == with_line_feeds(caption).strip()
 
 
 @often
 @given(st.dictionaries(st.text(st.characters(exclude_categories=("Cs",)), max_size=8), texts, max_size=6))
 def test_captions_come_back_from_metadata(tmp_path: Path, captions: dict[str, str]) -> None:
+    assume("\0" not in "".join(captions.values()))
     lines = [json.dumps({"file_name": name, "text": text}) for name, text in captions.items()]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
-    assert read_metadata(tmp_path) == ({name: text.strip() for name, text in captions.items()}, [])
+    assert read_metadata(tmp_path) == ({name: with_line_feeds(text).strip() for name, text in captions.items()}, [])
 
 
 @often

@@ -28,6 +28,12 @@ test("other files are left out and counted, hidden files are not counted", () =>
   assert.equal(planned.left, 1);
 });
 
+test("thumbnails and copies that systems make are not counted", () => {
+  const planned = plan("cats/a.png", "cats/@eaDir/a.png/SYNO.jpg", "__MACOSX/cats/a.png", "cats/$RECYCLE.BIN/b.png");
+  assert.deepEqual(paths(planned), ["a.png"]);
+  assert.deepEqual([planned.name, planned.left], ["cats", 0]);
+});
+
 test("without files, or without pictures, the counts are zero", () => {
   assert.deepEqual([plan().pictures, plan("a.txt").pictures, plan("a.txt").captions], [0, 0, 1]);
 });

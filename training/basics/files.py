@@ -1,13 +1,26 @@
-"""Atomic writes: a reader or a crash meets a file's old or its new content, never a part of it."""
+"""Atomic writes: a reader or a crash meets a file's old or its new content, never a part of it.
+
+What a killed process leaves unfinished is deleted later.
+"""
 
 import errno
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """Errors of file systems that cannot sync a file; it is written all the same."""
+
+UNTOUCHED_SECONDS = 3600.0
+"""age of an unfinished file at which nobody writes it any more"""
+LOCKED_AFTER_SECONDS = 60.0
+"""age of a scratch folder by which its process has locked it"""
 
 
 @contextmanager
@@ -29,6 +42,44 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink()
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Deletes the files in a folder that `atomic_write` of a killed process left there."""
+    for path in folder.glob(".*.writing"):
+        with suppress(OSError):
+            if not path.is_dir() and time.time() - path.lstat().st_mtime > UNTOUCHED_SECONDS:
+                path.unlink()
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yields a new folder in `parent`, which is deleted at the end, or by `sweep_scratch_folders` after a crash.
+
+    Raises:
+        OSError: the disk is full, `parent` read-only ...
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
+        lock = FileLock(Path(name) / "lock")
+        with suppress(OSError, NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
+        try:
+            yield Path(name)
+        finally:
+            lock.release()
+
+
+def sweep_scratch_folders(parent: Path, prefix: str) -> None:
+    """Deletes the scratch folders in `parent` that no process has locked."""
+    for folder in parent.glob(f"{prefix}*"):
+        lock = FileLock(folder / "lock")
+        with suppress(OSError, NotImplementedError):  # locked; gone meanwhile; no locks here
+            touched = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+            if folder.is_symlink() or time.time() - touched < LOCKED_AFTER_SECONDS:
+                continue
+            lock.acquire(timeout=0)
+            lock.release()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -5,10 +5,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .paths import leads_out
+from .paths import is_unicode, leads_out
 
 STABLE_AFTER = 2.0
 """seconds; a modification time older than this changes with every further change (FAT has a resolution of 2 s)"""
+SYSTEM_FOLDERS = (
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+)
+"""lower-case names of folders that network drives and systems keep thumbnails, copies and deleted files in"""
 _listings: dict[tuple[str, tuple[str, ...]], tuple[int, tuple[bool, list[str]]]] = {}
 """(folder, endings) -> its modification time in ns, and the result of `_listing` then"""
 
@@ -16,7 +21,7 @@ _listings: dict[tuple[str, tuple[str, ...]], tuple[int, tuple[bool, list[str]]]]
 def files_below(
     root: Path, deepest: int | None = None, within: Sequence[Path] = (), left_out: list[Path] | None = None
 ) -> Iterator[Path]:
-    """The files in a folder and its subfolders, in name order, without hidden ones.
+    """The files in a folder and its subfolders, in name order, without hidden ones and those in SYSTEM_FOLDERS.
 
     Links are followed, each folder once, but not out of the allowed folders: a workflow may come from a stranger.
 
@@ -40,7 +45,7 @@ def files_below(
         seen.add(os.path.realpath(folder))
         depth = len(here.relative_to(root).parts)
         goes_on = is_new and (deepest is None or depth < deepest)
-        visible = (name for name in sorted(names) if goes_on and not name.startswith("."))
+        visible = (name for name in sorted(names) if goes_on and is_a_persons(name))
         names[:] = [name for name in visible if stays(here / name, True)]  # is_symlink() misses Windows' junctions
         found = (here / name for name in sorted(files) if is_new and not name.startswith("."))
         yield from (path for path in found if stays(path, path.is_symlink()))
@@ -59,6 +64,16 @@ def folders_with(root: Path, endings: Sequence[str], deepest: int, within: Seque
     found: list[Path] = []
     _collect(root, tuple(endings), deepest, set(), found, within or (root,))
     return sorted(found)
+
+
+def is_a_persons(folder: str) -> bool:
+    """Whether a folder of this name holds what a person put there."""
+    return not folder.startswith(".") and folder.lower() not in SYSTEM_FOLDERS
+
+
+def file_state(stat: os.stat_result) -> tuple[int, ...]:
+    """Numbers of a file that are others after it was changed, or exchanged for another of its size and time."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def is_stable(mtime_ns: int) -> bool:
@@ -96,7 +111,7 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[bool, list[str]]:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    names.append(entry.name)
+                    names += [entry.name] if is_a_persons(entry.name) and is_unicode(entry.name) else []
                 elif not holds:
                     holds = entry.name.lower().endswith(endings)
     except OSError:  # missing or unreadable

@@ -90,18 +90,35 @@ def visible_parts(name: str) -> tuple[str, ...] | None:
     return parts if is_plain and not any(character in name for character in separators) else None
 
 
+def folded(name: str) -> str:
+    """The name without differences of case and Unicode form: where two are equal, some system takes them for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a name is Unicode text; on Linux a file's name may be other bytes, which Python holds as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def printable(name: str) -> str:
+    """The name with what is not Unicode in it as escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def safe_part(text: str, longest: int = LONGEST_PART) -> str:
-    """A name of a file or folder with its reserved and invisible characters replaced by `_`; may become empty.
+    """A name that `check_parts` takes, with what it refuses in this one replaced by `_`; may become empty.
 
     Args:
         longest: bytes; the rest is cut off.
     """
-    text = unicodedata.normalize("NFC", text)
-    replaced = "".join(
-        "_" if character in f"{RESERVED}/" or _is_invisible(character) else character for character in text
-    )
-    name = replaced.encode()[:longest].decode(errors="ignore").strip().rstrip(". ")
-    return f"_{name}" if _is_device(name) else name
+    text = unicodedata.normalize("NFC", text[: 8 * longest])
+    replaced = "".join("_" if _is_invisible(character) or _reserved_in(character) else character for character in text)
+    name = replaced.encode()[:longest].decode(errors="ignore")
+    while name and _plain(name) != _plain(name).lstrip():
+        name = name[1:]
+    while name and _plain(name) != _plain(name).rstrip().rstrip("."):
+        name = name[:-1]
+    return safe_part(f"_{name}", longest) if _is_device(name) else name
 
 
 def _outside(roots: Sequence[Path]) -> str:
@@ -123,8 +140,8 @@ def _check_part(part: str) -> None:
             raise PathRefused(f"with the character {character!r}, which is not seen: rename it.")
     if len(part.encode()) > LONGEST_PART:
         raise PathRefused(f"with a part of more than {LONGEST_PART} bytes: give it a shorter name.")
-    plain = unicodedata.normalize("NFKC", part)
-    if bad := {*RESERVED, "/", *SLASHES} & {*part, *plain}:
+    plain = _plain(part)
+    if bad := _reserved_in(part):
         listed = " ".join(sorted(bad))
         raise PathRefused(rf'with {listed} in it, by itself or in disguise: use no / \ : * ? " < > | in a name.')
     if plain != plain.strip() or plain.endswith("."):
@@ -137,5 +154,14 @@ def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in INVISIBLE and character not in JOINERS
 
 
+def _plain(part: str) -> str:
+    """The name as some system may normalise it: full-width and other forms of characters become the usual ones."""
+    return unicodedata.normalize("NFKC", part)
+
+
+def _reserved_in(part: str) -> set[str]:
+    return {*RESERVED, "/", *SLASHES} & {*part, *_plain(part)}
+
+
 def _is_device(part: str) -> bool:
-    return DEVICES.fullmatch(unicodedata.normalize("NFKC", part)) is not None
+    return DEVICES.fullmatch(_plain(part)) is not None

@@ -1,36 +1,42 @@
 """A cache on disk of what takes long to compute: latents, text embeddings, facts about picture files."""
 
 import hashlib
+import json
 import os
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
 from .. import host
-from ..basics.folders import is_stable
+from ..basics.folders import file_state, is_stable
 from .packing import pack, unpack
-from .pictures import PictureFacts, picture_facts
+from .pictures import LARGEST_AREA, SMALLEST_SIDE, PictureFacts, picture_facts
 
 FILE = "encoded.sqlite"
 BUSY_SECONDS = 30.0
 """longest wait while another process writes"""
-TABLES = (
+STATEMENTS = (
     """CREATE TABLE IF NOT EXISTS blobs (
         key TEXT PRIMARY KEY, used_at REAL NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL, blob BLOB NOT NULL
     )""",
     "CREATE INDEX IF NOT EXISTS blobs_used_at ON blobs (used_at, size)",
-    """CREATE TABLE IF NOT EXISTS pictures (
-        path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-        width INTEGER NOT NULL, height INTEGER NOT NULL, is_transparent INTEGER NOT NULL, digest TEXT NOT NULL
-    )""",
+    "CREATE TABLE IF NOT EXISTS picture_files (path TEXT PRIMARY KEY, state TEXT NOT NULL, facts TEXT NOT NULL)",
+    "DROP TABLE IF EXISTS pictures",  # of earlier versions
 )
+COLUMNS = {"blobs": ["key", "used_at", "size", "digest", "blob"], "picture_files": ["path", "state", "facts"]}
 KEYS_PER_QUERY = 500
 """SQLite limits the parameters of a statement"""
 
 Result = TypeVar("Result")
+_FACTS = TypeAdapter(PictureFacts)
 
 
 def open_cache() -> "Cache | None":
@@ -46,8 +52,9 @@ def open_cache() -> "Cache | None":
 class Cache:
     """Values and facts by key in one SQLite file, which several processes may share.
 
-    An error of the file or its disk never stops a run. A damaged file is renamed and a new one begun; if nothing can be
-    written, new values are held in memory. Either is logged once. A value that does not match its digest is absent.
+    An error of the file or its disk never stops a run. A damaged file, or one with other tables, is renamed and a new
+    one begun; if nothing can be written, new values are held in memory. Either is logged once. A value that does not
+    match its digest or was packed otherwise, and facts that no picture can have, are absent.
 
     Args:
         path: of the file; it and its folder are created if they do not exist.
@@ -98,10 +105,13 @@ class Cache:
         blob = self._memory.get(key)
         if blob is None:
             rows = self._read("SELECT digest, blob FROM blobs WHERE key = ?", (key,))
-            if not rows or _digest(rows[0][1]) != rows[0][0]:
+            if not rows or not isinstance(rows[0][1], bytes) or _digest(rows[0][1]) != rows[0][0]:
                 return None
             blob = rows[0][1]
-        return unpack(blob)
+        try:
+            return unpack(blob)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError):
+            return None  # whole, but not packed by this version
 
     def put(self, key: str, value: Any) -> None:
         """Stores a value.
@@ -115,31 +125,29 @@ class Cache:
             self._memory[key] = blob
 
     def picture_facts(self, path: Path) -> PictureFacts:
-        """`pictures.picture_facts` of a file, cached while the file's size and modification time stay the same.
+        """`pictures.picture_facts` of a file, cached while its `file_state` stays the same.
 
         Raises:
             PictureError: the file cannot be used; this is not cached.
         """
         stat, name = path.stat(), os.path.abspath(path)
-        rows = self._read(
-            "SELECT width, height, is_transparent, digest FROM pictures WHERE path = ? AND size = ? AND mtime_ns = ?",
-            (name, stat.st_size, stat.st_mtime_ns),
-        )
-        if rows:
-            width, height, is_transparent, digest = rows[0]
-            return PictureFacts(width, height, bool(is_transparent), digest)
+        state = str(file_state(stat))
+        rows = self._read("SELECT facts FROM picture_files WHERE path = ? AND state = ?", (name, state))
+        known = _facts(rows[0][0]) if rows else None
+        if known is not None:
+            return known
         facts = picture_facts(path)
         if is_stable(stat.st_mtime_ns):
-            row = (name, stat.st_size, stat.st_mtime_ns, facts.width, facts.height, facts.is_transparent, facts.digest)
-            self._write(lambda db: db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", row))
+            row = (name, state, json.dumps(asdict(facts)))
+            self._write(lambda db: db.execute("INSERT OR REPLACE INTO picture_files VALUES (?, ?, ?)", row))
         return facts
 
     def trim(self) -> None:
         """Deletes the least recently used values above the limit, but none used since the cache was opened."""
-        total = sum(size or 0 for (size,) in self._read("SELECT SUM(size) FROM blobs", ()))
+        total = sum(size for (size,) in self._read("SELECT TOTAL(size) FROM blobs", ()))
         if total <= self.limit:
             return
-        query = "SELECT key, size FROM blobs WHERE used_at < ? ORDER BY used_at"
+        query = "SELECT key, CAST(size AS INTEGER) FROM blobs WHERE used_at < ? ORDER BY used_at"
         old = []
         for key, size in self._read(query, (self._started_at,)):
             if total <= self.limit:
@@ -195,8 +203,9 @@ class Cache:
             _use_write_ahead_log(db)
             db.execute("PRAGMA synchronous = NORMAL")
             with db:
-                for table in TABLES:
-                    db.execute(table)
+                for statement in STATEMENTS:
+                    db.execute(statement)
+                _check_columns(db)
             self._file = _identity(self.path)
         except BaseException:
             db.close()
@@ -235,6 +244,24 @@ class Cache:
 
 def _digest(blob: bytes) -> bytes:
     return hashlib.blake2b(blob, digest_size=16).digest()
+
+
+def _check_columns(db: sqlite3.Connection) -> None:
+    """Raises an error that counts as damage if the tables have other columns than ours."""
+    for table, columns in COLUMNS.items():
+        if [row[1] for row in db.execute(f"PRAGMA table_info({table})")] != columns:
+            raise sqlite3.DatabaseError(f"its table {table} is not one that this version makes")
+
+
+def _facts(text: Any) -> PictureFacts | None:
+    """The facts of a row; None if they are not what `picture_facts` may give."""
+    try:
+        facts = _FACTS.validate_json(text, strict=True)
+    except (ValidationError, TypeError):
+        return None
+    sides = (facts.width, facts.height)
+    is_possible = min(sides) >= SMALLEST_SIDE and facts.width * facts.height <= LARGEST_AREA
+    return facts if is_possible and re.fullmatch("[0-9a-f]{64}", facts.digest) else None
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

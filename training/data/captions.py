@@ -2,14 +2,19 @@
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from ..basics.files import atomic_write
+from ..basics.paths import folded
 from ..basics.randomness import python_random
 
 SIDECARS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
-
+NAME_KEYS = ("file_name", "image_path")
+"""keys of a picture's path in metadata.jsonl: Hugging Face's, musubi's"""
+TEXT_KEYS = ("text", "caption", "prompt")
+"""keys of its caption, there and in a .json file beside it"""
 
 LARGEST_CAPTION = 100_000
 """bytes; text encoders read a few hundred words at most"""
@@ -24,36 +29,57 @@ class CaptionFileError(ValueError):
 
 
 def read_text(path: Path, largest: int = LARGEST_CAPTION) -> str:
-    """The text of a caption file in UTF-8, or in UTF-16 with a byte order mark.
+    """The text of a caption file in UTF-8 or UTF-16, its lines ended by line feeds.
 
     Args:
         largest: allowed size, bytes.
 
     Raises:
-        CaptionFileError: the file is larger, or in another encoding.
+        CaptionFileError: the file is larger, in another encoding, or holds null characters.
     """
     with path.open("rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise CaptionFileError(f"{path.name} is larger than {largest:,} bytes: shorten it, or remove it.")
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode(encoding).strip()
+        text = data.decode(_encoding(data))
     except UnicodeDecodeError as error:
         raise CaptionFileError(
             f"{path.name} is not UTF-8 text (byte {error.start}): save the caption as UTF-8."
         ) from error
+    if "\0" in text:
+        raise CaptionFileError(f"{path.name} holds null characters, so it is no plain text: save the caption as UTF-8.")
+    return _with_line_feeds(text).strip()
 
 
-def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """(file name -> caption, problems) of the metadata.jsonl in a folder.
+def _encoding(data: bytes) -> str:
+    """The encoding of a text file, by its byte order mark, else by where its null bytes are."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    for encoding, high in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
+        if 2 * high.count(0) > len(high):  # most characters are Latin
+            return encoding
+    return "utf-8-sig"
 
-    Each line is an object with file_name and one of text, caption or prompt (Hugging Face's ImageFolder format).
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_metadata(folder: Path, name: str = METADATA) -> tuple[dict[str, str], list[str]]:
+    """(picture's path as written -> caption, problems) of the metadata.jsonl in a folder.
+
+    Each line is an object with file_name or image_path, and one of text, caption or prompt (Hugging Face's ImageFolder
+    format, and musubi's).
+
+    Args:
+        name: of the file, in whatever case it is written.
     """
-    path = folder / METADATA
+    path = folder / name
     if not path.is_file():
         return {}, []
-    captions, bad = {}, []
+    captions: dict[str, str] = {}
+    bad, doubled = [], []
     try:
         lines = read_text(path, LARGEST_METADATA).split("\n")
     except CaptionFileError as error:
@@ -66,54 +92,100 @@ def read_metadata(folder: Path) -> tuple[dict[str, str], list[str]]:
         except (ValueError, RecursionError):
             bad.append(number)
         else:
+            if captions.setdefault(file, text) != text:
+                doubled.append(file)
             captions[file] = text
     wanted = "is not an object with file_name and text: mend or remove the line."
-    problems = [f"{METADATA} line {number} {wanted}" for number in bad[:MOST_PROBLEMS]]
+    problems = [f"{path.name} line {number} {wanted}" for number in bad[:MOST_PROBLEMS]]
     if len(bad) > MOST_PROBLEMS:
-        problems.append(f"{METADATA} has {len(bad) - MOST_PROBLEMS} more such lines.")
+        problems.append(f"{path.name} has {len(bad) - MOST_PROBLEMS} more such lines.")
+    if doubled:
+        problems.append(
+            f"{path.name} has several captions for {doubled[0]!r:.200}{_and_others(len(doubled))}: the last one is "
+            "used. Leave one line a picture."
+        )
     return captions, problems
 
 
+def read_json_caption(path: Path) -> str | None:
+    """The caption in a .json file beside a picture, an object with text, caption or prompt; None in any other file.
+
+    Raises:
+        CaptionFileError: as `read_text`.
+    """
+    try:
+        return _text_of(json.loads(read_text(path)))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CaptionFileError):
+            raise
+        return None
+
+
+def match_metadata(
+    captions: Mapping[str, str], folder: Path, pictures: Iterable[Path]
+) -> tuple[dict[Path, str], list[str]]:
+    """(picture -> caption, problems) of the entries of a metadata.jsonl.
+
+    An entry belongs to the picture at its path below the folder. A path may also begin with the folder itself, be
+    written with `./` or backslashes, or differ in case or Unicode form.
+
+    Args:
+        captions: of `read_metadata`.
+        folder: of the metadata.jsonl.
+    """
+    exact = {path.relative_to(folder).as_posix(): path for path in pictures if path.is_relative_to(folder)}
+    near: dict[str, Path | None] = {}
+    for name, path in exact.items():
+        near[folded(name)] = None if folded(name) in near else path  # None: which of several is not said
+    found = {exact[name]: caption for name, caption in captions.items() if name in exact}
+    lost = []
+    for name, caption in captions.items():
+        if name in exact:
+            continue
+        path = next((path for way in _ways_to_write(name, folder.name) if (path := near.get(way))), None)
+        if path is None or found.setdefault(path, caption) != caption:
+            lost.append(name)
+    if not lost:
+        return found, []
+    return found, [
+        f"{METADATA}: {len(lost)} of {len(captions)} entries name no picture here, the first {lost[0]!r:.200}: write "
+        "file_name as the picture's path below the folder of this file, or put the picture there."
+    ]
+
+
+def _ways_to_write(name: str, folder: str) -> list[str]:
+    """The folded paths below a folder that an entry may mean: its own, and what follows the folder's name in it."""
+    parts = [part for part in folded(name).replace("\\", "/").split("/") if part not in ("", ".")]
+    starts = [0, *(place for place, part in enumerate(parts, 1) if part == folded(folder))]
+    return ["/".join(parts[start:]) for start in starts]
+
+
 def _entry(line: str) -> tuple[str, str]:
-    """(file name, caption) of a line.
+    """(picture's path, caption) of a line.
 
     Raises:
         ValueError: the line is too long, not JSON, or lacks a field.
         RecursionError: the line is nested too deep.
     """
     entry = json.loads(line) if len(line) <= LARGEST_CAPTION else None
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise ValueError("no file_name")
-    text = next((entry[key] for key in ("text", "caption", "prompt") if isinstance(entry.get(key), str)), None)
-    if text is None:
+    text = _text_of(entry)
+    if not isinstance(entry, dict) or text is None:
         raise ValueError("no text")
-    return entry["file_name"], text.strip()
+    name = next((entry[key] for key in NAME_KEYS if isinstance(entry.get(key), str)), None)
+    if name is None:
+        raise ValueError("no file_name")
+    return name, text
 
 
-def sidecar(picture: Path) -> Path | None:
-    """The caption file beside a picture, if there is one."""
-    return next((path for ending in SIDECARS if (path := picture.with_suffix(ending)).is_file()), None)
+def _text_of(entry: Any) -> str | None:
+    """The caption in a JSON object; None without one, or with null characters in it."""
+    texts = (entry[key] for key in TEXT_KEYS if isinstance(entry.get(key), str)) if isinstance(entry, dict) else ()
+    text = next(iter(texts), None)
+    return None if text is None or "\0" in text else _with_line_feeds(text).strip()
 
 
-def write_sidecar(picture: Path, caption: str, overwrite: bool) -> bool:
-    """Writes a picture's caption atomically: into its existing sidecar file, else into a new .txt file.
-
-    Args:
-        overwrite: replace a caption that is there; otherwise only a blank file is replaced.
-
-    Returns:
-        Whether the caption was written.
-
-    Raises:
-        OSError: the disk is full, the folder read-only ...
-    """
-    existing = [path for ending in SIDECARS if (path := picture.with_suffix(ending)).exists()]
-    if not overwrite and any(path.read_bytes().strip() for path in existing):
-        return False
-    target = existing[0] if existing else picture.with_suffix(SIDECARS[0])
-    with atomic_write(target) as unfinished, unfinished.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(caption + "\n")
-    return True
+def _and_others(count: int) -> str:
+    return f" and {count - 1} more" if count > 1 else ""
 
 
 def with_trigger(caption: str, trigger: str) -> str:

@@ -44,6 +44,8 @@ class Picture:
     """some pixels of the file are transparent; its opacity is the mask if there is no other"""
     folder: FolderSettings = FolderSettings()
     """settings of its folder, from dataset.toml"""
+    caption_file: Path | None = field(default=None, compare=False)
+    """the file that the caption stands in"""
 
     @property
     def has_mask(self) -> bool:

@@ -12,12 +12,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .. import host
 from ..basics.errors import InputError, Refusal, problems_of, raise_if_any
-from ..basics.folders import is_stable
+from ..basics.files import sweep_unfinished
+from ..basics.folders import file_state, files_below, is_stable
 from ..basics.paths import visible_parts
 from .buckets import Fit
 from .cache import open_cache
-from .captions import METADATA, sidecar, write_sidecar
-from .dataset import Dataset, Picture, is_enlarged
+from .caption_files import CaptionFiles, write_sidecar
+from .dataset import Dataset, is_enlarged
 from .dataset_settings import DatasetSettings
 from .picture_folder import Examine, FolderContents, current_captions, read_folder
 from .pictures import ENDINGS, PictureError, PictureFacts, picture_facts
@@ -35,8 +36,8 @@ SIDES = {"resolution": (64, 4096), "bucket_step": (8, 256), "shortest_side": (64
 THUMBNAIL_SIDES = (16, 1024)
 MOST_REMEMBERED = 200_000
 
-_remembered: dict[tuple[str, int, int], PictureFacts | str] = {}
-"""(path, size, modification time in ns) of a file -> its facts, or why it cannot be used"""
+_remembered: dict[tuple[str, tuple[int, ...]], PictureFacts | str] = {}
+"""(path, `file_state`) of a file -> its facts, or why it cannot be used"""
 _saving = threading.Lock()
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
@@ -100,7 +101,7 @@ def describe(query: dict[str, str]) -> dict[str, Any]:
                 "bucket": [fit.width, fit.height],
                 "crop": _crop(fit),
                 "caption": picture.caption,
-                "source": _caption_source(picture),
+                "source": picture.caption_file.name if picture.caption_file else "",
                 "repeats": picture.repeats,
                 "regularisation": picture.is_regularisation,
                 "enlarged": is_enlarged(picture, largest_fit),
@@ -142,7 +143,9 @@ def thumbnail(query: dict[str, str]) -> host.Content:
 
 
 def save_captions(request: dict[str, Any]) -> dict[str, Any]:
-    """Writes captions into the pictures' sidecar files: the existing one, else a .txt, which precedes metadata.jsonl.
+    """Writes captions into the pictures' caption files: the existing one, else a .txt, which precedes metadata.jsonl.
+
+    Of pictures whose names differ in the ending alone, each gets a file of its own.
 
     Args:
         request: `folder`, and the fields of `SaveRequest`.
@@ -163,7 +166,7 @@ def save_captions(request: dict[str, Any]) -> dict[str, Any]:
     with _saving:
         current = current_captions(folder)
         missing = [
-            f"{edit.name!r} is no picture of this folder any more: look again."
+            f"{edit.name!r:.200} is no picture of this folder any more: look again."
             for edit in edits
             if edit.name not in current
         ]
@@ -175,13 +178,16 @@ def save_captions(request: dict[str, Any]) -> dict[str, Any]:
         }
         if changed and not checked.overwrite:
             raise Refusal(409, f"{len(changed)} captions changed on disk since they were read.", changed=changed)
+        for each in {(folder / edit.name).parent for edit in edits}:
+            sweep_unfinished(each)
+        files = CaptionFiles(files_below(folder))
         for edit in edits:
             path = folder / edit.name
             if host.leaves_roots(path.parent) or not host.may_write(path):
                 failed[edit.name] = f"{edit.name}: it lies behind a link to a folder where nothing may be written."
                 continue
             try:
-                write_sidecar(path, edit.caption.strip(), overwrite=True)
+                write_sidecar(path, edit.caption.strip(), True, files)
                 saved.append(edit.name)
             except OSError as error:
                 failed[edit.name] = f"{edit.name}: its caption cannot be written: {error.strerror}."
@@ -211,7 +217,7 @@ class _Examiner:
 
     def __call__(self, path: Path) -> PictureFacts:
         stat = path.stat()
-        key = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
+        key = (os.path.abspath(path), file_state(stat))
         found = _remembered.get(key)
         if found is None:
             self._deadline = min(self._deadline, time.monotonic() + ANSWER_SECONDS)
@@ -260,7 +266,7 @@ def _whole(text: str, field: str, limits: tuple[int, int]) -> int:
 def _folder(name: Any) -> Path:
     """A folder that the node may read too, but none behind a link that leads out of the allowed roots."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(SUBJECT, [f"folder is {name!r}; it must be the name of a folder."])
+        raise InputError(SUBJECT, [f"folder is {name!r:.200}; it must be the name of a folder."])
     folder = host.resolve_folder(name, "folder")
     if host.leaves_roots(folder):
         problem = (
@@ -275,8 +281,8 @@ def _picture(folder: Path, name: str) -> Path:
     """A picture's file, by its name in `describe`."""
     parts = visible_parts(name)
     path = folder.joinpath(*parts) if parts and name.lower().endswith(ENDINGS) else None
-    if path is None or not path.is_file() or host.leaves_roots(path):
-        raise Refusal(404, f"name is {name!r}, which is no picture in the folder.")
+    if path is None or not os.path.isfile(path) or host.leaves_roots(path):
+        raise Refusal(404, f"name is {name!r:.200}, which is no picture in the folder.")
     return path
 
 
@@ -306,9 +312,3 @@ def _checked(request: dict[str, Any]) -> SaveRequest:
 def _crop(fit: Fit) -> list[float]:
     across, down = fit.scaled_width, fit.scaled_height
     return [round(share, 5) for share in (fit.left / across, fit.top / down, fit.width / across, fit.height / down)]
-
-
-def _caption_source(picture: Picture) -> str:
-    assert picture.path is not None
-    file = sidecar(picture.path)
-    return file.name if file else METADATA if picture.caption else ""

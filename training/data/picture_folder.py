@@ -2,14 +2,24 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..basics.errors import InputError, raise_if_any
-from ..basics.folders import files_below
-from ..basics.paths import leads_out
-from .captions import METADATA, SIDECARS, CaptionFileError, read_metadata, read_text, sidecar
+from ..basics.folders import file_state, files_below
+from ..basics.paths import is_unicode, leads_out, printable
+from .caption_files import JSON, CaptionFiles
+from .captions import (
+    METADATA,
+    SIDECARS,
+    CaptionFileError,
+    match_metadata,
+    read_json_caption,
+    read_metadata,
+    read_text,
+)
 from .dataset import Picture
 from .dataset_settings import DatasetSettings
 from .folder_settings import SETTINGS_FILE, FolderSettings, read_folder_settings
@@ -21,6 +31,8 @@ LEADS_OUT = (
     "is a link that leads out of the folders that may be read: put what it leads to in its place, or let the person "
     "who runs the server allow that folder."
 )
+LISTS = (".jsonl", ".csv")
+"""endings of files in which other programs list captions"""
 MOST_REPEATS = 10_000
 """of one picture in an epoch; the order of an epoch is held in memory"""
 Examine = Callable[[Path], PictureFacts]
@@ -34,7 +46,7 @@ class FolderContents:
     pictures: tuple[Picture, ...]
     """usable pictures, in name order"""
     problems: tuple[str, ...]
-    """a sentence for each unusable file"""
+    """a sentence for each unusable file, and for captions that belong to no picture or to several"""
     settings_files: tuple[str, ...]
     """the settings files that were read"""
 
@@ -50,10 +62,11 @@ def read_folder(
 ) -> FolderContents:
     """The pictures of a folder and its subfolders, with their captions, masks and settings.
 
-    A folder named `10_name` repeats its pictures 10 times (kohya's rule). A picture's caption is in its `.txt` file,
-    else its `.caption` file, else the folder's metadata.jsonl; else it is empty. With masked_loss a picture's mask is
-    `<name>_mask.png` or `<name>-masklabel.png` (or another picture ending) beside it, else its transparency. Mask files
-    are never training pictures. A dataset.toml applies to its folder and subfolders; the nearest one counts.
+    A folder named `10_name` repeats its pictures 10 times (kohya's rule). A picture's caption is in its caption file
+    (`CaptionFiles`), else the nearest metadata.jsonl, else its .json file; else it is empty. With masked_loss a
+    picture's mask is `<name>_mask.png` or `<name>-masklabel.png` (or another picture ending) beside it, else its
+    transparency. Mask files are never training pictures. A dataset.toml applies to its folder and subfolders; the
+    nearest one counts.
 
     Args:
         settings: of the dataset, where no dataset.toml sets them.
@@ -76,20 +89,20 @@ def read_folder(
             facts = examine(path)
             if mask is not None and settings.of_folder(here).masked_loss:
                 _check_mask(path, facts, mask, examine(mask))
-            caption = files.caption(path)
+            caption, caption_file = files.caption(path)
         except (PictureError, CaptionFileError) as error:
             problems.append(str(error))
             continue
         except OSError as error:
-            problems.append(
-                f"{path.name} cannot be opened: {error.strerror}. Set its rights, or take it out of the folder."
-            )
+            name = Path(error.filename or path).name
+            problems.append(f"{name} cannot be opened: {error.strerror}. Set its rights, or take it out of the folder.")
             continue
         picture = Picture(
             name=path.relative_to(folder).as_posix(),
             width=facts.width,
             height=facts.height,
             caption=caption,
+            caption_file=caption_file,
             repeats=repeats * (folder_repeats(path.parent, folder) if here.repeats is None else here.repeats),
             is_regularisation=is_regularisation if here.regularisation is None else here.regularisation,
             path=path,
@@ -109,7 +122,7 @@ def current_captions(folder: Path) -> dict[str, str | None]:
     files, captions = _PictureFiles(folder), {}
     for path in files.pictures:
         try:
-            caption = files.caption(path)
+            caption, _ = files.caption(path)
         except (CaptionFileError, OSError):
             caption = None
         captions[path.relative_to(folder).as_posix()] = caption
@@ -128,11 +141,12 @@ def folder_repeats(folder: Path, root: Path) -> int:
 def folder_fingerprint(folder: Path, within: Sequence[Path] = ()) -> str:
     """A digest that changes when a picture, mask, caption or settings file is added, removed or modified."""
     digest = hashlib.sha256()
-    wanted = (*ENDINGS, *SIDECARS)
+    wanted = (*ENDINGS, *SIDECARS, *LISTS, JSON)
     for path in files_below(folder, None, within):
-        if path.suffix.lower() in wanted or path.name in (METADATA, SETTINGS_FILE):
+        if path.suffix.lower() in wanted or path.name == SETTINGS_FILE:
             stat = path.stat() if path.exists() else path.lstat()  # a broken link
-            digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            line = f"{path.relative_to(folder)}\0{file_state(stat)}\n"
+            digest.update(line.encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -142,42 +156,87 @@ class _PictureFiles:
     def __init__(self, root: Path, within: Sequence[Path] = ()):
         self.root, self.within = root, within or (root,)
         left_out: list[Path] = []
-        images = [path for path in files_below(root, None, within, left_out) if path.suffix.lower() in ENDINGS]
+        files, nameless = [], []
+        for path in files_below(root, None, within, left_out):
+            (files if is_unicode(str(path)) else nameless).append(path)
+        images = [path for path in files if path.suffix.lower() in ENDINGS]
         mask_files = _mask_files(images)
         self.pictures = [path for path in images if path not in mask_files]
         self.masks: dict[Path, Path] = {}
         """picture, without its ending -> its mask; the first of several"""
         for mask, picture in mask_files.items():
             self.masks.setdefault(picture, mask)
-        self.problems = [
-            f"{path.name} {LEADS_OUT}" for path in left_out if path.suffix.lower() in ENDINGS or path.is_dir()
+        self._captions = CaptionFiles([*files, *left_out])
+        self._metadata: dict[Path, tuple[Path, dict[Path, str]]] = {}
+        """folder -> its metadata.jsonl, and picture -> caption in it"""
+        self._unread: list[Path] = []
+        """.json files of pictures without any other caption that hold none"""
+        self._problems = [
+            *(f"{printable(path.name)} lies under a name that is not Unicode: rename it." for path in nameless),
+            *(
+                f"{printable(path.name)} {LEADS_OUT}"
+                for path in left_out
+                if path.suffix.lower() in ENDINGS or _is_metadata(path) or path.is_dir()
+            ),
+            *self._read_metadata(files, images),
+            *self._misplaced(files, images),
         ]
-        self._metadata: dict[Path, dict[str, str]] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each kind of file that is not used; complete once all captions were asked for."""
+        unread = _counted("hold no caption that is known: write it into a .txt file.", "holds", self._unread, self.root)
+        return [*self._problems, *unread]
 
     def leads_out(self, file: Path) -> bool:
         """Whether a file is a link that leads out of the folders that may be read."""
         return file.is_symlink() and leads_out(file, self.within)
 
-    def caption(self, picture: Path) -> str:
-        """From the picture's sidecar file, else from the nearest metadata.jsonl that has the picture's path."""
-        metadata = [(folder, self._metadata_of(folder)) for folder in _up_to(picture.parent, self.root)]
-        file = sidecar(picture)
-        if file is not None and self.leads_out(file):
-            raise CaptionFileError(f"{file.name} {LEADS_OUT}")
-        if file is not None:
-            return read_text(file)
-        captions = (captions.get(picture.relative_to(folder).as_posix()) for folder, captions in metadata)
-        return next((caption for caption in captions if caption is not None), "")
+    def caption(self, picture: Path) -> tuple[str, Path | None]:
+        """(caption, file that it stands in): from the picture's caption file, the nearest metadata.jsonl or a .json."""
+        for file in self._captions.of(picture)[:1]:
+            return read_text(self._allowed(file)), file
+        for folder in _up_to(picture.parent, self.root):
+            file, captions = self._metadata.get(folder, (None, {}))
+            if picture in captions:
+                return captions[picture], file
+        for file in self._captions.of(picture, (JSON,))[:1]:
+            text = read_json_caption(self._allowed(file))
+            if text is not None:
+                return text, file
+            self._unread.append(file)
+        return "", None
 
-    def _metadata_of(self, folder: Path) -> dict[str, str]:
-        if folder not in self._metadata:
-            if self.leads_out(folder / METADATA):
-                captions, problems = {}, [f"{METADATA} {LEADS_OUT}"]
-            else:
-                captions, problems = read_metadata(folder)
-            self._metadata[folder] = captions
-            self.problems += problems
-        return self._metadata[folder]
+    def _allowed(self, caption_file: Path) -> Path:
+        if self.leads_out(caption_file):
+            raise CaptionFileError(f"{caption_file.name} {LEADS_OUT}")
+        return caption_file
+
+    def _read_metadata(self, files: Iterable[Path], images: Sequence[Path]) -> list[str]:
+        """Reads every metadata.jsonl; returns the problems."""
+        all_problems = []
+        for path in filter(_is_metadata, files):
+            entries, problems = read_metadata(path.parent, path.name)
+            captions, unmatched = match_metadata(entries, path.parent, images)
+            self._metadata[path.parent] = (path, captions)
+            all_problems += problems + unmatched
+        return all_problems
+
+    def _misplaced(self, files: Iterable[Path], images: Iterable[Path]) -> list[str]:
+        """Sentences about caption files that are read for no picture, or for several."""
+        used = {file for image in images for file in self._captions.of(image)}
+        lone = [path for path in files if path.suffix.lower() in SIDECARS and path not in used]
+        lists = [path for path in files if path.suffix.lower() in LISTS and not _is_metadata(path)]
+        first = {picture: file for picture in self.pictures for file in self._captions.of(picture)[:1]}
+        shared = [file for file, count in Counter(first.values()).items() if count > 1]
+        share = (
+            "stand beside several pictures, which share a caption: give each one of its full name, such as a.png.txt."
+        )
+        return [
+            *_counted("belong to no picture: name a caption as its picture.", "belongs", lone, self.root),
+            *_counted(f"are not read: put captions into .txt files or {METADATA}.", "is", lists, self.root),
+            *_counted(share, "stands", shared, self.root),
+        ]
 
 
 class _InheritedSettings:
@@ -213,6 +272,25 @@ class _InheritedSettings:
 
     def _name(self, folder: Path) -> str:
         return (folder / SETTINGS_FILE).relative_to(self._root.parent).as_posix()
+
+
+def _is_metadata(path: Path) -> bool:
+    return path.name.lower() == METADATA
+
+
+def _counted(what: str, verb: str, files: Sequence[Path], root: Path) -> list[str]:
+    """One sentence about all these files, which names the first; none where there are none.
+
+    Args:
+        what: is true of several of them.
+        verb: its first word where there is only one.
+    """
+    if not files:
+        return []
+    name = files[0].relative_to(root).as_posix()
+    if len(files) > 1:
+        return [f"{name} and {len(files) - 1} more {what}"]
+    return [f"{name} {verb} {what.partition(' ')[2]}"]
 
 
 def _up_to(folder: Path, root: Path) -> list[Path]:

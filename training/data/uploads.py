@@ -1,13 +1,15 @@
 """New datasets from the page: pictures and captions that a person drops on the Load Dataset node."""
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import host
-from ..basics.errors import InputError
-from ..basics.paths import safe_part, visible_parts
+from ..basics.errors import InputError, Refusal
+from ..basics.folders import is_a_persons
+from ..basics.paths import folded, safe_part, visible_parts
 from ..host import Upload, UploadRules
 from .captions import SIDECARS, CaptionFileError, read_text
 from .pictures import ENDINGS, PictureError, check_picture, picture_size
@@ -32,7 +34,8 @@ RULES = UploadRules(host.input_folder, largest, most_files=10_000, most_bytes=20
 def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
     """Makes a new folder in the host's input folder, with the pictures and captions of an upload.
 
-    Nothing is overwritten: where the name is taken, a number is appended. Folders in the upload stay folders.
+    Nothing is overwritten: where a name is taken, a number is appended. Folders in the upload stay folders. A caption
+    goes beside the picture of its name, whatever that picture is called in the new folder.
 
     Args:
         query: `name`, of the new folder; characters that file systems refuse are replaced.
@@ -43,36 +46,106 @@ def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
 
     Raises:
         InputError: no name, or no usable picture; no folder is made then.
+        Refusal: the folder cannot be written.
     """
     name = _safe_name(query.get("name", ""))
-    if not name or name.startswith("."):
+    if not name or not is_a_persons(name):
         raise InputError(
-            "The upload", [f"name is {query.get('name', '')!r}; give the new folder a name, such as cats."]
+            "The upload", [f"name is {query.get('name', '')!r:.200}; give the new folder a name, such as cats."]
         )
-    files: dict[PurePosixPath, Path] = {}
-    taken: set[str] = set()
-    stems: set[PurePosixPath] = set()
-    refused = []
-    # Captions after pictures: one without its picture is left out.
-    for upload in sorted(uploads, key=lambda each: each.name.lower().endswith(SIDECARS)):
-        path = safe_path(upload.name)
-        problem = _problem(path, upload, taken, stems)
-        if problem or path is None:
-            refused.append(f"{upload.name}: {problem}")
-            continue
-        files[path] = upload.path
-        taken.add(str(path).casefold())
-        if path.suffix in ENDINGS:
-            stems.add(path.with_suffix(""))
-    pictures = sum(path.suffix in ENDINGS for path in files)
+    places, refused = _Places(), []
+    for upload in sorted(uploads, key=lambda each: _is_caption(each.name)):  # captions after pictures
+        problem = _problem(upload) or places.add(upload)
+        if problem:
+            places.refuse(upload.name)
+            refused.append(f"{upload.name:.200}: {problem}")
+    pictures = sum(path.suffix in ENDINGS for path in places.files)
     if not pictures:
         raise InputError("The upload", ["it has no usable picture.", *refused[:10]])
-    folder = _new_folder(name)
-    for path, content in files.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(content, target)
-    return {"folder": folder.name, "pictures": pictures, "captions": len(files) - pictures, "refused": refused}
+    folder = _filled_folder(name, places.files)
+    answer = {"pictures": pictures, "captions": len(places.files) - pictures, "refused": refused}
+    return {"folder": folder.name, **answer}
+
+
+class _Places:
+    """Where the files of an upload go: each picture under a name of its own, each caption under its picture's."""
+
+    def __init__(self) -> None:
+        self.files: dict[PurePosixPath, Path] = {}
+        """path in the new folder -> file with the content"""
+        self._sent: set[str] = set()
+        """folded names of the pictures, as sent"""
+        self._taken: set[str] = set()
+        """folded paths of the files in the new folder"""
+        self._folders: set[str] = set()
+        """folded paths of its folders"""
+        self._stems: dict[str, PurePosixPath] = {}
+        """name of a picture as sent, without ending -> its path in the new folder, without ending"""
+        self._taken_stems: set[str] = set()
+        """those paths, folded"""
+        self._bases: dict[str, PurePosixPath | None] = {}
+        """name of a picture as sent, with and without ending -> path of its caption, without ending; None = refused"""
+        self._near: dict[str, set[str]] = {}
+        """those names, folded -> as sent"""
+
+    def add(self, upload: Upload) -> str:
+        """Gives a file its place. Returns why there is none, or ""."""
+        is_caption = _is_caption(upload.name)
+        place = self._of_caption(upload.name) if is_caption else self._of_picture(upload.name)
+        if isinstance(place, str):
+            return place
+        path, above = folded(str(place)), {folded(str(folder)) for folder in place.parents}
+        if path in self._taken:
+            return "another file of the upload has its name."
+        if path in self._folders or self._taken & above:
+            return "a file and a folder of the upload have one name."
+        self.files[place] = upload.path
+        self._taken.add(path)
+        self._folders |= above
+        if not is_caption:
+            stem, place_stem = _stem(upload.name), place.with_suffix("")
+            self._sent.add(folded(upload.name))
+            self._stems[stem] = place_stem
+            self._taken_stems.add(folded(str(place_stem)))
+            self._bases.update({upload.name: place, stem: place_stem})
+            self._note_near(upload.name)
+        return ""
+
+    def refuse(self, name: str) -> None:
+        """Notes that a picture was refused, so that its caption goes to no other one."""
+        if not _is_caption(name):
+            for each in (name, _stem(name)):
+                self._bases.setdefault(each, None)
+            self._note_near(name)
+
+    def _note_near(self, name: str) -> None:
+        for each in (name, _stem(name)):
+            self._near.setdefault(folded(each), set()).add(each)
+
+    def _of_picture(self, name: str) -> PurePosixPath | str:
+        path = safe_path(name)
+        if path is None:
+            return "its name is hidden, leads elsewhere or lies too deep: rename it."
+        if folded(name) in self._sent:
+            return "another file of the upload has its name."
+        stem = self._stems.get(_stem(name)) or self._free(path.with_suffix(""))
+        return stem.with_name(stem.name + path.suffix)
+
+    def _of_caption(self, name: str) -> PurePosixPath | str:
+        stem = _stem(name)
+        same = [stem] if stem in self._bases else [*self._near.get(folded(stem), ())]
+        base = self._bases[same[0]] if len(same) == 1 else None
+        if base is None:
+            return "no picture of its name is there."
+        return base.with_name(base.name + PurePosixPath(name).suffix.lower())
+
+    def _free(self, path: PurePosixPath) -> PurePosixPath:
+        """The path of a picture without its ending, with a number appended where it is taken."""
+        number, free = 1, path
+        while folded(str(free)) in self._taken_stems:
+            number += 1
+            free = path.with_name(f"{path.name}-{number}")
+        return free
 
 
 def safe_path(name: str) -> PurePosixPath | None:
@@ -86,33 +159,30 @@ def safe_path(name: str) -> PurePosixPath | None:
     ending = PurePosixPath(parts[-1]).suffix
     safe = [_safe_name(part) for part in (*parts[:-1], parts[-1].removesuffix(ending))]
     safe[-1] += ending.lower()
-    return None if any(not part or part.startswith(".") for part in safe) else PurePosixPath(*safe)
+    return PurePosixPath(*safe) if all(part and is_a_persons(part) for part in safe) else None
 
 
 def _safe_name(text: str) -> str:
     return safe_part(text, LONGEST_NAME)
 
 
-def _problem(path: PurePosixPath | None, upload: Upload, taken: set[str], stems: set[PurePosixPath]) -> str:
-    """Why a file is refused; "" where it is taken.
+def _is_caption(name: str) -> bool:
+    return name.lower().endswith(SIDECARS)
 
-    Args:
-        path: the file's `safe_path`.
-        taken: paths of the files taken so far, case-folded.
-        stems: paths of the pictures taken so far, without their endings.
-    """
+
+def _stem(name: str) -> str:
+    """A path without its file's ending."""
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def _problem(upload: Upload) -> str:
+    """Why a file is refused, whatever its name; "" where it is taken."""
     if not largest(upload.name):
         return f"only pictures ({' '.join(ENDINGS)}) and captions ({' '.join(SIDECARS)}) are taken."
-    if path is None:
-        return "its name is hidden, leads elsewhere or lies too deep: rename it."
     if not upload.is_whole:
         return f"it is larger than {largest(upload.name) / 2**20:.0f} MB."
-    if str(path).casefold() in taken:
-        return "another file of the upload has its name."
-    if path.suffix in SIDECARS and path.with_suffix("") not in stems:
-        return "no picture of its name is there."
     try:
-        if path.suffix in SIDECARS:
+        if _is_caption(upload.name):
             read_text(upload.path)
         else:
             picture_size(upload.path)
@@ -120,6 +190,29 @@ def _problem(path: PurePosixPath | None, upload: Upload, taken: set[str], stems:
     except (CaptionFileError, PictureError, OSError) as error:
         return str(error).removeprefix(f"{upload.path.name} ")
     return ""
+
+
+def _filled_folder(name: str, files: Mapping[PurePosixPath, Path]) -> Path:
+    """Makes a folder of this name in the input folder and moves the files into it.
+
+    Args:
+        files: path in the folder -> file.
+
+    Raises:
+        Refusal: it cannot be written; nothing is left of it.
+    """
+    folder = None
+    try:
+        folder = _new_folder(name)
+        for path, content in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(content, target)
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise Refusal(507, f"The new folder cannot be written: {error.strerror}.") from error
+    return folder
 
 
 def _new_folder(name: str) -> Path:

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import json
-import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,20 @@ from typing import Any
 import aiohttp
 import comfy.cli_args
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from server import PromptServer
 
 from ..basics.errors import InputError, Refusal
+from ..basics.files import scratch_folder, sweep_scratch_folders
 
 CONCURRENT_REQUESTS = 8
 """Requests per path that are worked on at a time; others wait."""
 CONCURRENT_UPLOADS = 2
+"""Received uploads that are worked on at a time; any number are received meanwhile."""
+STALLED_SECONDS = 120.0
+"""An upload that sends nothing for so long is given up."""
+UPLOAD_PREFIX = ".kiln-upload-"
+"""Of the names of the temporary folders that receive files."""
 CHUNK_BYTES = 1 << 18
 LONGEST_NAME_LIST = 1 << 22
 """Bytes of the list of file names in an upload."""
@@ -58,6 +64,8 @@ class UploadRules:
     """Limit for all files together."""
 
 
+UNREADABLE = (ValueError, RecursionError, AssertionError, aiohttp.ClientError, HttpProcessingError)
+"""Errors of bodies that are neither multipart nor JSON."""
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
@@ -104,24 +112,29 @@ def serve_upload(path: str, rules: UploadRules, answer: Callable[[dict[str, str]
     The body is multipart/form-data: a JSON list of the files' names, then the files in that order. The header
     X-Kiln: 1 is required, which a form on another site cannot send.
     """
+    sweep_scratch_folders(rules.folder(), UPLOAD_PREFIX)
+    PromptServer.instance.routes.post(path)(upload_handler(rules, answer))
+
+
+def upload_handler(rules: UploadRules, answer: Callable[[dict[str, str], list[Upload]], Any]) -> Handler:
+    """The handler of a route for file uploads, as `serve_upload` describes it."""
     slots = asyncio.Semaphore(CONCURRENT_UPLOADS)
 
-    @PromptServer.instance.routes.post(path)
     @refuse_other_sites
     async def respond(request: web.Request) -> web.Response:
         if request.headers.get("X-Kiln") != "1" or request.content_type != "multipart/form-data":
             return _error(415, "Files must come as multipart/form-data with the header X-Kiln: 1.")
-        async with slots:
-            with tempfile.TemporaryDirectory(prefix=".kiln-upload-", dir=rules.folder()) as folder:
-                try:
-                    uploads = await _receive(await request.multipart(), rules, Path(folder))
-                except Refusal as refusal:
-                    return _error(refusal.status, str(refusal))
-                except (ValueError, RecursionError) as error:  # neither multipart nor JSON
-                    return _error(400, f"The upload cannot be read: {error}")
-                except OSError as error:
-                    return _error(507, f"The upload cannot be written: {error.strerror}.")
-                return await _response(asyncio.Semaphore(1), lambda: answer(dict(request.query), uploads))
+        try:
+            await asyncio.to_thread(sweep_scratch_folders, rules.folder(), UPLOAD_PREFIX)
+            with scratch_folder(rules.folder(), UPLOAD_PREFIX) as folder:
+                uploads = await _received(request, rules, folder)
+                if isinstance(uploads, web.Response):
+                    return uploads
+                return await _response(slots, lambda: answer(dict(request.query), uploads))
+        except OSError as error:
+            return _error(507, f"The upload cannot be written: {error.strerror}.")
+
+    return respond
 
 
 def refuse_other_sites(respond: Handler) -> Handler:
@@ -140,10 +153,22 @@ def refuse_other_sites(respond: Handler) -> Handler:
     return guarded
 
 
+async def _received(request: web.Request, rules: UploadRules, folder: Path) -> list[Upload] | web.Response:
+    """The files of an upload, or a response that says why they cannot be received."""
+    try:
+        return await _receive(await request.multipart(), rules, folder)
+    except Refusal as refusal:
+        return _error(refusal.status, str(refusal))
+    except (asyncio.TimeoutError, TimeoutError):
+        return _error(408, f"The upload sent nothing for {STALLED_SECONDS:.0f} seconds and was given up: send it anew.")
+    except UNREADABLE as error:
+        return _error(400, f"The upload cannot be read: {str(error) or type(error).__name__:.200}")
+
+
 async def _receive(parts: aiohttp.MultipartReader, rules: UploadRules, folder: Path) -> list[Upload]:
     """Writes each file of an upload to the folder, named by its index."""
     part, name_list = await _next_part(parts), b""
-    while (chunk := await part.read_chunk(CHUNK_BYTES)) and len(name_list) < LONGEST_NAME_LIST:
+    while (chunk := await _next_chunk(part)) and len(name_list) < LONGEST_NAME_LIST:
         name_list += chunk
     names = json.loads(name_list)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -154,7 +179,7 @@ async def _receive(parts: aiohttp.MultipartReader, rules: UploadRules, folder: P
     for number, name in enumerate(names):
         part, size, largest = await _next_part(parts), 0, rules.largest(name)
         with (folder / str(number)).open("xb") as file:
-            while chunk := await part.read_chunk(CHUNK_BYTES):
+            while chunk := await _next_chunk(part):
                 size += len(chunk)
                 total += len(chunk)
                 if total > rules.most_bytes:
@@ -166,10 +191,14 @@ async def _receive(parts: aiohttp.MultipartReader, rules: UploadRules, folder: P
 
 
 async def _next_part(parts: aiohttp.MultipartReader) -> aiohttp.BodyPartReader:
-    part = await parts.next()
+    part = await asyncio.wait_for(parts.next(), STALLED_SECONDS)
     if not isinstance(part, aiohttp.BodyPartReader):
         raise Refusal(400, "An upload ends before its last file.")
     return part
+
+
+async def _next_chunk(part: aiohttp.BodyPartReader) -> bytes:
+    return await asyncio.wait_for(part.read_chunk(CHUNK_BYTES), STALLED_SECONDS)
 
 
 async def _response(slots: asyncio.Semaphore, work: Callable[[], Any]) -> web.Response:
@@ -189,6 +218,8 @@ async def _response(slots: asyncio.Semaphore, work: Callable[[], Any]) -> web.Re
             return _error(refusal.status, str(refusal), **refusal.details)
         except InputError as error:
             return _error(400, str(error))
+        except OSError as error:
+            return _error(507, f"A file or folder cannot be read or written: {error.strerror or error}.")
 
 
 def _error(status: int, message: str, **details: Any) -> web.Response:

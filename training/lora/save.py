@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from .. import host
 from ..basics.errors import InputError, raise_if_any
-from ..basics.files import atomic_write
+from ..basics.files import atomic_write, sweep_unfinished
 from ..basics.paths import PathRefused, check_parts, resolve
 from .header import file_hashes
 
@@ -29,6 +29,7 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
     try:
         path = free_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_unfinished(path.parent)
         ours = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
         with atomic_write(path) as unfinished:
             save_file(ours, unfinished, {**metadata, **file_hashes(ours, metadata)})

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from math import sqrt
+from math import ceil, sqrt
 
 from .. import host
 from ..adapters import KINDS
@@ -11,6 +11,8 @@ from ..data.dataset import Dataset, is_enlarged
 
 MOST_VIEWS, GOOD_VIEWS = 400, 150
 """how often one picture is shown in a run"""
+MOST_UNEVEN = 2.0
+"""how much more a picture of a rare shape may weigh than one of a usual shape"""
 LARGEST_SCALE, SMALLEST_SCALE = 4.0, 0.01
 """the factor on an adapter's output, alpha / rank"""
 LEAST_IN_FP16 = 6.1e-5
@@ -30,6 +32,7 @@ def advice(config: LoRAConfig, base: str, dataset: Dataset) -> list[str]:
         *_about_rates(config),
         *_about_scale(config),
         *_about_views(config, dataset),
+        *_about_shapes(config, dataset),
         *_about_sizes(base, dataset),
         *_about_captions(dataset),
         *_about_sampling(config),
@@ -110,6 +113,32 @@ def _about_views(config: LoRAConfig, dataset: Dataset) -> list[str]:
             f"subject. Try more pictures, or {name} {max(1, planned * GOOD_VIEWS // each)}."
         )
     return notes
+
+
+def _about_shapes(config: LoRAConfig, dataset: Dataset) -> list[str]:
+    """A batch has one shape, and its loss is the mean over its pictures: in a small batch each weighs more."""
+    batch_size = config.optimization.batch_size
+    fits = [fit for resolution in dataset.settings.resolutions() for fit in dataset.fits(resolution)]
+    shapes = [(fit.width, fit.height) for fit in fits]
+    pictures = [*dataset.pictures] * len(dataset.settings.resolutions())
+    counts: Counter[tuple[int, int]] = Counter()
+    for shape, picture in zip(shapes, pictures, strict=True):
+        counts[shape] += picture.repeats
+    lengths = {shape: count / ceil(count / batch_size) for shape, count in counts.items()}
+    usual = max(lengths.values())
+    odd = {
+        picture.name: shape
+        for shape, picture in zip(shapes, pictures, strict=True)
+        if usual / lengths[shape] >= MOST_UNEVEN and not picture.is_regularisation
+    }
+    if not odd:
+        return []
+    name, (width, height) = max(odd.items(), key=lambda item: usual / lengths[item[1]])
+    return [
+        f"{len(odd)} of {len(dataset.pictures)} pictures have shapes too rare to fill a batch of {batch_size}, as "
+        f"{name} in {width} x {height}: it counts {usual / lengths[width, height]:.2g} times as much as a picture of "
+        "a usual shape. Crop such pictures to a usual shape, leave them out, or lower batch_size."
+    ]
 
 
 def _about_sizes(base: str, dataset: Dataset) -> list[str]:

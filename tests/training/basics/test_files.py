@@ -1,9 +1,11 @@
 """Atomic writes."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.basics.files import atomic_write
+from lora_kiln.training.basics.files import atomic_write, scratch_folder, sweep_scratch_folders, sweep_unfinished
 
 
 def test_a_new_file_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
@@ -30,3 +32,55 @@ def test_links_are_replaced_and_never_followed(tmp_path: Path) -> None:
         unfinished.write_text("ours")
     assert not (tmp_path / "a").is_symlink() and (tmp_path / "a").read_text() == "ours"
     assert (tmp_path / "other").read_text() == "theirs"
+
+
+# ---------------------------------------------------------------- what killed processes leave
+
+
+def age(path: Path, seconds: float = 7200) -> Path:
+    then = time.time() - seconds
+    os.utime(path, (then, then), follow_symlinks=False)
+    return path
+
+
+def test_unfinished_files_that_nobody_writes_are_swept(tmp_path: Path) -> None:
+    for name in (".a.safetensors.writing", ".b.writing", ".c.writing", "d.writing", ".e.txt"):
+        (tmp_path / name).write_text("half")
+    for name in (".a.safetensors.writing", ".b.writing", "d.writing", ".e.txt"):
+        age(tmp_path / name)
+    (tmp_path / ".step.writing").mkdir()
+    age(tmp_path / ".step.writing")
+    (tmp_path / "other").write_text("theirs")
+    (tmp_path / ".link.writing").symlink_to(tmp_path / "other")
+    age(tmp_path / ".link.writing")
+    sweep_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".c.writing", "d.writing", ".e.txt", ".step.writing", "other"}
+    sweep_unfinished(tmp_path / "missing")
+
+
+def test_a_scratch_folder_goes_at_the_end(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path, ".x-") as folder:
+        (folder / "0").write_text("half")
+        assert folder.parent == tmp_path and folder.name.startswith(".x-")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_folders_of_dead_processes_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "0").write_text("theirs")
+    for name in (".x-dead", ".x-young", ".y-dead"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0").write_text("half")
+    for name in (".x-dead", ".y-dead"):
+        age(tmp_path / name / "0")
+        age(tmp_path / name)
+    (tmp_path / ".x-link").symlink_to(tmp_path / "other")
+    age(tmp_path / ".x-link")
+    with scratch_folder(tmp_path, ".x-") as alive:
+        for path in (*alive.iterdir(), alive):
+            age(path)
+        sweep_scratch_folders(tmp_path, ".x-")
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {alive.name, ".x-young", ".y-dead", ".x-link", "other"}
+    assert (tmp_path / "other" / "0").exists()

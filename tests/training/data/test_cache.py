@@ -1,10 +1,13 @@
 """The cache: what it gives back, what it forgets, and what it survives."""
 
+import hashlib
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,39 @@ def test_a_changed_picture_is_decoded_again(path: Path, picture: Path, decoded: 
     assert first.digest != second.digest and len(decoded) == 2
 
 
+def test_exchanged_pictures_of_one_size_and_time_are_decoded_again(path: Path, tmp_path: Path) -> None:
+    then = time.time() - 100
+    for name, color in (("a", (200, 20, 10)), ("b", (20, 200, 10))):
+        Image.new("RGB", (40, 30), color).save(tmp_path / f"{name}.bmp")
+        os.utime(tmp_path / f"{name}.bmp", (then, then))
+    with Cache(path, LARGE) as cache:
+        first, second = (cache.picture_facts(tmp_path / f"{name}.bmp").digest for name in "ab")
+        for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+            (tmp_path / f"{old}.bmp").rename(tmp_path / f"{new}.bmp")
+        assert [cache.picture_facts(tmp_path / f"{name}.bmp").digest for name in "ab"] == [second, first]
+
+
+IMPOSSIBLE = [
+    *(dict(width=width) for width in (0, -40, 8, 10**30, "40", 40.5, None)),
+    *(dict(height=height) for height in (10**8, True)),
+    *(dict(digest=digest) for digest in ("", "x" * 64, 7)),
+    dict(is_transparent=2),
+    dict(more=1),
+]
+
+
+@pytest.mark.parametrize("changed", [*IMPOSSIBLE, "no json", "[]", b"\xff"])
+def test_facts_that_no_picture_has_are_not_believed(path: Path, picture: Path, changed: object) -> None:
+    with Cache(path, LARGE) as cache:
+        first = cache.picture_facts(picture)
+    facts = json.dumps(asdict(first) | changed) if isinstance(changed, dict) else changed
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE OR IGNORE picture_files SET facts = ?", (facts,))
+    db.close()
+    with Cache(path, LARGE) as cache:
+        assert cache.picture_facts(picture) == first and not cache.notes
+
+
 def test_a_picture_changed_just_now_is_not_trusted_yet(path: Path, picture: Path, decoded: list[str]) -> None:
     os.utime(picture)
     with Cache(path, LARGE) as cache:
@@ -253,6 +289,66 @@ def test_a_damaged_file_is_set_aside_and_begun_again(path: Path, damage) -> None
     with Cache(path, LARGE) as cache:
         cache.put("later", VALUE)
         assert same(cache.get("later"), VALUE) and not cache.notes
+
+
+OTHER_TABLES = [
+    "CREATE TABLE blobs (key TEXT PRIMARY KEY, blob BLOB)",
+    "CREATE TABLE picture_files (path TEXT PRIMARY KEY, state TEXT, facts TEXT, more TEXT)",
+    "CREATE TABLE blobs (key TEXT, used_at REAL, size INTEGER, digest BLOB, blob BLOB, more TEXT)",
+    "CREATE VIEW blobs AS SELECT 1 AS key",
+]
+
+
+@pytest.mark.parametrize("statement", OTHER_TABLES)
+def test_a_file_with_other_tables_costs_one_sentence(path: Path, picture: Path, statement: str) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+    with Cache(path, LARGE) as cache:
+        cache.put("key", VALUE)
+        assert same(cache.get("key"), VALUE) and cache.known(["key"]) == {"key"}
+        assert cache.picture_facts(picture).width == 40
+        cache.trim()
+        assert len(cache.notes) == 1
+
+
+def test_a_file_of_an_earlier_version_serves_on(path: Path) -> None:
+    fill(path)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE picture_files")
+        db.execute("CREATE TABLE pictures (path TEXT PRIMARY KEY, size INTEGER NOT NULL)")
+    db.close()
+    with Cache(path, LARGE) as cache:
+        assert cache.known(map(str, range(50))) == set(map(str, range(50))) and not cache.notes
+
+
+@pytest.mark.parametrize("column", ["used_at", "size", "digest", "blob"])
+@pytest.mark.parametrize("value", ["text", -1, 10**18, b"\xff"])
+def test_rows_that_are_not_ours_stop_nothing(path: Path, column: str, value: object) -> None:
+    fill(path)
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE blobs SET {column} = ? WHERE key IN ('3', '4', '5')", (value,))
+    db.close()
+    with Cache(path, 10_000) as cache:
+        kept = cache.get("3")
+        assert kept is None or torch.equal(kept, torch.full((2000,), 3.0))
+        cache.trim()
+        cache.put("new", VALUE)
+        assert same(cache.get("new"), VALUE) and not cache.notes
+
+
+HEADER = b'{"__metadata__":{"structure":"[1, 2]"}}'
+
+
+@pytest.mark.parametrize("blob", [b"", b"\xff" * 40, len(HEADER).to_bytes(8, "little") + HEADER, b"[" * 5000])
+def test_a_value_packed_by_another_program_counts_as_absent(path: Path, blob: bytes) -> None:
+    fill(path)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE blobs SET blob = ?, digest = ?", (blob, hashlib.blake2b(blob, digest_size=16).digest()))
+    db.close()
+    with Cache(path, LARGE) as cache:
+        assert cache.get("3") is None and not cache.notes
 
 
 def test_on_a_full_disk_it_goes_on_in_memory(path: Path) -> None:

@@ -10,9 +10,7 @@ from lora_kiln.training.data.captions import (
     read_metadata,
     read_text,
     shuffle_tags,
-    sidecar,
     with_trigger,
-    write_sidecar,
 )
 
 TAGS = "zwx, red, round, small, on grass, at night"
@@ -72,18 +70,6 @@ def test_few_tags_can_be_shuffled(caption: str) -> None:
     assert shuffle_tags(caption, 1, 0) == caption.strip(" ,")
 
 
-def test_text_files_come_before_caption_files(tmp_path: Path) -> None:
-    picture = tmp_path / "a.b.png"
-    (tmp_path / "a.b.caption").write_text("second")
-    assert sidecar(picture) == tmp_path / "a.b.caption"
-    (tmp_path / "a.b.txt").write_text("first")
-    assert sidecar(picture) == tmp_path / "a.b.txt"
-
-
-def test_a_picture_without_a_sidecar(tmp_path: Path) -> None:
-    assert sidecar(tmp_path / "a.png") is None
-
-
 @pytest.mark.parametrize("data", [b"caf\xe9", b"\xff\xfea", b"\x80"])
 def test_another_encoding_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.txt").write_bytes(data)
@@ -137,38 +123,21 @@ def test_a_caption_of_several_lines_becomes_one(caption: str, line: str) -> None
     assert one_line(caption) == line
 
 
-# ---------------------------------------------------------------- writing
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_caption_is_read_alike_in_every_encoding(tmp_path: Path, encoding: str, line_end: str) -> None:
+    lines = ["first line, café", "", "second paragraph", ""]
+    (tmp_path / "a.txt").write_bytes(line_end.join(lines).encode(encoding))
+    assert read_text(tmp_path / "a.txt") == "first line, café\n\nsecond paragraph"
 
 
-def test_a_caption_is_written_beside_its_picture(tmp_path: Path) -> None:
-    assert write_sidecar(tmp_path / "a.png", "a café", overwrite=False)
-    assert (tmp_path / "a.txt").read_text("utf-8") == "a café\n"
+@pytest.mark.parametrize("data", [b"a\0cat", b"a cat\0\0\0", "一只\0狐狸, a".encode("utf-16-le")])
+def test_null_characters_are_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(CaptionFileError, match="a.txt (holds null characters|is not UTF-8)"):
+        read_text(tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize("ending", [".txt", ".caption"])
-def test_a_persons_text_is_never_written_over(tmp_path: Path, ending: str) -> None:
-    (tmp_path / f"a{ending}").write_text("mine")
-    assert not write_sidecar(tmp_path / "a.png", "theirs", overwrite=False)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"a{ending}", "mine")]
-
-
-@pytest.mark.parametrize("ending", [".txt", ".caption"])
-def test_text_is_written_over_where_that_is_asked(tmp_path: Path, ending: str) -> None:
-    (tmp_path / f"a{ending}").write_text("mine")
-    assert write_sidecar(tmp_path / "a.png", "theirs", overwrite=True)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(f"a{ending}", "theirs\n")]
-
-
-@pytest.mark.parametrize("blank", ["", "\n", "  \n"])
-def test_a_blank_file_holds_nobodys_text(tmp_path: Path, blank: str) -> None:
-    (tmp_path / "a.txt").write_text(blank)
-    assert write_sidecar(tmp_path / "a.png", "new", overwrite=False)
-    assert (tmp_path / "a.txt").read_text() == "new\n"
-
-
-def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
-    (tmp_path / "other").write_text("of someone else")
-    (tmp_path / "a.txt").symlink_to(tmp_path / "other")
-    (tmp_path / ".a.txt.writing").symlink_to(tmp_path / "other")
-    assert write_sidecar(tmp_path / "a.png", "new", overwrite=True)
-    assert (tmp_path / "a.txt").read_text() == "new\n" and (tmp_path / "other").read_text() == "of someone else"
+def test_metadata_texts_end_their_lines_with_line_feeds(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "one\\r\\ntwo"}\r\n')
+    assert read_metadata(tmp_path) == ({"a.png": "one\ntwo"}, [])

@@ -323,3 +323,44 @@ def test_the_node_runs_again_after_a_caption_was_saved(cats: Path) -> None:
         save_all(entry("a.png", caption, before))
         seen.append(LoadDataset.fingerprint_inputs(folder=["cats"]))
     assert len(set(seen)) == 3
+
+
+def test_edits_of_two_pictures_of_one_name_are_both_kept(cats: Path) -> None:
+    draw(cats / "a.jpg")
+    draw(cats / "a.png", color=(1, 2, 3))
+    (cats / "a.txt").write_text("of which")
+    answer = save_all(entry("a.jpg", "the first", "of which"), entry("a.png", "the second", "of which"))
+    assert answer == {"saved": ["a.jpg", "a.png"], "failed": {}}
+    assert {name: each["caption"] for name, each in shown().items()} == {"a.jpg": "the first", "a.png": "the second"}
+
+
+def test_exchanged_pictures_of_one_size_and_time_are_seen(cats: Path) -> None:
+    for name, color in (("a", (200, 20, 10)), ("b", (20, 200, 10))):
+        os.utime(draw(cats / f"{name}.bmp", color=color), (1, 1))
+    before = {name: each["version"] for name, each in shown().items()}
+    for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+        (cats / f"{old}.bmp").rename(cats / f"{new}.bmp")
+    after = {name: each["version"] for name, each in shown().items()}
+    assert after == {"a.bmp": before["b.bmp"], "b.bmp": before["a.bmp"]}
+
+
+@pytest.mark.parametrize("name", [f"{'x' * 300}.png", f"{'x/' * 3000}a.png", "a.png/b.png"])
+def test_a_name_that_no_file_has_is_answered_in_words(cats: Path, name: str) -> None:
+    draw(cats / "a.png")
+    with pytest.raises(Refusal) as caught:
+        thumbnail({"folder": "cats", "name": name})
+    assert caught.value.status == 404 and len(str(caught.value)) < 300
+    with pytest.raises(InputError, match="is no picture of this folder") as refused:
+        save_all(entry(name, "text"))
+    assert len(str(refused.value)) < 400
+    for folder in (name, f"cats/{name}", str(cats / name)):
+        with pytest.raises(InputError):
+            describe({"folder": folder})
+
+
+def test_saving_captions_sweeps_what_a_killed_save_left(cats: Path) -> None:
+    draw(cats / "a.png")
+    (cats / ".b.txt.writing").write_text("half")
+    os.utime(cats / ".b.txt.writing", (1, 1))
+    save_all(entry("a.png", "text"))
+    assert {path.name for path in cats.iterdir()} == {"a.png", "a.txt"}

@@ -1,11 +1,13 @@
 """Folders of pictures: repeats, masks and settings files."""
 
+import os
 from pathlib import Path
 
 import pytest
 from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.basics.folders import folders_with
 from lora_kiln.training.data.dataset_settings import DatasetSettings
-from lora_kiln.training.data.picture_folder import folder_repeats, read_folder
+from lora_kiln.training.data.picture_folder import folder_fingerprint, folder_repeats, read_folder
 from lora_kiln.training.data.pictures import PictureFacts, picture_facts
 from PIL import Image
 
@@ -182,3 +184,43 @@ def test_reading_can_be_interrupted(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         read_folder(tmp_path, MASKED, on_picture=stop)
+
+
+# ---------------------------------------------------------------- what is no picture of a person's
+
+
+@pytest.mark.parametrize("folder", ["@eaDir/a.png", "#recycle", "__MACOSX", "$RECYCLE.BIN", ".thumbs"])
+def test_what_systems_put_into_a_folder_is_left_alone(tmp_path: Path, folder: str) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / folder / "SYNOPHOTO_THUMB_M.jpg")
+    contents = read_folder(tmp_path, MASKED)
+    assert [picture.name for picture in contents.pictures] == ["a.png"] and not contents.problems
+    assert folders_with(tmp_path, (".jpg",), 3) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file systems of other systems refuse such names")
+@pytest.mark.parametrize("name", [b"\x83L\x83c.png", b"\x83L/a.png"])
+def test_a_name_that_is_not_unicode_is_said(tmp_path: Path, name: bytes) -> None:
+    good = save(tmp_path / "a.png")
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(good.read_bytes())
+    contents = read_folder(tmp_path, MASKED)
+    assert [picture.name for picture in contents.pictures] == ["a.png"]
+    assert len(contents.problems) == 1 and "not Unicode: rename it" in contents.problems[0]
+    contents.problems[0].encode()
+    assert folder_fingerprint(tmp_path) and folders_with(tmp_path, (".png",), 3) == [tmp_path]
+
+
+def test_an_exchanged_picture_of_one_size_and_time_is_seen(tmp_path: Path) -> None:
+    for name, color in (("a", (200, 20, 10)), ("b", (20, 200, 10))):
+        save(tmp_path / f"{name}.bmp", color=color)
+        os.utime(tmp_path / f"{name}.bmp", (1, 1))
+    before = folder_fingerprint(tmp_path)
+    for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+        (tmp_path / f"{old}.bmp").rename(tmp_path / f"{new}.bmp")
+    assert folder_fingerprint(tmp_path) != before
+    before = folder_fingerprint(tmp_path)
+    save(tmp_path / "a.bmp", color=(1, 2, 3))
+    os.utime(tmp_path / "a.bmp", (1, 1))
+    assert folder_fingerprint(tmp_path) != before

@@ -1,9 +1,13 @@
 """What a person drops on a node becomes a new folder, whatever the files are called and hold."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.basics.errors import InputError
+from lora_kiln.nodes.load_dataset import LoadDataset
+from lora_kiln.training.basics.errors import InputError, Refusal
+from lora_kiln.training.data.dataset_settings import DatasetSettings
+from lora_kiln.training.data.picture_folder import read_folder
 from lora_kiln.training.data.uploads import LONGEST_NAME, add, largest, safe_path
 from lora_kiln.training.host import Upload
 from PIL import Image
@@ -108,7 +112,7 @@ def test_a_name_that_leads_elsewhere_is_refused(folders: Path, spool, name: str)
         ("gnp\u202e.exe.png", "gnp_.exe.png"),
         ("zero\u200bwidth.png", "zero_width.png"),
         ("cafe\u0301.png", "caf\u00e9.png"),
-        ("\uff0e\uff0e\uff0fa.png", "\uff0e\uff0e\uff0fa.png"),
+        ("\uff0e\uff0e\uff0fa.png", "\uff0e\uff0e_a.png"),
         ("half\ud800.png", "half_.png"),
         ("dots. . ./a.png", "dots/a.png"),
         ("bell\x07.png", "bell_.png"),
@@ -123,6 +127,99 @@ def test_a_long_name_is_cut_alike_for_picture_and_caption() -> None:
     picture, caption = safe_path(f"{stem}.png"), safe_path(f"{stem}.txt")
     assert picture is not None and caption is not None and picture.stem == caption.stem
     assert 0 < len(picture.stem.encode()) <= LONGEST_NAME
+
+
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+LONG = "long name " * 30
+
+
+def contents(folder: Path) -> dict[tuple[int, ...], str]:
+    """Color of the first pixel -> caption, as Load Dataset reads a folder."""
+    read = read_folder(folder, DatasetSettings())
+    assert not read.problems
+    return {Image.open(picture.path).convert("RGB").getpixel((0, 0)): picture.caption for picture in read.pictures}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a?", "a_"),
+        ("a_", "a?"),
+        ("a:b", "a|b"),
+        (f"{LONG}1", f"{LONG}2"),
+        ("x?/a", "x_/a"),
+        ("a.", "a"),
+        ("a\uff1f", "a?"),
+        ("CON", "_CON"),
+    ],
+)
+@pytest.mark.parametrize("captions_first", [True, False])
+def test_a_caption_stays_with_its_picture(folders: Path, spool, first: str, second: str, captions_first: bool) -> None:
+    pictures = {f"{first}.png": "red", f"{second}.png": "blue"}
+    texts = {f"{second}.txt": "of the blue one", f"{first}.TXT": "of the red one"}
+    files = texts | pictures if captions_first else pictures | texts
+    answer = add({"name": "cats"}, spool(files))
+    assert (answer["pictures"], answer["captions"], answer["refused"]) == (2, 2, [])
+    assert contents(folders / "input" / "cats") == {(255, 0, 0): "of the red one", (0, 0, 255): "of the blue one"}
+
+
+@pytest.mark.parametrize(("picture", "text"), [(NFC, NFD), (NFD, NFC), ("a", "A"), ("a", "a.png"), ("a?", "a?.PNG")])
+def test_a_caption_finds_its_picture_in_another_form_of_its_name(folders: Path, spool, picture: str, text: str) -> None:
+    add({"name": "cats"}, spool({f"{picture}.png": "red", f"{text}.txt": "of the red one"}))
+    assert contents(folders / "input" / "cats") == {(255, 0, 0): "of the red one"}
+
+
+@pytest.mark.parametrize(("taken", "refused"), [("a", "A"), (NFC, NFD), (NFD, NFC)])
+def test_the_caption_of_a_refused_picture_goes_to_no_other_one(folders: Path, spool, taken: str, refused: str) -> None:
+    files = {f"{taken}.png": "red", f"{refused}.png": "blue", f"{refused}.txt": "of the blue one"}
+    answer = add({"name": "cats"}, spool(files))
+    assert len(answer["refused"]) == 2 and contents(folders / "input" / "cats") == {(255, 0, 0): ""}
+    bad = {"a?.png": b"nothing", "a_.png": "blue", "a?.txt": "of the first"}
+    answer = add({"name": "dogs"}, spool(bad))
+    assert len(answer["refused"]) == 2 and contents(folders / "input" / "dogs") == {(0, 0, 255): ""}
+
+
+def test_pictures_of_one_name_keep_their_captions(folders: Path, spool) -> None:
+    files = {"a?.jpg": "red", "a?.png": "blue", "a?.jpg.txt": "of the red one", "a?.txt": "of the blue one"}
+    assert not add({"name": "cats"}, spool(files))["refused"]
+    assert contents(folders / "input" / "cats") == {(255, 0, 0): "of the red one", (0, 0, 255): "of the blue one"}
+
+
+@pytest.mark.parametrize(
+    "names", [("a.png", "a.png/b.png"), ("A.png/b.png", "a.png"), ("b.png", "a.png", "a.txt/c.png", "a.txt")]
+)
+def test_a_folder_of_a_files_name_is_said(folders: Path, spool, names: tuple[str, ...]) -> None:
+    answer = add({"name": "cats"}, spool({name: "red" for name in names}))
+    assert len(answer["refused"]) == 1 and "a file and a folder" in answer["refused"][0]
+    assert len(tree(folders / "input" / "cats")) == len(names) - 1
+
+
+STRANGE = [
+    *("cats！", "猫：犬", "what？", "a／b", "cats…", "cats。", "Mr. Smith.", "cats ．", "¨cats", "\u3000cats", "℀"),
+    *("cats\u2024", "ＣＯＮ", "nul．txt", "COM¹", "CON" + "x." * 200, "CON." + "x" * 400, "a\u2044b", "￨￤"),
+    *("＜cats＞", "cats\ufeff", "\u0345cats "),
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_the_new_folder_can_be_loaded(folders: Path, spool, name: str) -> None:
+    made = add({"name": name}, spool({"a.png": "red", f"{name.replace('/', '')}/b.png": "blue"}))
+    assert made["pictures"] == 2
+    for folder in {made["folder"], *(path.parent for path in map(Path, tree(folders / "input")))}:
+        assert LoadDataset.validate_inputs(folder=[Path(folder).as_posix()]) is True
+
+
+def test_what_systems_put_into_a_folder_is_not_taken(folders: Path, spool) -> None:
+    answer = add({"name": "cats"}, spool({"a.png": "red", "@eaDir/a.png/SYNO.jpg": "blue", "__MACOSX/._a.png": "blue"}))
+    assert tree(folders / "input" / "cats") == ["a.png"] and len(answer["refused"]) == 2
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(folders: Path, spool) -> None:
+    uploads = spool({"a.png": "red", "b.png": "blue"})
+    lost = Upload("c.png", uploads[1].path, True)  # moved away when its turn comes
+    with pytest.raises(Refusal, match="cannot be written") as caught:
+        add({"name": "cats"}, [*uploads, lost])
+    assert caught.value.status == 507 and list((folders / "input").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "   ", "...", ".hidden", "../cats"])

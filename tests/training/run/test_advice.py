@@ -119,3 +119,35 @@ def test_captions_that_share_no_word_want_a_trigger_word() -> None:
     assert note.startswith("trigger_word is empty")
     assert notes(dataset=captioned("ohwx on a beach", "portrait of Ohwx", "ohwx, street"), **few) == []
     assert notes(dataset=captioned("a beach", "a street", trigger_word="ohwx"), **few) == []
+
+
+def with_odd_ones(count: int, odd: int, repeats: int = 1, **settings: Any) -> Dataset:
+    usual = data(count, **settings)
+    more = [Picture(f"odd{n}.png", 512, 2048, "a cat, far", repeats=repeats) for n in range(odd)]
+    return Dataset((*usual.pictures, *more), usual.settings)
+
+
+@pytest.mark.parametrize(
+    ("odd", "repeats", "said"),
+    [
+        (
+            1,
+            1,
+            "1 of 17 pictures have shapes too rare to fill a batch of 8, as odd0.png in 256 x 1024: it counts 8 times",
+        ),
+        (
+            2,
+            1,
+            "2 of 18 pictures have shapes too rare to fill a batch of 8, as odd0.png in 256 x 1024: it counts 4 times",
+        ),
+        (1, 3, "counts 2.7 times"),
+    ],
+)
+def test_a_rare_shape_weighs_more_and_that_is_said(odd: int, repeats: int, said: str) -> None:
+    found = notes(dataset=with_odd_ones(16, odd, repeats), batch_size=8, steps=100)
+    assert len(found) == 1 and said in found[0]
+
+
+@pytest.mark.parametrize(("odd", "repeats", "batch_size"), [(1, 8, 8), (6, 1, 8), (9, 1, 8), (1, 1, 1), (0, 1, 8)])
+def test_shapes_that_weigh_about_alike_need_no_word(odd: int, repeats: int, batch_size: int) -> None:
+    assert notes(dataset=with_odd_ones(16, odd, repeats), batch_size=batch_size, steps=100) == []

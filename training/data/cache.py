@@ -1,11 +1,13 @@
 """A cache on disk of what takes long to compute: latents, text embeddings, facts about picture files."""
 
 import hashlib
+import json
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +24,8 @@ TABLES = (
         key TEXT PRIMARY KEY, used_at REAL NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL, blob BLOB NOT NULL
     )""",
     "CREATE INDEX IF NOT EXISTS blobs_used_at ON blobs (used_at, size)",
-    """CREATE TABLE IF NOT EXISTS pictures (
-        path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-        width INTEGER NOT NULL, height INTEGER NOT NULL, is_transparent INTEGER NOT NULL, digest TEXT NOT NULL
-    )""",
+    "CREATE TABLE IF NOT EXISTS picture_files (path TEXT PRIMARY KEY, state TEXT NOT NULL, facts TEXT NOT NULL)",
+    "DROP TABLE IF EXISTS pictures",  # of earlier versions
 )
 KEYS_PER_QUERY = 500
 """SQLite limits the parameters of a statement"""
@@ -121,17 +121,14 @@ class Cache:
             PictureError: the file cannot be used; this is not cached.
         """
         stat, name = path.stat(), os.path.abspath(path)
-        rows = self._read(
-            "SELECT width, height, is_transparent, digest FROM pictures WHERE path = ? AND size = ? AND mtime_ns = ?",
-            (name, stat.st_size, stat.st_mtime_ns),
-        )
+        state = str((stat.st_size, stat.st_mtime_ns))
+        rows = self._read("SELECT facts FROM picture_files WHERE path = ? AND state = ?", (name, state))
         if rows:
-            width, height, is_transparent, digest = rows[0]
-            return PictureFacts(width, height, bool(is_transparent), digest)
+            return PictureFacts(**json.loads(rows[0][0]))
         facts = picture_facts(path)
         if is_stable(stat.st_mtime_ns):
-            row = (name, stat.st_size, stat.st_mtime_ns, facts.width, facts.height, facts.is_transparent, facts.digest)
-            self._write(lambda db: db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", row))
+            row = (name, state, json.dumps(asdict(facts)))
+            self._write(lambda db: db.execute("INSERT OR REPLACE INTO picture_files VALUES (?, ?, ?)", row))
         return facts
 
     def trim(self) -> None:

@@ -27,8 +27,10 @@ SMALLEST_SIDE = 16
 """pixels"""
 RUN_LENGTH_BMP = (1, 2)
 """compressions of BMP that Pillow decodes in Python: a few bytes can block the server for half a minute"""
-MOST_SCANNED = 2_500_000_000
+MOST_SCANNED = 2_000_000_000
 """pixels times scans of a JPEG; decoding takes some seconds"""
+SCAN_COST = 4096
+"""pixels that take as long as beginning a scan"""
 SAME_ASPECT = 0.02
 """relative difference of two aspect ratios that counts as rounding to pixels"""
 BLACKEST = 2
@@ -333,7 +335,7 @@ def _with_header(image: Image.Image, metadata: Metadata, is_turned: bool) -> Ope
 def _check_size(name: str, size: tuple[int, int], kind: PictureKind, parts: PixelParts) -> None:
     area = size[0] * size[1]
     _check_area(name, size, min(kind.most_pixels, MOST_BYTES // max(1, parts.bytes_per_pixel)))
-    if area * parts.scans > MOST_SCANNED:
+    if (area + SCAN_COST) * parts.scans > MOST_SCANNED:
         raise PictureError(f"{name} is a JPEG of {parts.scans} scans, which takes too long to decode: save it again.")
     if min(size) < SMALLEST_SIDE:
         raise PictureError(

@@ -188,7 +188,8 @@ class LoadDataset(io.ComfyNode):
         regularisation = values.pop("regularisation_folder", NONE)
         repeats = values.pop("repeats", 1)
         stop_at_problems = values.pop("bad_pictures", "skip") == "stop"
-        from_graph = pictures_from_images(images or [], _lines(captions or []), repeats, masks or [])
+        is_masked = values.get("masked_loss", False) and not values.get("unmasked_weight", 0.0)
+        from_graph = pictures_from_images(images or [], _lines(captions or []), repeats, masks or [], is_masked)
         dataset = _read(
             _one(folder), regularisation, from_graph, repeats, stop_at_problems, DatasetSettings(**values)
         )  # fmt: skip

@@ -149,7 +149,7 @@ class DatasetNode {
     try {
       const isOpen = this.#uploadForm.open(await files);
       this.#upload = NO_UPLOAD;
-      this.#view.showNotice(isOpen ? "" : "There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif).");
+      this.#view.showNotice(isOpen ? "" : "There is no picture among these files (png, jpg, webp, bmp, tif, gif, avif, heic, jxl).");
     } catch (error) {
       this.#view.showNotice(`The files cannot be read: ${error.message}`);
     }

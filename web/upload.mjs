@@ -1,12 +1,16 @@
 // Files that a person drops or chooses, read and prepared for the upload into a new dataset folder.
 
-const PICTURE = /\.(png|jpe?g|webp|bmp|tiff?|gif|avif)$/i;
-const CAPTION = /\.(txt|caption)$/i;
+/** As the server's ENDINGS and SIDECARS. */
+const PICTURES = [
+  ...[".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".jfi", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib"],
+  ...[".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif", ".jxl"],
+];
+const CAPTIONS = [".txt", ".caption"];
 const NOT_A_PERSONS = /^(\..*|@eadir|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|__macosx|\$recycle\.bin|system volume information|lost\+found)$/i;
 const DEFAULT_NAME = "my_pictures";
 
 /** For the file chooser. */
-export const ACCEPT = ".png,.jpg,.jpeg,.webp,.bmp,.tif,.tiff,.gif,.avif,.txt,.caption";
+export const ACCEPT = [...PICTURES, ...CAPTIONS].join(",");
 
 /**
  * Chooses the files that are uploaded. Hidden files, and folders that systems and network drives make, are ignored.
@@ -19,8 +23,8 @@ export function planUpload(files) {
   const tops = new Set(seen.map(({ path }) => (path.includes("/") ? path.split("/")[0] : "")));
   const top = tops.size === 1 ? [...tops][0] : "";
   const inside = seen.map(({ path, file }) => ({ path: top ? path.slice(top.length + 1) : path, file }));
-  const wanted = inside.filter(({ path }) => PICTURE.test(path) || CAPTION.test(path));
-  const pictures = wanted.filter(({ path }) => PICTURE.test(path)).length;
+  const wanted = inside.filter(({ path }) => endsIn(PICTURES, path) || endsIn(CAPTIONS, path));
+  const pictures = wanted.filter(({ path }) => endsIn(PICTURES, path)).length;
   return {
     name: top || DEFAULT_NAME,
     files: wanted,
@@ -54,6 +58,10 @@ export function uploadForm(files) {
   form.append("names", JSON.stringify(files.map(({ path }) => path)));
   for (const { file } of files) form.append("file", file, "file");
   return form;
+}
+
+function endsIn(endings, path) {
+  return endings.some((ending) => path.toLowerCase().endsWith(ending));
 }
 
 /** The files of a dropped file or folder. */

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class CacheKeys:
         """Of a picture's latent."""
         if self._vae_fingerprint is None:
             return None
-        content = self._content(index, is_mask=False)
+        content = self._content(index, is_mask=False) + self._reading(index, is_mask=False)
         return _key(self._latent_kind, self._vae_fingerprint, content, astuple(fit), flipped)
 
     def mask(self, index: int, fit: Fit, flipped: bool) -> str | None:
@@ -47,7 +48,7 @@ class CacheKeys:
         if self._vae_fingerprint is None:
             return None
         is_mask_file = self._dataset.pictures[index].mask_path is not None  # else the picture's own transparency
-        content = self._content(index, is_mask=True)
+        content = self._content(index, is_mask=True) + self._reading(index, is_mask=True)
         return _key("mask", self._vae_fingerprint, is_mask_file, content, astuple(fit), flipped)
 
     def is_unchanged(self, index: int, is_mask: bool) -> bool:
@@ -56,6 +57,11 @@ class CacheKeys:
             return True
         now = content_digest(self._dataset.pictures[index], is_mask, self._cache)
         return self._content(index, is_mask) == now
+
+    def _reading(self, index: int, is_mask: bool) -> str:
+        """How a file's colours are read; "" = as earlier versions did, whose cached values still count."""
+        path = _file(self._dataset.pictures[index], is_mask)
+        return self._cache.picture_facts(path).reading if self._cache and path else ""
 
     def _content(self, index: int, is_mask: bool) -> str:
         place = (index, is_mask)
@@ -66,11 +72,15 @@ class CacheKeys:
 
 def content_digest(picture: Picture, is_mask: bool, cache: Cache | None) -> str:
     """SHA-256 of a picture's or its mask's content, "" where it has none; the cache remembers those of files."""
-    path = (picture.mask_path or picture.path) if is_mask else picture.path
+    path = _file(picture, is_mask)
     pixels = picture.mask_pixels if is_mask else picture.pixels
     if path is not None:
         return cache.picture_facts(path).digest if cache else hashlib.sha256(path.read_bytes()).hexdigest()
     return "" if pixels is None else _pixels_digest(pixels)
+
+
+def _file(picture: Picture, is_mask: bool) -> Path | None:
+    return (picture.mask_path or picture.path) if is_mask else picture.path
 
 
 def _key(kind: str, *parts: Any) -> str:

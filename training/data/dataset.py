@@ -55,7 +55,7 @@ class Picture:
     def load(self, fit: Fit) -> torch.Tensor:
         """The picture, scaled and cropped: (H, W, 3) float32 in [0, 1]."""
         if self.path is not None:
-            return load_picture(self.path, fit)
+            return load_picture(self.path, fit, (self.width, self.height))
         assert self.pixels is not None
         return fit_pixels(to_image(self.pixels), fit)
 

@@ -128,6 +128,13 @@ class Encoded:
         for done, view in enumerate(missing):
             on_progress("masks", done, len(missing))
             self._mask(view)
+        own = [view for view in self.views if not self._dataset.pictures[view[0]].is_regularisation]
+        if own and not any(self._weighs(view) for view in own):
+            problem = (
+                "the masks, or the pictures' transparency, leave nothing to learn of any picture's crop: paint white "
+                "what is to be learned, set unmasked_weight above 0, or turn masked_loss off."
+            )
+            raise_if_any("The dataset", [problem])
 
     def _text(self, text: str, is_prompt: bool) -> Any:
         return self._store.get(
@@ -147,6 +154,11 @@ class Encoded:
     def _mask(self, view: View) -> torch.Tensor:
         """In the latent's size, white = 1."""
         return self._store.get(("mask", view), self._keys.mask(*view), lambda: self._load_mask(view))
+
+    def _weighs(self, view: View) -> bool:
+        """Whether some of a view is learned."""
+        mask = self.mask(Sample(*view, ""))
+        return mask is None or bool(mask.max() > 0)
 
     def _encode(self, views: Sequence[View], pictures: Sequence[Load]) -> dict[View, torch.Tensor]:
         """The latents of views of one size.
@@ -236,7 +248,7 @@ def encode_samples(
             latent then depend on the other pictures of the pass: not for runs that must be exact.
 
     Raises:
-        InputError: the VAE gives values that are no numbers; a picture was deleted or replaced.
+        InputError: the VAE gives values that are no numbers; a picture was deleted or replaced; masks leave nothing.
     """
     encoded = Encoded(dataset, encoders, cache=cache, has_captions=captions, together=together)
     encoded.prepare(samples, prompts, on_progress)

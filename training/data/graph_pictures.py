@@ -10,7 +10,11 @@ from .pictures import SMALLEST_SIDE, same_aspect
 
 
 def pictures_from_images(
-    batches: Sequence[torch.Tensor], captions: Sequence[str], repeats: int = 1, masks: Sequence[torch.Tensor] = ()
+    batches: Sequence[torch.Tensor],
+    captions: Sequence[str],
+    repeats: int = 1,
+    masks: Sequence[torch.Tensor] = (),
+    is_masked: bool = False,
 ) -> list[Picture]:
     """Pictures from the graph's IMAGEs.
 
@@ -19,10 +23,11 @@ def pictures_from_images(
         captions: one for each picture, one for all, or none.
         repeats: of each picture in an epoch.
         masks: (B, H, W) or (H, W) each, in [0, 1], white = learn; one for each picture, one for all, or none.
+        is_masked: what is black or transparent will not be learned at all.
 
     Raises:
         InputError: a wrong number of captions or masks; a picture that is too small; a mask that is black all over or
-            has another aspect ratio than its picture.
+            has another aspect ratio than its picture; with is_masked, a picture that is transparent all over.
     """
     images = [image.detach().float().cpu() for batch in batches for image in batch]
     mask_images = [
@@ -44,6 +49,12 @@ def pictures_from_images(
             f"images holds a picture of {small[0][1]} x {small[0][0]} pixels: "
             f"sides must be at least {SMALLEST_SIDE}. Leave it out, or put a larger one in its place."
         )
+    problems += [
+        f"image {number} is transparent all over, and with masked_loss what is transparent is not learned: leave it "
+        "out, or give it a mask."
+        for number, image in enumerate(images, 1)
+        if is_masked and not mask_images and image.shape[-1] == 4 and image[..., 3].max() <= 0
+    ]
     mask_images = _one_each(mask_images, len(images))
     for number, (image, mask) in enumerate(zip(images, mask_images, strict=False), 1):
         problems += _problems_of_mask(number, (image.shape[1], image.shape[0]), mask)

@@ -23,7 +23,8 @@ from .captions import (
 from .dataset import Picture
 from .dataset_settings import DatasetSettings
 from .folder_settings import SETTINGS_FILE, FolderSettings, read_folder_settings
-from .pictures import ENDINGS, PictureError, PictureFacts, picture_facts, same_aspect
+from .picture_kinds import ENDINGS, OTHER_ENDINGS
+from .pictures import PictureError, PictureFacts, picture_facts, same_aspect
 
 MASK_MARKS = ("_mask", "-masklabel")
 """endings of a mask file's name, before its file ending (-masklabel is OneTrainer's)"""
@@ -87,8 +88,12 @@ def read_folder(
         mask = files.masks.get(path.with_suffix(""))
         try:
             facts = examine(path)
-            if mask is not None and settings.of_folder(here).masked_loss:
-                _check_mask(path, facts, mask, examine(mask))
+            if settings.of_folder(here).masked_loss:
+                mask_facts = mask and examine(mask)
+                if mask and mask_facts:
+                    _check_mask(path, facts, mask, mask_facts)
+                if not settings.of_folder(here).unmasked_weight:
+                    _check_weight(path, facts, mask, mask_facts)
             caption, caption_file = files.caption(path)
         except (PictureError, CaptionFileError) as error:
             problems.append(str(error))
@@ -141,7 +146,7 @@ def folder_repeats(folder: Path, root: Path) -> int:
 def folder_fingerprint(folder: Path, within: Sequence[Path] = ()) -> str:
     """A digest that changes when a picture, mask, caption or settings file is added, removed or modified."""
     digest = hashlib.sha256()
-    wanted = (*ENDINGS, *SIDECARS, *LISTS, JSON)
+    wanted = (*ENDINGS, *OTHER_ENDINGS, *SIDECARS, *LISTS, JSON)
     for path in files_below(folder, None, within):
         if path.suffix.lower() in wanted or path.name == SETTINGS_FILE:
             stat = path.stat() if path.exists() else path.lstat()  # a broken link
@@ -180,6 +185,7 @@ class _PictureFiles:
             ),
             *self._read_metadata(files, images),
             *self._misplaced(files, images),
+            *_unread_pictures(files, images),
         ]
 
     @property
@@ -321,9 +327,33 @@ def _out_of_range(settings: FolderSettings) -> list[str]:
     return problems
 
 
+def _unread_pictures(files: Sequence[Path], images: Sequence[Path]) -> list[str]:
+    """A sentence for each picture of a kind that is not read, unless one that is read has the same name."""
+    stems = {path.with_suffix("") for path in images}
+    return [
+        f"{path.name} is a picture of a kind that is not read: save it as PNG or JPEG, or take it out of the folder."
+        for path in files
+        if path.suffix.lower() in OTHER_ENDINGS and path.with_suffix("") not in stems
+    ]
+
+
 def _check_mask(picture: Path, facts: PictureFacts, mask: Path, mask_facts: PictureFacts) -> None:
     if not same_aspect((facts.width, facts.height), (mask_facts.width, mask_facts.height)):
         raise PictureError(
             f"{picture.name} is {facts.width} x {facts.height}, but its mask {mask.name} is "
             f"{mask_facts.width} x {mask_facts.height}: give it the picture's aspect ratio."
+        )
+
+
+def _check_weight(picture: Path, facts: PictureFacts, mask: Path | None, mask_facts: PictureFacts | None) -> None:
+    """Refuses a picture of which nothing would be learned."""
+    if mask and mask_facts and mask_facts.is_black:
+        raise PictureError(
+            f"{picture.name} has a mask, {mask.name}, that is black all over, and white is what is learned: paint "
+            "white what is to be learned, or take the mask or the picture out of the folder."
+        )
+    if mask is None and facts.is_clear:
+        raise PictureError(
+            f"{picture.name} is transparent all over, and with masked_loss what is transparent is not learned: save "
+            "it without transparency, or take it out of the folder."
         )

@@ -1,10 +1,13 @@
 """Latents, masks and embeddings: the same with and without a cache, and computed only when nothing knows them."""
 
+import hashlib
 import itertools
+import json
 import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,13 +17,16 @@ from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.data import encode as room
 from lora_kiln.training.data import store
+from lora_kiln.training.data.buckets import Fit
 from lora_kiln.training.data.cache import Cache
+from lora_kiln.training.data.cache_keys import CacheKeys
 from lora_kiln.training.data.dataset import Dataset, DatasetSettings, Picture, Sample, size_conditioning
 from lora_kiln.training.data.encode import Encoders, encode_samples, latent_spread, sized
 from lora_kiln.training.learning.prefetch import NotHere
 from PIL import Image
 
 import models
+from profiles import ADOBE
 
 SIZES = dict(resolution=64, bucket_step=16, shortest_side=32, longest_side=128)
 SEED = 3
@@ -420,3 +426,36 @@ def test_masks_lie_in_the_cache_by_their_own_content(small, path: Path) -> None:
     with Cache(path, 10**9) as cache:
         for mask, want in itertools.chain(zip(masks, expected, strict=True), zip(masks, expected, strict=True)):
             assert torch.equal(only(small, with_mask(mask), cache)[0][2], want)
+
+
+def test_latents_of_plain_pictures_stay_in_the_cache_and_those_in_wrong_colours_do_not(small, tmp_path: Path) -> None:
+    """Earlier versions read pictures with a profile, and fractions, in other colours."""
+    Image.new("RGB", (64, 48), (1, 100, 200)).save(tmp_path / "wide.png", icc_profile=ADOBE)
+    Image.new("F", (64, 48), 0.5).save(tmp_path / "fractions.tif")
+    Image.new("RGB", (64, 48), (1, 100, 200)).save(tmp_path / "plain.png")
+    fit, changed = Fit(64, 48, 64, 48, 0, 0), set()
+    with Cache(tmp_path / "cache.sqlite", 10**9) as cache:
+        for path in (tmp_path / "wide.png", tmp_path / "fractions.tif", tmp_path / "plain.png"):
+            keys = CacheKeys(Dataset((Picture(path.name, 64, 48, path=path),)), small.clip, small.vae, cache, False)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            before = json.dumps([host.model_fingerprint(small.vae), digest, astuple(fit), False])
+            if keys.latent(0, fit, flipped=False) != f"latent 1 {hashlib.sha256(before.encode()).hexdigest()}":
+                changed.add(path.name)
+    assert changed == {"wide.png", "fractions.tif"}
+
+
+def test_masks_that_leave_nothing_of_any_crop_are_said(small, tmp_path: Path) -> None:
+    """White at the sides alone, which the bucket cuts off."""
+    Image.new("RGB", (200, 64), "red").save(tmp_path / "a.png")
+    mask = Image.new("L", (200, 64), 0)
+    mask.paste(255, (0, 0, 20, 64))
+    mask.save(tmp_path / "a_mask.png")
+    one = Picture("a.png", 200, 64, path=tmp_path / "a.png", mask_path=tmp_path / "a_mask.png")
+    for unmasked_weight in (0.0, 0.5):
+        square = {**SIZES, "shortest_side": 64, "longest_side": 64}
+        data = Dataset((one,), DatasetSettings(**square, masked_loss=True, unmasked_weight=unmasked_weight))
+        if unmasked_weight:
+            encode(small, data)
+            continue
+        with pytest.raises(InputError, match="leave nothing to learn"):
+            encode(small, data)

@@ -80,6 +80,20 @@ def test_a_damaged_mask_is_said_where_masks_count(tmp_path: Path) -> None:
     assert names(tmp_path, DatasetSettings()) == ["a.png"]
 
 
+def test_a_picture_of_which_nothing_would_be_learned_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png")
+    save(tmp_path / "a_mask.png", color=0, mode="L")
+    save(tmp_path / "b_mask.png", color=9, mode="L")
+    save(tmp_path / "clear.png", color=(1, 2, 3, 0), mode="RGBA")
+    said = read_folder(tmp_path, MASKED).problems
+    assert names(tmp_path) == ["b.png", "c.png"]
+    assert len(said) == 2 and "a.png has a mask, a_mask.png, that is black all over" in said[0]
+    assert "clear.png is transparent all over" in said[1]
+    for settings in (DatasetSettings(), DatasetSettings(masked_loss=True, unmasked_weight=0.1)):
+        assert names(tmp_path, settings) == ["a.png", "b.png", "c.png", "clear.png"]
+
+
 @pytest.mark.parametrize(("alpha", "has_mask"), [(255, False), (100, True)])
 def test_what_is_transparent_is_a_mask(tmp_path: Path, alpha: int, has_mask: bool) -> None:
     save(tmp_path / "a.png", color=(1, 2, 3, alpha), mode="RGBA")
@@ -89,10 +103,10 @@ def test_what_is_transparent_is_a_mask(tmp_path: Path, alpha: int, has_mask: boo
 def test_a_mask_file_goes_before_transparency(tmp_path: Path) -> None:
     from lora_kiln.training.data.buckets import Fit
 
-    save(tmp_path / "a.png", color=(1, 2, 3, 0), mode="RGBA")
+    save(tmp_path / "a.png", color=(1, 2, 3, 51), mode="RGBA")
     fit = Fit(64, 48, 64, 48, 0, 0)
     picture = read_folder(tmp_path, MASKED).pictures[0]
-    assert picture.load_mask(fit).max() == 0
+    assert picture.load_mask(fit).max() == pytest.approx(0.2)
     save_mask(tmp_path / "a_mask.png")
     assert read_folder(tmp_path, MASKED).pictures[0].load_mask(fit).min() == 1
 

@@ -1,13 +1,16 @@
 """What a person drops on a node becomes a new folder, whatever the files are called and hold."""
 
+import re
 import unicodedata
 from pathlib import Path
 
 import pytest
 from lora_kiln.nodes.load_dataset import LoadDataset
 from lora_kiln.training.basics.errors import InputError, Refusal
+from lora_kiln.training.data.captions import SIDECARS
 from lora_kiln.training.data.dataset_settings import DatasetSettings
 from lora_kiln.training.data.picture_folder import read_folder
+from lora_kiln.training.data.picture_kinds import ENDINGS
 from lora_kiln.training.data.uploads import LONGEST_NAME, add, largest, safe_path
 from lora_kiln.training.host import Upload
 from PIL import Image
@@ -240,3 +243,8 @@ def test_a_folder_lies_in_the_input_folder(folders: Path, spool, name: str, made
 def test_only_pictures_and_captions_have_a_size() -> None:
     assert largest("a.PNG") > 10**7 and 0 < largest("a.txt") < 10**7
     assert [largest(name) for name in ("a.exe", "a", "a.png.html", "a.svg", "metadata.jsonl")] == [0] * 5
+
+
+def test_the_page_offers_the_endings_that_are_taken() -> None:
+    page = (Path(__file__).parents[3] / "web" / "upload.mjs").read_text(encoding="utf-8")
+    assert set(re.findall(r'"(\.\w+)"', page)) == {*ENDINGS, *SIDECARS}

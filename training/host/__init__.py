@@ -22,7 +22,7 @@ from .families import (
     family_of_version,
     timestep_density,
 )
-from .fingerprints import model_fingerprint
+from .fingerprints import model_fingerprint, model_identity, sampling_identity
 from .folders import (
     WRITE_VARIABLE,
     cache_folder,

@@ -162,7 +162,7 @@ def counting() -> Callable:
 UNKNOWN: list[Callable[[], Any]] = [
     lambda: torch.Generator(),
     counting,
-    lambda: lambda generator=torch.Generator(): generator,
+    lambda: partial(max, torch.Generator()),
     lambda: iter([1, 2, 3]),
     lambda: lambda values=[[n] for n in range(2 * MOST_VALUES)]: values,  # more than are read
 ]

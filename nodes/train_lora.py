@@ -46,7 +46,8 @@ class TrainLoRA(io.ComfyNode):
                 KilnConfig.Input("config", tooltip="From LoRA Config, Import Recipe or an Options node."),
                 io.String.Input(
                     "name", default="my_lora",
-                    tooltip="Name of the LoRA; files written on the way start with it.",
+                    tooltip="Name of the LoRA; files written on the way start with it. %year%, %month%, %day% and "
+                    "%date:yyyy-MM-dd% become the date; a stopped run then goes on only while the date is the same.",
                 ),
                 LoraModel.Input(
                     "start", optional=True,

@@ -131,6 +131,7 @@ class ApplyLoRAPreview(io.ComfyNode):
         compare: str = STRENGTHS,
         step: int = 0,
     ) -> io.NodeOutput:
+        host.check_present(model, clip, vae, "Apply LoRA Preview")
         columns = parse_strengths(strengths)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
         drawing = Drawing(

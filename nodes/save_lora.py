@@ -37,7 +37,8 @@ class SaveLoRA(io.ComfyNode):
                 LoraModel.Input("lora", tooltip="From Train LoRA, Load LoRA File or Merge and Resize LoRAs."),
                 io.String.Input(
                     "filename", default="my_lora",
-                    tooltip="File name in models/loras, maybe with folders before it: people/anna.",
+                    tooltip="File name in models/loras, maybe with folders before it: people/anna. %year%, %month%, "
+                    "%day% and %date:yyyy-MM-dd% become the date.",
                 ),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default=FORMATS[0], optional=True,

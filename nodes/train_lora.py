@@ -13,6 +13,7 @@ from ..training.data.dataset import Dataset
 from ..training.data.sheets import strength_grid
 from ..training.lora.export import AS_TRAINED, in_precision
 from ..training.lora.save import check_name
+from ..training.run.graph import graph_above
 from ..training.run.prepare import Models
 from ..training.run.progress import SamplePicture
 from ..training.run.resume import CONTINUE, PREVIOUS
@@ -45,7 +46,8 @@ class TrainLoRA(io.ComfyNode):
                 KilnConfig.Input("config", tooltip="From LoRA Config, Import Recipe or an Options node."),
                 io.String.Input(
                     "name", default="my_lora",
-                    tooltip="Name of the LoRA; files written on the way start with it.",
+                    tooltip="Name of the LoRA; files written on the way start with it. %year%, %month%, %day% and "
+                    "%date:yyyy-MM-dd% become the date; a stopped run then goes on only while the date is the same.",
                 ),
                 LoraModel.Input(
                     "start", optional=True,
@@ -60,7 +62,7 @@ class TrainLoRA(io.ComfyNode):
                     "early; start anew; or stop and say what changed. Nothing is ever overwritten.",
                 ),
             ],
-            hidden=[io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[
                 LoraModel.Output(display_name="lora", tooltip="For Save LoRA and Apply LoRA Preview."),
                 io.Model.Output(display_name="model", tooltip="The MODEL with the LoRA on, at strength 1."),
@@ -93,9 +95,17 @@ class TrainLoRA(io.ComfyNode):
         previous_run: str = CONTINUE,
     ) -> io.NodeOutput:
         name = check_name(name, "name", "Train LoRA")
-        workflow = workflow_id(cls.hidden.extra_pnginfo if cls.hidden is not None else None)
+        prompt, information = (cls.hidden.prompt, cls.hidden.extra_pnginfo) if cls.hidden is not None else (None, None)
+        _, node = host.running_node()
         trained = train_lora(
-            Models(model, clip, vae), dataset, config, name, start=start, previous=previous_run, workflow=workflow
+            Models(model, clip, vae),
+            dataset,
+            config,
+            name,
+            start=start,
+            previous=previous_run,
+            workflow=workflow_id(information),
+            graph={each: graph_above(prompt, node, each) for each in ("model", "clip", "vae")},
         )
         # As its file will be: what is drawn here is what the saved LoRA draws.
         model_with, clip_with = host.with_lora(model, clip, in_precision(trained.lora, AS_TRAINED), 1.0)

@@ -93,10 +93,16 @@ def interrupt_at(step: int) -> Record:
     return at_step(step, comfy.model_management.interrupt_current_processing)
 
 
-def stopped_at(step: int, config: LoRAConfig, name: str = "test", data: Dataset | None = None) -> None:
+def stopped_at(
+    step: int,
+    config: LoRAConfig,
+    name: str = "test",
+    data: Dataset | None = None,
+    small: models.Small | None = None,
+) -> None:
     """A run that was stopped when a step was done."""
     with pytest.raises(host.Interrupted):
-        run(config, name, data=data, record=interrupt_at(step))
+        run(config, name, data=data, small=small, record=interrupt_at(step))
     comfy.model_management.interrupt_current_processing(False)
 
 

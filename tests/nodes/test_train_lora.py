@@ -1,5 +1,6 @@
 """Train LoRA: what comes out of the node, going on from a LoRA, the name, and the sheet of samples."""
 
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def test_a_name_outside_the_folder_is_refused_before_the_run_and_in_it(small: Sm
 @pytest.mark.parametrize("name", ["mine", "people/anna", None])
 def test_a_usual_name_is_taken(name: str | None) -> None:
     assert TrainLoRA.validate_inputs(name) is True
+
+
+def test_a_date_in_the_name_is_filled_in(small: Small) -> None:
+    assert TrainLoRA.validate_inputs("%date:yyyy-MM-dd%/anna") is True
+    assert "%date:" in str(TrainLoRA.validate_inputs("%date:yyyy-MM-dd"))
+    before = time.strftime("%Y-%m-%d/anna")
+    lora = executed(small, "%date:yyyy-MM-dd%/anna").args[0]
+    assert lora.name in (before, time.strftime("%Y-%m-%d/anna"))
 
 
 def test_the_sheet_has_a_row_a_prompt_and_a_column_a_step() -> None:

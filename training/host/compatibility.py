@@ -7,6 +7,22 @@ from .families import facts_about, find_family, unknown_family
 from .text_encoder import encode_text
 
 FOREIGN = "they are of different families."
+MISSING = {
+    "model": "model is missing: connect a node that loads one, such as Load Checkpoint or Load Diffusion Model.",
+    "clip": "clip is missing: the checkpoint holds no text encoder. Connect Load CLIP, with the one the model takes.",
+    "vae": "vae is missing: the checkpoint holds none. Connect Load VAE, with the one the model takes.",
+}
+
+
+def check_present(model: Any, clip: Any, vae: Any, subject: str) -> None:
+    """Refuses inputs that a loader has left empty, since its file does not hold them.
+
+    Raises:
+        InputError: with all that are missing.
+    """
+    # The host's VAE of a checkpoint without one is an object without a model.
+    given = {"model": model, "clip": clip, "vae": getattr(vae, "first_stage_model", None)}
+    raise_if_any(subject, [MISSING[name] for name, each in given.items() if each is None])
 
 
 def check_compatible(model: Any, clip: Any, vae: Any) -> None:

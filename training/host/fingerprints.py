@@ -1,4 +1,4 @@
-"""Fingerprints of models: equal ones compute the same."""
+"""Fingerprints and identities of models: equal ones compute the same."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
+from torch import nn
+
+from .contents import content_digest, layers
 
 SAMPLES = 64
 """Values read of each weight."""
@@ -25,10 +28,7 @@ def model_fingerprint(model: Any) -> str | None:
     patcher = getattr(model, "patcher", model)
     if _carries_code(patcher, model):
         return None
-    digest = _Digest()
-    digest.add(type(patcher.model).__qualname__, str(patcher.load_device.type), *_options(model))
-    for name, weight in _weights(patcher):
-        digest.add(name, weight)
+    digest = _weights_digest(patcher, model)
     try:
         for patches in (patcher.patches, patcher.object_patches):
             digest.add({key: patches[key] for key in sorted(patches)})
@@ -37,13 +37,73 @@ def model_fingerprint(model: Any) -> str | None:
     return digest.text()
 
 
+def model_identity(model: Any, graph: str = "") -> str:
+    """What a MODEL, CLIP or VAE is known by from one run to the next: its fingerprint, and the code that is on it.
+
+    It covers all that nodes put on a model: patches and options with the settings inside them, object patches,
+    wrappers, injections and hooks. What cannot be told equals nothing but itself, and what the same graph makes of the
+    same weights.
+
+    Args:
+        graph: a digest of the graph that made the model; empty: it is not known.
+    """
+    plain = model_fingerprint(model)
+    if plain is not None:
+        return plain
+    patcher = getattr(model, "patcher", model)
+    names = {id(module): name for name, module in _modules(patcher)}
+    code = {"layers": layers(patcher), "hooks": getattr(model, "apply_hooks_to_conds", None)}
+    digest = _weights_digest(patcher, model)
+    digest.add(content_digest(code, names, graph))
+    return digest.text()
+
+
+def sampling_identity(model: Any) -> str:
+    """What a MODEL's sampling is known by: its classes, noise levels and settings (prediction, shift)."""
+    return content_digest(model.get_model_object("model_sampling"))
+
+
+def _weights_digest(patcher: Any, model: Any) -> "_Digest":
+    """Class, device, options and weights."""
+    digest = _Digest()
+    digest.add(type(patcher.model).__qualname__, str(patcher.load_device.type), *_options(model))
+    for name, weight in _weights(patcher):
+        digest.add(name, weight)
+    return digest
+
+
+def _modules(patcher: Any) -> list[tuple[str, nn.Module]]:
+    """Every module by name, each once. Clones share one model: another clone's object patches may be on it."""
+    originals = {name: each for name, each in patcher.object_patches_backup.items() if isinstance(each, nn.Module)}
+    found: dict[int, tuple[str, nn.Module]] = {}
+
+    def collect(name: str, module: nn.Module) -> None:
+        if id(module) not in found:
+            found[id(module)] = (name, module)
+            for child, each in module._modules.items():
+                path = f"{name}.{child}" if name else child
+                if each is not None:
+                    collect(path, originals.get(path, each))
+
+    collect("", patcher.model)
+    return list(found.values())
+
+
 def _weights(patcher: Any) -> Iterable[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer by name, without patches."""
-    for name, parameter in patcher.model.named_parameters():
-        backup = patcher.backup.get(name)
-        yield name, parameter if backup is None else backup.weight
-    for name, buffer in patcher.model.named_buffers():
-        yield name, patcher.backup_buffers.get(name, buffer)
+    """Every parameter, then every buffer, by name, each once, without patches."""
+    modules, seen = _modules(patcher), set()
+    for kind in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is None or id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+                path = f"{prefix}.{name}" if prefix else name
+                if kind == "_buffers":
+                    yield path, patcher.backup_buffers.get(path, tensor)
+                else:
+                    backup = patcher.backup.get(path)
+                    yield path, tensor if backup is None else backup.weight
 
 
 def _options(model: Any) -> list[Any]:
@@ -58,14 +118,8 @@ def _plain(value: Any) -> Any:
 
 
 def _carries_code(patcher: Any, model: Any) -> bool:
-    return bool(
-        patcher.weight_wrapper_patches
-        or patcher.injections
-        or patcher.hook_patches
-        or patcher.forced_hooks
-        or any(patcher.wrappers.values())
-        or getattr(model, "apply_hooks_to_conds", None)
-    )
+    code = layers(patcher).keys() - {"patches", "object_patches"}
+    return bool(code or getattr(model, "apply_hooks_to_conds", None))
 
 
 class _Digest:

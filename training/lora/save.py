@@ -1,5 +1,6 @@
 """Writing a LoRA to a new file."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .. import host
+from ..basics.dates import with_dates
 from ..basics.errors import InputError, raise_if_any
 from ..basics.files import atomic_write, sweep_unfinished
 from ..basics.paths import PathRefused, check_parts, resolve
@@ -54,12 +56,14 @@ def free_path(path: Path) -> Path:
 
 
 def check_name(name: str, field: str, subject: str) -> str:
-    """A file name, which may contain folders, checked to stay inside the LoRA folder.
+    """A file name, which may contain folders and dates, filled in and checked to stay inside the LoRA folder.
 
     Raises:
         InputError: it is empty or absolute, leads out of the folder, or has characters that are invalid in file names.
     """
-    cleaned = name.strip().removesuffix(".safetensors") if isinstance(name, str) else name
+    cleaned = name
+    if isinstance(name, str):
+        cleaned = with_dates(name.strip(), time.localtime()).removesuffix(".safetensors")
     folder = host.lora_folder()
     try:
         cleaned = "/".join(check_parts(cleaned))

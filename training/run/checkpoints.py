@@ -3,6 +3,7 @@
 A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (plain values, and a digest of
 both files). It is written under a temporary name and renamed when it is complete; the digest detects files that a crash
 has truncated. A second checkpoint of the same step is `step000120-2`; the first is deleted once the second is complete.
+Links that lead out of a run's folder are not followed: neither to read, nor to write, nor to delete.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..basics.files import sync
+from ..basics.paths import leads_out, raise_if_leading_out
 from ..model.state import Damaged
 
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -64,6 +66,7 @@ def write_state(folder: Path, state: State) -> Path:
     Raises:
         OSError: the disk is full, the folder read-only ...
     """
+    raise_if_leading_out(folder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
     same = [path for path in checkpoints(folder) if _order(path)[0] == state.step]
     path = folder / (f"step{state.step:06}" + (f"-{_order(same[-1])[1] + 1}" if same else ""))
@@ -98,6 +101,8 @@ def read_state(path: Path) -> State:
         Damaged: it is incomplete, was changed, or has another format.
     """
     try:
+        for each in (path / TENSORS, path / FACTS):
+            raise_if_leading_out(each, path.parent.parent)
         if (path / FACTS).stat().st_size > LARGEST_FACTS:
             raise Damaged(f"{path / FACTS} is too large")
         found = json.loads((path / FACTS).read_text(encoding="utf-8"))
@@ -117,12 +122,16 @@ def read_state(path: Path) -> State:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The folder's checkpoints by step, the lowest first."""
+    if leads_out(folder, [folder.parent]):
+        return []
     found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=_order)
+    return sorted((path for path in found if not leads_out(path, [folder])), key=_order)
 
 
 def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
     """(the last complete checkpoint of a step below `before`, what is wrong with each later one)."""
+    if leads_out(folder, [folder.parent]):
+        return None, [f"{folder} is a link out of the run's folder, which is not followed: this run starts anew."]
     damage = []
     for path in reversed(checkpoints(folder)):
         if _order(path)[0] >= before:

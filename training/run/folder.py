@@ -2,11 +2,14 @@
 
 <output>/lora_kiln/<name>/<time>/ holds run.json (the recipe, fingerprints of data and models, how the run ended),
 metrics.jsonl (one line per event), samples/ and checkpoints/. A crash at any moment leaves all of them readable.
+A link in it that leads out of the folder is not followed.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +22,7 @@ from typing_extensions import Required, TypedDict
 
 from ..basics.errors import raise_if_any
 from ..basics.files import atomic_write
+from ..basics.paths import raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
 from .progress import SampleFile, Step
@@ -29,7 +33,9 @@ LARGEST_RECORD = 16 * 2**20
 LONGEST_LINE = 2**18
 LARGEST_NUMBER = 1e300
 FLUSH_SECONDS = 2.0
-STAMP, STAMP_LENGTH = "%Y%m%d-%H%M%S", 15
+STAMP = "%Y%m%d-%H%M%S"
+STAMPED = re.compile(r"([0-9]{8}-[0-9]{6})(?:-([0-9]{3,200}))?")
+"""The names of runs: the time, and a number if there are several of that time. A person may have renamed others."""
 
 Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
@@ -50,6 +56,8 @@ class Record(TypedDict, total=False):
     steps: int
     """of the whole run"""
     epochs: int
+    epoch: int
+    """reached when the run ended; 0: it has not ended"""
     started_at: Number
     """seconds since 1970"""
     elapsed: Number
@@ -145,6 +153,7 @@ class RunFolder:
         written: list[Path] = []
 
         def write() -> None:
+            raise_if_leading_out(self.samples, self.path)
             self.samples.mkdir(exist_ok=True)
             with atomic_write(path) as unfinished:
                 image.save(unfinished, "PNG")
@@ -155,8 +164,10 @@ class RunFolder:
 
     def read_picture(self, name: str) -> torch.Tensor | None:
         """A sample picture: (H, W, 3) in [0, 1]; None if it cannot be read."""
+        path = self.samples / Path(name).name
         try:
-            with Image.open(self.samples / Path(name).name) as image:
+            raise_if_leading_out(path, self.path)
+            with Image.open(path) as image:
                 return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)
         except (OSError, ValueError, Image.DecompressionBombError):
             return None
@@ -191,6 +202,7 @@ class RunFolder:
 
     def _append(self, text: str) -> None:
         if self._metrics is None:
+            raise_if_leading_out(self.path / METRICS, self.path)
             self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
         self._metrics.write(text + "\n")
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -228,6 +240,7 @@ def read_record(path: Path) -> Record:
         ValueError: it is missing, unreadable, too large, or an entry has another type than `Record` says.
     """
     try:
+        raise_if_leading_out(path / RECORD, path)
         if (path / RECORD).stat().st_size > LARGEST_RECORD:
             raise ValueError("it is too large")
         return _RECORD.validate_json((path / RECORD).read_bytes(), strict=True)
@@ -238,6 +251,7 @@ def read_record(path: Path) -> Record:
 def _entries(path: Path) -> dict[str, Any]:
     """All entries of a run's run.json as they stand; the format alone if the file is missing or unreadable."""
     try:
+        raise_if_leading_out(path / RECORD, path)
         is_small = (path / RECORD).stat().st_size <= LARGEST_RECORD
         found = json.loads((path / RECORD).read_bytes(), parse_constant=lambda _: None) if is_small else None
     except (OSError, ValueError, RecursionError):
@@ -249,6 +263,7 @@ def read_metrics(path: Path) -> list[MetricsLine]:
     """The complete and valid lines of a run's metrics.jsonl."""
     lines = []
     try:
+        raise_if_leading_out(path / METRICS, path)
         with (path / METRICS).open("rb") as file:
             while text := file.readline(LONGEST_LINE):
                 try:
@@ -266,14 +281,30 @@ def runs_below(root: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: path.name)
 
 
-def newest_run(folder: Path) -> Path | None:
-    """The newest run below a LoRA's folder whose record can be read."""
-    for path in reversed(_runs(folder)):
+def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
+    """The runs below a LoRA's folder whose record can be read, the newest first."""
+    try:
+        found = [path for path in folder.iterdir() if (path / RECORD).is_file()]
+    except OSError:
+        return
+    for path in sorted(found, key=_order, reverse=True):
         try:
-            read_record(path)
-            return path
+            record = read_record(path)
         except ValueError:
             continue
+        yield path, record
+
+
+def open_in(path: Path) -> str | None:
+    """The process that has a run open, in words; None: no process has."""
+    lock = FileLock(path / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return _owner(path)
+    except OSError:
+        return None
+    lock.release()
     return None
 
 
@@ -283,30 +314,39 @@ def new_run(root: Path, name: str) -> RunFolder:
     Raises:
         InputError: it cannot be written.
     """
-    # Later runs must sort after earlier ones, even when the clock was set back.
-    newest = max((path.name for path in _runs(root / name)), default="")
-    stamp = max(time.strftime(STAMP), newest[:STAMP_LENGTH])
-    number = 1
-    while True:
-        path = root / name / (stamp if number == 1 else f"{stamp}-{number:03}")
-        if path.name <= newest:
-            number += 1
-            continue
-        try:
-            path.mkdir(parents=True)
-            return RunFolder(path, root)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise_if_any("Train LoRA", [_unwritable(path, error)])
-
-
-def _runs(folder: Path) -> list[Path]:
-    """The runs of a LoRA's folder, oldest first."""
+    folder = path = root / name
     try:
-        return sorted(path for path in folder.iterdir() if (path / RECORD).is_file())
-    except OSError:
-        return []
+        folder.mkdir(parents=True, exist_ok=True)
+        newest = max((_stamp(each.name) for each in folder.iterdir()), default=("", 0))
+        # Later runs must sort after earlier ones, even when the clock was set back.
+        now = time.strftime(STAMP)
+        stamp, first = (now, 1) if now > newest[0] else (newest[0], newest[1] + 1)
+        for number in count(first):
+            path = folder / (stamp if number == 1 else f"{stamp}-{number:03}")
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise_if_any("Train LoRA", [_unwritable(path, error)])
+    return RunFolder(path, root)
+
+
+def _stamp(name: str) -> tuple[str, int]:
+    """(time, number) in a run's name; ("", 0) for another name."""
+    found = STAMPED.fullmatch(name)
+    return (found[1], int(found[2] or 1)) if found else ("", 0)
+
+
+def _order(path: Path) -> tuple[str, int]:
+    """The (time, number) of a run; of a renamed one the time when it began."""
+    if STAMPED.fullmatch(path.name):
+        return _stamp(path.name)
+    try:
+        return time.strftime(STAMP, time.localtime(read_record(path).get("started_at", 0.0))), 0
+    except (ValueError, OverflowError, OSError):
+        return "", 0
 
 
 def _unwritable(path: Path, error: OSError) -> str:
@@ -318,6 +358,7 @@ def _unwritable(path: Path, error: OSError) -> str:
 
 def _owner(path: Path) -> str:
     try:
+        raise_if_leading_out(path / OWNER, path)
         found = json.loads((path / OWNER).read_text(encoding="utf-8"))
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):

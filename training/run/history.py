@@ -61,6 +61,8 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
     progress.validations = list(losses.items())
     curve = [[step, *point[1:]] for step, point in zip(steps, points(progress), strict=True)]
     step, elapsed, epochs = steps[-1] if steps else 0, record.get("elapsed", 0.0), record.get("epochs", 0)
+    # A run that was killed does not tell its epoch; then it follows from the share of the steps.
+    epoch = record.get("epoch") or min(epochs, 1 + max(0, step - 1) * epochs // max(1, record.get("steps", 0)))
     state, message = record.get("state", ""), record.get("message", "")
     has_ended = state in ENDS
     return {
@@ -73,7 +75,7 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
         "phase_total": 0,
         "step": step,
         "steps": record.get("steps", 0),
-        "epoch": epochs,
+        "epoch": epoch,
         "epochs": epochs,
         **figures(progress),
         "seconds_per_step": elapsed / max(1, step),

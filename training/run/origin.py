@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ NOT_OF_THE_RESULT = {
     "checkpoint_minutes", "keep_checkpoints",
 }  # fmt: skip
 """Fields of the recipe that do not change the LoRA."""
+TOLD_LATER = {"sampling"}
+"""Facts about models that runs of version 0.1 do not tell."""
+NO_GRAPH: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Origin:
     dataset: Mapping[str, Any]
     """counts of pictures, and a digest of pictures and captions"""
     models: Mapping[str, str | None]
-    """fingerprints of MODEL, CLIP, VAE and of the LoRA that is continued"""
+    """identities of MODEL, its sampling, CLIP and VAE; a digest of the LoRA that is continued, None if there is none"""
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -51,7 +55,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             if (part == "recipe" and key in NOT_OF_THE_RESULT) or old.get(key) == new.get(key):
                 continue
-            if part == "recipe":
+            if part == "models" and key in TOLD_LATER and key not in old:
+                continue
+            if part == "models" and key != "start" and old.get(key) is None:
+                found.append(f"{key}: not known of the run before")
+            elif part == "recipe":
                 found.append(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}")
             elif isinstance(new.get(key), str) and len(str(new[key])) > 30:
                 found.append(f"{key} is another" if part == "models" else "pictures, captions or masks are others")
@@ -61,7 +69,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def origin_of(
-    models: Models, dataset: Dataset, config: LoRAConfig, start: Mapping[str, torch.Tensor] | None, cache: Cache | None
+    models: Models,
+    dataset: Dataset,
+    config: LoRAConfig,
+    start: Mapping[str, torch.Tensor] | None,
+    cache: Cache | None,
+    *,
+    graph: Mapping[str, str] = NO_GRAPH,
 ) -> Origin:
     """The origin of a run.
 
@@ -69,17 +83,15 @@ def origin_of(
         models: with the entries of `start` applied that are not trained.
         dataset, config: as they came into the node.
         start: the LoRA that is continued.
+        graph: digests of the graphs that made model, clip and vae, as far as they are known.
 
     Raises:
         InputError: pictures cannot be read.
     """
-    fingerprints = {
-        "model": host.model_fingerprint(models.model),
-        "clip": host.model_fingerprint(models.clip),
-        "vae": host.model_fingerprint(models.vae),
-        "start": lora_digest(start),
-    }
-    return Origin(config, dataset_facts(dataset, cache), fingerprints)
+    inputs = {"model": models.model, "clip": models.clip, "vae": models.vae}
+    identities = {name: host.model_identity(each, graph.get(name, "")) for name, each in inputs.items()}
+    facts = {**identities, "sampling": host.sampling_identity(models.model), "start": lora_digest(start)}
+    return Origin(config, dataset_facts(dataset, cache), facts)
 
 
 def dataset_facts(dataset: Dataset, cache: Cache | None) -> dict[str, Any]:

@@ -118,8 +118,9 @@ def prepare(
         start: a LoRA to continue.
 
     Raises:
-        InputError: model, dataset and config do not go together.
+        InputError: model, dataset and config do not go together, or a model is missing.
     """
+    host.check_present(models.model, models.clip, models.vae, "Train LoRA")
     if all(picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
     notes, layer_names = Notes(), host.layer_names(models.model, models.clip)

@@ -9,7 +9,7 @@ from ..basics.errors import InputError, raise_if_any
 from ..model.learner import Learner
 from ..model.state import Damaged
 from .checkpoints import State, newest_state
-from .folder import RunFolder, new_run, newest_run, read_record
+from .folder import Record, RunFolder, earlier_runs, new_run, open_in
 from .origin import Origin, differences
 from .progress import Progress, SamplePicture
 
@@ -38,7 +38,7 @@ class OpenedRun:
 
 
 def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
-    """Opens the folder of the newest run of this name, if it goes on, or else a new folder.
+    """Opens the folder of the newest run of this name and origin, so that it goes on, or else a new folder.
 
     Args:
         root: the folder of all runs.
@@ -50,34 +50,76 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     """
     if previous not in PREVIOUS:
         raise_if_any("Train LoRA", [f"previous_run is {previous!r}; choose one of: {', '.join(PREVIOUS)}."])
+    newest: tuple[Path, Record, str] | None = None
+    notes: list[str] = []
+    for path, record in earlier_runs(root / name) if previous != ANEW else ():
+        changed = "; ".join(differences(record, origin.plain()))
+        newest = newest or (path, record, changed)
+        if not changed:
+            folder = RunFolder(path, root)  # locked first: what another process has open has not stopped
+            state, damage = newest_state(folder.checkpoints)
+            if state is not None:
+                return _resumed(folder, record, previous, state, damage)
+            folder.close()
+            notes += damage or [f"The run {folder.id} stopped before its first checkpoint: this one starts anew."]
+    if newest is None or not newest[2]:
+        return OpenedRun(new_run(root, name), previous, notes=notes)
+    return _after_another(root, name, newest, previous)
+
+
+def _resumed(folder: RunFolder, record: Record, previous: str, state: State, damage: list[str]) -> OpenedRun:
+    """A run of the same origin goes on, or has ended and gives its LoRA."""
+    steps, step = record.get("steps", 0), state.step
+    is_finished, by_hand = record.get("state") == "finished", record.get("finished_by_hand", False)
+    has_rest = is_finished and by_hand and step < steps
+    was_training_rest = not is_finished and record.get("trains_rest", False)
+    trains_rest = was_training_rest or (has_rest and previous == CONTINUE_CHANGED)
+    if trains_rest or not is_finished:
+        note = f"Goes on from step {step} of the run {folder.id}."
+    else:
+        note = f"The run {folder.id} was the same: its LoRA is taken."
+        if has_rest:
+            note += f" It was over at step {step} of {steps}. {how_to_train_the_rest(previous)}"
+    return OpenedRun(
+        folder,
+        previous,
+        state,
+        trains_rest=trains_rest,
+        was_finished_by_hand=by_hand,
+        notes=[note, *damage],
+    )
+
+
+def _after_another(root: Path, name: str, newest: tuple[Path, Record, str], previous: str) -> OpenedRun:
+    """A new run, as no earlier one of its name is of its origin.
+
+    Args:
+        newest: folder and record of the newest run of this name, and what changed since.
+
+    Raises:
+        InputError: `previous` says to stop, or to take over from a run that another process has open.
+    """
+    path, record, changed = newest
+    old, owner = path.relative_to(root).as_posix(), open_in(path)
 
     def anew(*notes: str) -> OpenedRun:
         return OpenedRun(new_run(root, name), previous, notes=list(notes))
 
-    found = newest_run(root / name) if previous != ANEW else None
-    if found is None:
-        return anew()
-    old, record = found.relative_to(root).as_posix(), read_record(found)
-    state, damage = newest_state(found / "checkpoints")
+    if owner is not None:
+        if previous == CONTINUE:
+            return anew(f"Starts anew, since it is not the run {old}, which is open in {owner}: {changed}.")
+        raise_if_any(
+            "Train LoRA",
+            [
+                f"previous_run: the run {old} is open in {owner}, and this is not the same run: {changed}. Wait until "
+                f"it has ended, stop it there, or choose {ANEW!r}."
+            ],
+        )
+    state, damage = newest_state(path / "checkpoints")
     if state is None:
         return anew(*(damage or [f"The run {old} stopped before its first checkpoint: this one starts anew."]))
-    steps, step = record.get("steps", 0), state.step
-    is_finished, by_hand = record.get("state") == "finished", record.get("finished_by_hand", False)
-    has_rest = is_finished and by_hand and step < steps
-    changed = "; ".join(differences(record, origin.plain()))
-    if not changed:
-        was_training_rest = not is_finished and record.get("trains_rest", False)
-        trains_rest = was_training_rest or (has_rest and previous == CONTINUE_CHANGED)
-        if trains_rest or not is_finished:
-            note = f"Goes on from step {step} of the run {old}."
-        else:
-            note = f"The run {old} was the same: its LoRA is taken."
-            if has_rest:
-                note += f" It was over at step {step} of {steps}. {how_to_train_the_rest(previous)}"
-        return OpenedRun(
-            RunFolder(found, root), previous, state, trains_rest=trains_rest, was_finished_by_hand=by_hand,
-            notes=[note, *damage],
-        )  # fmt: skip
+    steps, step, is_finished = record.get("steps", 0), state.step, record.get("state") == "finished"
+    has_rest = is_finished and record.get("finished_by_hand", False) and step < steps
     if previous == REFUSE:
         others = repr(ANEW) if is_finished and not has_rest else f"{CONTINUE_CHANGED!r} or {ANEW!r}"
         problem = (

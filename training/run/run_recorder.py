@@ -146,6 +146,7 @@ class RunRecorder:
             "node_id": live.node_id,
             "steps": plan.steps,
             "epochs": plan.epoch_of(plan.steps - 1) + 1,
+            "epoch": 0,
             "started_at": self.prepared.started_at,
             "elapsed": 0.0,
             "notes": [],
@@ -159,8 +160,15 @@ class RunRecorder:
         """state: finished, interrupted or failed."""
         self.progress.stop_clock()
         self._note_unwritten()
-        notes = self.notes.sentences
-        self.folder.record({"state": state, "message": message, "elapsed": self.progress.elapsed, "notes": notes})
+        self.folder.record(
+            {
+                "state": state,
+                "message": message,
+                "elapsed": self.progress.elapsed,
+                "epoch": self.prepared.data.plan.epoch_of(max(0, self.progress.step - 1)) + 1,
+                "notes": self.notes.sentences,
+            }
+        )
         self._note_unwritten()
         self.live.ended(state, message)
 

@@ -20,7 +20,7 @@ from ..learning.loop import Diverged, train
 from ..learning.prefetch import on_device, prefetched
 from ..lora.lora import LoRAModel
 from ..model.learner import Learner
-from .origin import dataset_facts, origin_of
+from .origin import NO_GRAPH, dataset_facts, origin_of
 from .pauses import Pauses
 from .prepare import Inputs, Models, Prepared, encode, prepare
 from .progress import SamplePicture
@@ -54,6 +54,7 @@ def train_lora(
     start: Mapping[str, torch.Tensor] | None = None,
     previous: str = ANEW,
     workflow: str = "",
+    graph: Mapping[str, str] = NO_GRAPH,
     record: Record = recorded,
 ) -> Trained:
     """Trains a LoRA for MODEL on the dataset. MODEL, CLIP and VAE are only read.
@@ -63,6 +64,7 @@ def train_lora(
         start: a LoRA to continue; its layers, kinds, ranks and alphas stay.
         previous: what to do about a run of this name that stopped before its last step; one of `resume.PREVIOUS`.
         workflow: id of the workflow that the run belongs to, for the page.
+        graph: digests of the graphs that made model, clip and vae, as far as they are known.
         record: makes the run's recorder.
 
     Raises:
@@ -74,7 +76,7 @@ def train_lora(
         prepared = prepare(models, dataset, config, name, start)
         if prepared.base.device.type == "cuda":  # the report tells the peak, encoding included
             torch.cuda.reset_peak_memory_stats(prepared.base.device)
-        origin = origin_of(prepared.models, dataset, config, start, cache)
+        origin = origin_of(prepared.models, dataset, config, start, cache, graph=graph)
         with record(prepared, origin, previous, workflow) as recorder:
             host.check_compatible(prepared.models.model, prepared.models.clip, prepared.models.vae)
             inputs = encode(prepared, recorder.controls.sample_prompts, cache, recorder.show)

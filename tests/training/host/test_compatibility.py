@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.sd
 import pytest
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
@@ -26,6 +27,20 @@ def test_an_inpainting_flux_is_refused():
     flux.model.model.model_config.unet_config["in_channels"] = 96
     with pytest.raises(InputError, match="takes 96 channels and gives 16: it is an inpainting or control model"):
         host.check_compatible(flux.model, flux.clip, flux.vae)
+
+
+def test_all_that_a_loader_has_left_empty_is_named_at_once():
+    """A checkpoint without a text encoder gives no CLIP, and one without a VAE gives an empty one."""
+    small, empty = models.sd15(), comfy.sd.VAE(sd={})
+    host.check_present(small.model, small.clip, small.vae, "Train LoRA")
+    for given, words in (
+        ((small.model, None, small.vae), ["clip is missing"]),
+        ((small.model, small.clip, None), ["vae is missing"]),
+        ((None, None, empty), ["model is missing", "clip is missing", "vae is missing"]),
+    ):
+        with pytest.raises(InputError, match="Train LoRA") as refused:
+            host.check_present(*given, "Train LoRA")
+        assert [problem.partition(":")[0] for problem in refused.value.problems] == words
 
 
 @pytest.mark.parametrize(

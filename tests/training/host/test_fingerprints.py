@@ -1,12 +1,20 @@
-"""Fingerprints: equal where the same is computed, different where not, and None where that cannot be known."""
+"""Fingerprints: equal where the same is computed, different where not, and None where that cannot be known.
 
+Identities: the same, with all that nodes put on a model, and never None.
+"""
+
+import importlib
 import time
+from collections.abc import Callable
+from typing import Any
 
+import comfy.hooks
+import comfy.patcher_extension
 import comfy.sd
 import pytest
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
-from lora_kiln.training.host import model_fingerprint, sampling_mode
+from lora_kiln.training.host import model_fingerprint, model_identity, sampling_identity, sampling_mode
 
 import models
 
@@ -159,3 +167,129 @@ def test_a_large_model_takes_no_time() -> None:
     started_at = time.perf_counter()
     assert model_fingerprint(patcher)
     assert time.perf_counter() - started_at < 2.0
+
+
+# ---------------------------------------------------------------- identities: what nodes put on a model
+
+
+def node(module: str, name: str, *inputs: Any) -> Any:
+    """What a node of the host makes of a MODEL."""
+    made = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+    out = made.execute(*inputs) if hasattr(made, "execute") else getattr(made(), made.FUNCTION)(*inputs)
+    return out.args[0] if hasattr(out, "args") else out[0]
+
+
+def with_wrapper(model: Any, scale: float) -> Any:
+    clone = model.clone()
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    clone.add_wrapper_with_key(kind, "ours", lambda executor, *args, **kwargs: scale * executor(*args, **kwargs))
+    return clone
+
+
+def with_weight_wrapper(model: Any, scale: float) -> Any:
+    clone = model.clone()
+    clone.add_weight_wrapper("diffusion_model.out.2.weight", lambda weight: scale * weight)
+    return clone
+
+
+def with_hook(model: Any, scale: float) -> Any:
+    clone = model.clone()
+    clone.add_hook_patches(comfy.hooks.WeightHook(), lora(key="diffusion_model.out.2.weight"), scale)
+    return clone
+
+
+def with_object(model: Any, scale: float) -> Any:
+    clone = model.clone()
+    clone.add_object_patch("extra_conds", lambda **kwargs: scale)
+    return clone
+
+
+def with_injection(model: Any, scale: float) -> Any:
+    clone = model.clone()
+    injection = comfy.patcher_extension.PatcherInjection(lambda patcher: scale, lambda patcher: None)
+    clone.set_injections("ours", [injection])
+    return clone
+
+
+ADVANCED = "nodes_model_advanced"
+BASE = models.sd15(5).model
+NODES: dict[str, Callable[[Any, bool], Any]] = {
+    "FreeU": lambda model, more: node("nodes_freelunch", "FreeU", model, 3.0 if more else 1.1, 1.2, 0.9, 0.2),
+    "prediction": lambda model, more: node(
+        ADVANCED, "ModelSamplingDiscrete", model, "v_prediction" if more else "eps", False
+    ),
+    "zero SNR": lambda model, more: node(ADVANCED, "ModelSamplingDiscrete", model, "v_prediction", more),
+    "shift": lambda model, more: node(ADVANCED, "ModelSamplingSD3", model, 4.0 if more else 3.0),
+    "DeepShrink": lambda model, more: node(
+        "nodes_model_downscale",
+        "PatchModelAddDownscale",
+        model,
+        1,
+        3.0 if more else 2.0,
+        0.0,
+        0.35,
+        True,
+        "bicubic",
+        "bicubic",
+    ),
+    "ToMe": lambda model, more: node("nodes_tomesd", "TomePatchModel", model, 0.4 if more else 0.3),
+    "RescaleCFG": lambda model, more: node(ADVANCED, "RescaleCFG", model, 0.8 if more else 0.7),
+    "merge": lambda model, more: node("nodes_model_merging", "ModelMergeSimple", model, BASE, 0.4 if more else 0.3),
+    "wrapper": lambda model, more: with_wrapper(model, 2.0 if more else 1.0),
+    "weight wrapper": lambda model, more: with_weight_wrapper(model, 2.0 if more else 1.0),
+    "hook": lambda model, more: with_hook(model, 2.0 if more else 1.0),
+    "object": lambda model, more: with_object(model, 2.0 if more else 1.0),
+    "injection": lambda model, more: with_injection(model, 2.0 if more else 1.0),
+}
+
+
+@pytest.mark.parametrize("make", NODES.values(), ids=NODES)
+def test_what_a_node_puts_on_a_model_counts_with_its_settings(make: Callable[[Any, bool], Any], two_models) -> None:
+    one, other = two_models
+    made = make(one, False)
+    prints = [model_identity(each) for each in (one, made, make(one, True), make(other, False))]
+    assert len(set(prints)) == len(prints)
+    assert model_identity(made.clone()) == prints[1]
+    assert model_identity(make(one, False), "graph") == model_identity(make(one, False), "graph")
+
+
+@pytest.fixture(scope="module")
+def two_models() -> tuple[Any, Any]:
+    return models.sd15().model, models.sd15(9).model
+
+
+def test_a_model_without_code_on_is_known_by_its_fingerprint(small: models.Small) -> None:
+    with_lora = patched(small.clip)
+    assert model_identity(small.model, "graph") == model_fingerprint(small.model)
+    assert model_identity(with_lora) == model_fingerprint(with_lora)
+
+
+def test_a_clip_with_hooks_is_known_by_them(small: models.Small) -> None:
+    def hooked(strength: float) -> Any:
+        clip = small.clip.clone()
+        clip.apply_hooks_to_conds = comfy.hooks.create_hook_lora({}, strength, strength)
+        return clip
+
+    assert model_identity(hooked(0.5)) != model_identity(hooked(1.0)) != model_identity(small.clip)
+    assert model_identity(hooked(0.5), "graph") == model_identity(hooked(0.5), "graph")
+
+
+def test_sampling_is_known_by_its_class_levels_and_shift(small: models.Small) -> None:
+    def sampling(*settings: Any) -> str:
+        return sampling_identity(node(ADVANCED, *settings[:1], small.model, *settings[1:]))
+
+    made = [("ModelSamplingDiscrete", kind, False) for kind in ("eps", "v_prediction", "lcm")]
+    made += [("ModelSamplingDiscrete", "eps", True), ("ModelSamplingSD3", 3.0), ("ModelSamplingSD3", 4.0)]
+    assert len({sampling_identity(small.model), *(sampling(*each) for each in made)}) == len(made) + 1
+    assert sampling(*made[1]) == sampling(*made[1])
+
+
+def test_what_another_clone_has_put_on_the_shared_model_does_not_count(small: models.Small) -> None:
+    """The host puts a clone's object patches on the model that all clones share, until another is loaded."""
+    cpu, other = torch.device("cpu"), NODES["zero SNR"](small.model, True)
+    before = model_identity(small.model), model_identity(other), sampling_identity(small.model)
+    with sampling_mode():
+        other.patch_model(cpu)
+        assert other.object_patches_backup
+        assert (model_identity(small.model), model_identity(other), sampling_identity(small.model)) == before
+        other.unpatch_model(cpu)

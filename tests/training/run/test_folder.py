@@ -1,4 +1,4 @@
-"""The record of a run's folder: facts are added, and nothing else in it is lost."""
+"""A run's folder: what its record keeps, where a new one lies, which is the newest; links are not followed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.run.folder import RECORD, RunFolder, read_record
+import torch
+from filelock import FileLock
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.run.checkpoints import State, delete_from, newest_state, prune, write_state
+from lora_kiln.training.run.folder import (
+    METRICS,
+    OWNER,
+    RECORD,
+    RunFolder,
+    earlier_runs,
+    new_run,
+    open_in,
+    read_metrics,
+    read_record,
+)
 
 
 @pytest.fixture
@@ -37,3 +51,136 @@ def test_a_record_that_cannot_be_read_begins_anew(folder: RunFolder, text: str) 
     (folder.path / RECORD).write_text(text, "utf-8")
     folder.record({"state": "running"})
     assert json.loads((folder.path / RECORD).read_text("utf-8")) == {"format": 1, "state": "running"}
+
+
+# ---------------------------------------------------------------- names: a person renames folders as they like
+
+NAMES = [
+    *("backup of anna", "zzz", "~", "\uffff", "-", "20261128-221559 best", "20261128-221559-", "20261128-221559-1"),
+    *("99999999-999999", "99999999-999999-999", f"99999999-999999-{'9' * 99}", "\u0662" * 8 + "-" + "\u0662" * 6),
+]
+
+
+def make_run(path: Path, **facts) -> Path:
+    path.mkdir(parents=True)
+    (path / RECORD).write_text(json.dumps({"format": 1, **facts}), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beside_any_folder_a_new_run_begins(name: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "anna" / name)
+    made = [new_run(tmp_path, "anna") for _ in range(2)]
+    for each in made:
+        each.record({"state": "running"})
+        each.close()
+    found = [path for path, _ in earlier_runs(tmp_path / "anna")]
+    assert found[:2] == [made[1].path, made[0].path] and len(found) == 3
+
+
+def test_a_renamed_run_counts_by_the_time_when_it_began(tmp_path: Path) -> None:
+    later = make_run(tmp_path / "20260101-000000")
+    earlier = make_run(tmp_path / "the best", started_at=1.6e9)
+    unknown = make_run(tmp_path / "zzz")
+    latest = make_run(tmp_path / "a", started_at=1.8e9)
+    assert [path for path, _ in earlier_runs(tmp_path)] == [latest, later, earlier, unknown]
+
+
+@pytest.mark.parametrize("what", ["a file", "a link to nothing"])
+def test_a_name_that_is_no_folder_is_said(what: str, tmp_path: Path) -> None:
+    if what == "a file":
+        (tmp_path / "anna").write_text("")
+    else:
+        (tmp_path / "anna").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="cannot be written"):
+        new_run(tmp_path, "anna")
+
+
+def test_who_has_a_run_open_is_told(folder: RunFolder) -> None:
+    assert open_in(folder.path) == "another process"
+    folder.write_owner({"pid": 4711, "host": "attic", "since": "2026-01-01 00:00:00"})
+    assert open_in(folder.path) == "process 4711 on attic, since 2026-01-01 00:00:00"
+    folder.close()
+    assert open_in(folder.path) is None
+    with FileLock(folder.path / "lock", timeout=0):
+        pass
+
+
+# ---------------------------------------------------------------- links: nothing is followed out of the folder
+
+STATE = State(1, {"a": torch.ones(2)}, {"b": 1})
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder outside of the run's, as large as life."""
+    made = tmp_path / "elsewhere"
+    for step in (1, 2, 3):
+        write_state(made / "checkpoints", State(step, STATE.tensors, STATE.facts))
+    (made / "samples").mkdir()
+    (made / RECORD).write_text(json.dumps({"format": 1, "name": "secret"}), "utf-8")
+    (made / METRICS).write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n", "utf-8")
+    (made / OWNER).write_text(json.dumps({"pid": "secret", "host": "", "since": ""}), "utf-8")
+    return made
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def test_links_out_of_a_runs_folder_are_not_read(folder: RunFolder, elsewhere: Path) -> None:
+    folder.write_picture("a.png", torch.ones(2, 2, 3))
+    (folder.samples / "a.png").rename(elsewhere / "samples" / "a.png")
+    folder.samples.rmdir()
+    for path in elsewhere.iterdir():
+        (folder.path / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match="a link leads"):
+        read_record(folder.path)
+    assert read_metrics(folder.path) == [] and folder.read_picture("a.png") is None
+    state, damage = newest_state(folder.checkpoints)
+    assert state is None and "is a link out" in damage[0]
+    assert "secret" not in str(open_in(folder.path))
+
+
+def test_links_out_of_a_runs_folder_are_not_written_through(folder: RunFolder, elsewhere: Path) -> None:
+    before = content(elsewhere)
+    for path in elsewhere.iterdir():
+        (folder.path / path.name).symlink_to(path)
+    folder.log({"step": 2, "loss": 0.1})
+    assert folder.checkpoint(State(4, STATE.tensors, STATE.facts), 1) is None
+    assert folder.write_picture("b.png", torch.ones(2, 2, 3)) is None
+    assert len(folder.notes) == 3 and all("not followed" in note for note in folder.notes)
+    folder.record({"name": "ours"})
+    folder.write_owner({"pid": 1, "host": "", "since": ""})
+    folder.cut_metrics(1)
+    assert content(elsewhere) == before
+    assert read_record(folder.path) == {"format": 1, "name": "ours"} and read_metrics(folder.path) == []
+
+
+def test_links_out_of_a_runs_folder_are_not_deleted_through(folder: RunFolder, elsewhere: Path) -> None:
+    before = content(elsewhere)
+    folder.checkpoints.symlink_to(elsewhere / "checkpoints")
+    delete_from(folder.checkpoints, 1)
+    folder.checkpoints.unlink()
+    one = write_state(folder.checkpoints, STATE)
+    for link in ("step000000", ".step000009.writing", "step000002"):
+        (folder.checkpoints / link).symlink_to(elsewhere / "checkpoints" / "step000001")
+    inside = folder.checkpoints / "step000003"
+    inside.mkdir()
+    (inside / "state.json").symlink_to(elsewhere / "checkpoints" / "step000001" / "state.json")
+    (inside / "more").symlink_to(elsewhere)
+    state, damage = newest_state(folder.checkpoints)
+    assert state is not None and state.step == 1 and "not followed" in damage[0]
+    prune(one, 1)
+    assert not inside.exists() and content(elsewhere) == before
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("content")
+    path = tmp_path / "anna" / "20261129-000000"
+    path.mkdir(parents=True)
+    (path / "lock").symlink_to(target)
+    with pytest.raises(InputError, match="cannot be written"):
+        RunFolder(path, tmp_path)
+    assert open_in(path) is None and target.read_text() == "content"

@@ -11,6 +11,7 @@ from lora_kiln.training.config import ADAPTERS, OPTIMIZERS, LoRAConfig
 from lora_kiln.training.data.dataset import Dataset
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
+from lora_kiln.training.run.prepare import Models
 from lora_kiln.training.run.recorder import Record
 from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import train_lora
@@ -178,6 +179,13 @@ def test_models_of_different_families_are_refused():
     mixed = models.Small(models.sd15().model, models.sdxl().clip, models.sd15().vae)
     with pytest.raises(InputError, match="clip gives embeddings 64 wide, the model takes 32"):
         run(mixed)
+
+
+def test_missing_models_are_named_and_nothing_is_written(folders):
+    small = models.sd15()
+    with pytest.raises(InputError, match="clip is missing: .*\n- vae is missing: "):
+        train_lora(Models(small.model, None, None), dataset(), CONFIG, "test")
+    assert list((folders / "output").iterdir()) == []
 
 
 def test_a_vae_of_another_family_is_refused():

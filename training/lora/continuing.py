@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..adapters import Adapter
-from ..adapters.attach import Target, is_convolution, targets_of
+from ..adapters.attach import Target, can_adapt, is_convolution, targets_of
 from ..adapters.layer_rules import DIFFUSION_MODEL, parse_layer_rules, rule_for
 from ..basics.errors import raise_if_any
 from ..config import LoRAConfig
@@ -50,16 +50,16 @@ def continued(
     found = read_adapters(start, names)
     adapters, trains_text = found.adapters, config.optimization.text_encoder_learning_rate > 0
     rules = parse_layer_rules(config.adapter.layer_rules)
+    targets = [target for root in (model, text_encoder) for target in targets_of(root, adapters) if can_adapt(target)]
     trained = {
-        key: adapter
-        for key, adapter in adapters.items()
-        if (trains_text or key.startswith(DIFFUSION_MODEL)) and rule_for(rules, key.removesuffix(".weight")).rank != 0
+        target.key: adapters[target.key]
+        for target in targets
+        if (trains_text or target.key.startswith(DIFFUSION_MODEL)) and rule_for(rules, target.name).rank != 0
     }
     still = {key: adapters[key] for key in adapters if key not in trained}
     if not trained:
         problem = "start holds no layer of this model that can be trained: connect another LoRA."
         raise_if_any("Train LoRA", [problem])
-    targets = [target for root in (model, text_encoder) for target in targets_of(root, trained)]
     config, notes = as_found(config, targets, trained), []
     if trains_text and not config.optimization.text_encoder_learning_rate:
         notes.append("start has no text encoder layers: the text encoders are not trained.")

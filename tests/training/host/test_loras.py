@@ -302,7 +302,8 @@ def test_every_other_family_has_one_name_a_weight_and_parts_that_cover_it(make) 
     by_name = comfy.lora.model_lora_keys_unet(model.model, {})
     assert all(by_name[layer.kohya] == by_name[layer.comfy] == key for key, layer in names.items())
     paths = [path for layer in names.values() for path in {part[0] for part in layer.diffusers}]
-    assert len(paths) == len(set(paths)) > 10
+    assert len(paths) == len(set(paths))
+    assert len(paths) > 10 or make is models.lumina2  # the host knows no names of diffusers' Lumina 2
     for layer in names.values():
         covered = sorted(row for _, start, length in layer.diffusers for row in range(start, start + length))
         assert covered in ([], list(range(layer.shape[0])))

@@ -22,6 +22,7 @@ from ..training.lora.comparison import (
 from ..training.lora.comparison_cache import LastDrawn, remember_shown
 from ..training.lora.export import AS_TRAINED, in_precision
 from ..training.lora.files import for_host
+from ..training.lora.peft_dora import with_hosts_dora
 from .train_lora import workflow_id
 from .types import CATEGORY, LoraModel
 
@@ -152,7 +153,9 @@ class ApplyLoRAPreview(io.ComfyNode):
             step = 0
         if step in versions.files:
             notes.append(f"Step {step} of the run is {versions.files[step].name} in Load LoRA's list.")
-        chosen = for_host(in_precision(versions.at(step), AS_TRAINED), host.layer_names(model, clip))
+        names = host.changeable_names(model, clip)
+        chosen = with_hosts_dora(in_precision(versions.at(step), AS_TRAINED), names, model, clip)
+        chosen = for_host(chosen, names)
         rows = versions.chosen() if compare == STEPS else [0]
         check_size(rows, lines, columns, drawing)
         if compare == STEPS and rows == [0]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
@@ -29,7 +30,7 @@ class LayerNames:
     kohya: str
     """E.g. lora_unet_input_blocks_4_1_proj_in; the host's name if kohya has none."""
     comfy: str
-    """E.g. diffusion_model.input_blocks.4.1.proj_in; the whole key of what is no layer's `.weight`."""
+    """E.g. diffusion_model.input_blocks.4.1.proj_in."""
     diffusers: tuple[tuple[str, int, int], ...] = ()
     """(module path, first row, number of rows) of each part of the weight. Several paths: diffusers splits a fused
     layer. One path several times: diffusers holds the rows in another order. Empty: diffusers has no such layer."""
@@ -42,9 +43,7 @@ class LayerNames:
 
 
 def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
-    """The names of all that the host's LoRA loader can change, by state-dict key.
-
-    That is every parameter of the MODEL's diffusion model, and every weight of the CLIP's text encoders.
+    """The names of every weight of the MODEL and of the CLIP's text encoders, by state-dict key.
 
     Args:
         model, clip: None = left out.
@@ -52,6 +51,16 @@ def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
     names = {} if model is None else _model_names(model.model)
     if clip is not None:
         names |= _text_names(clip.cond_stage_model)
+    return names
+
+
+def changeable_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
+    """`layer_names`, and those of the MODEL's other parameters that the host's loader can change, such as biases."""
+    names = layer_names(model, clip)
+    shapes = {} if model is None else _shapes(model.model)
+    others = {key: shape for key, shape in shapes.items() if key.startswith("diffusion_model.") and key not in names}
+    for key, shape in others.items():
+        names[key] = LayerNames(key, key, (), shape[:1], ((key, ((0, shape[0]),)),), is_weight=False)
     return names
 
 
@@ -67,13 +76,23 @@ def with_lora(
     return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, text_strength)
 
 
+def base_weight(model: Any, clip: Any, key: str) -> torch.Tensor:
+    """One weight of the MODEL's diffusion model or the CLIP's text encoders, without patches: float32, on the CPU."""
+    patcher = model if key.startswith("diffusion_model.") else clip.patcher
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    backup = patcher.backup.get(key)
+    with torch.inference_mode(False), torch.no_grad():
+        weight = (weight if backup is None else backup.weight).to("cpu", copy=True)
+        return (weight if convert is None else convert(weight, inplace=False)).float()
+
+
 def in_the_hosts_spelling(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A LoRA under keys that the host's key maps know, where its loader renames a whole file of some trainer."""
     return comfy.lora_convert.convert_lora(dict(lora))
 
 
 def _model_names(base: Any) -> dict[str, LayerNames]:
-    shapes = {key: shape for key, shape in _shapes(base).items() if key.startswith("diffusion_model.")}
+    shapes = {key: shape for key, shape in _weight_shapes(base).items() if key.startswith("diffusion_model.")}
     family = facts_about(base)
     spellings = _spellings(comfy.lora.model_lora_keys_unet(base, {}), shapes)
     modules = _unet_modules(base, family)
@@ -85,14 +104,18 @@ def _model_names(base: Any) -> dict[str, LayerNames]:
         path = key.removeprefix("diffusion_model.").removesuffix(".weight")
         kohya = modules.get(key, path) if family.kohya_paths == "diffusers" else path
         names[key] = LayerNames(
-            kohya=UNET_PREFIX + kohya.replace(".", "_") if key.endswith(".weight") else key,
+            kohya=UNET_PREFIX + kohya.replace(".", "_"),
             comfy=f"diffusion_model.{path}",
             diffusers=parts.get(key, ()),
-            shape=shape if key.endswith(".weight") else shape[:1],
-            spellings=tuple(spellings.get(key, ())),
-            is_weight=key.endswith(".weight"),
+            shape=shape,
+            spellings=tuple(spellings[key]),
         )
     return names
+
+
+def _weight_shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """`_shapes` of the layers' weights alone."""
+    return {key: shape for key, shape in _shapes(root).items() if key.endswith(".weight")}
 
 
 def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -160,7 +183,7 @@ def _transformer_parts(
 
 
 def _text_names(encoders: Any) -> dict[str, LayerNames]:
-    weights = {key: shape for key, shape in _shapes(encoders).items() if key.endswith(".weight")}
+    weights = _weight_shapes(encoders)
     is_only_one = len({key.split(".")[0] for key in weights if ".transformer." in key}) == 1
     spellings = _spellings(comfy.lora.model_lora_keys_clip(encoders, {}), weights)
     names = {}

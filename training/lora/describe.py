@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 import torch
 
-from .keys import ALPHA, CHANGES, DOWN, split_key
+from .keys import ALPHA, CHANGES, DOWN, MAGNITUDE, split_key
 
 KINDS = {
     "dora_scale": "DoRA",
+    MAGNITUDE: "DoRA",
     "lora_mid.weight": "LoCon (Tucker)",
     "hada_w1_a": "LoHa",
     "lokr_w1": "LoKr",

@@ -88,7 +88,7 @@ def layers_of(lora: Mapping[str, torch.Tensor], names: Iterable[LayerNames]) -> 
         if any(MAGNITUDE in entries for _, entries in found):
             entries = None  # cannot be converted, and the rest means something else without it
         elif layer.is_weight and [rows for rows, _ in found] == [((0, layer.shape[0]),)]:
-            entries = _shaped(found[0][1], layer.shape)
+            entries = shaped(found[0][1], layer.shape)
         elif _are_parts(found, layer):
             entries = _stacked(found, layer.shape)
         else:
@@ -176,7 +176,7 @@ def _are_parts(found: list[tuple[Rows, dict[str, torch.Tensor]]], layer: LayerNa
     )
 
 
-def _shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
+def shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
     """A layer's entries, with a LoRA's factors reshaped to (rank, in, *kernel) and (out, rank, *1s).
 
     None if they do not fit the layer. Kinds of adapters that are not trained here are not checked.
@@ -240,7 +240,7 @@ def _stacked(
     """Combines adapters on parts of a layer; exact if every scale is 1, else multiplied in float32."""
     downs, ups = [], []
     for rows, entries in found:
-        part = _shaped(entries, (sum(length for _, length in rows), *shape[1:]))
+        part = shaped(entries, (sum(length for _, length in rows), *shape[1:]))
         if part is None:
             return None
         scale = scale_of(part)

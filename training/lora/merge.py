@@ -16,6 +16,7 @@ from torch import Tensor
 from ..adapters import adapter_from_tensors
 from ..basics.errors import raise_if_any
 from ..host import LayerNames
+from .header import json_object
 from .keys import is_no_adapters, layers_of, split_key
 from .lora import DTYPES, LoRAModel, usual_dtype
 from .lora_sum import SUBJECT, Entries, LoRASum, adapter_entries, common_dtype, difference_of, shape_of
@@ -213,7 +214,7 @@ def _metadata(parts: Sequence[Part], result: LoRASum, name: str) -> dict[str, st
     kept = {key: value for key, value in first.items() if not key.startswith(OF_THE_FILE)}
     if kept.get("ss_network_module", "").startswith("lycoris") and len(result.ranks) > result.unchanged_layers:
         kept["ss_network_module"] = "networks.lora"
-    if arguments := _json_object(kept.pop("ss_network_args", "")):
+    if arguments := json_object(kept.pop("ss_network_args", "")):
         kept["ss_network_args"] = json.dumps({k: v for k, v in arguments.items() if k not in OF_THE_SHAPE})
     merged = {
         "ss_network_dim": _one_or_dynamic(result.ranks.values()),
@@ -225,15 +226,6 @@ def _metadata(parts: Sequence[Part], result: LoRASum, name: str) -> dict[str, st
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return {**kept, **{key: value for key, value in merged.items() if value}}
-
-
-def _json_object(text: str) -> dict[str, object]:
-    """A JSON object in a file's metadata; empty if it is anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _precision(parts: Sequence[Part]) -> str | None:

@@ -23,6 +23,7 @@ from ..learning.family import Family
 from ..learning.optimizers import check_optimizer
 from ..learning.timesteps import zero_terminal_sigmas
 from ..lora.continuing import Continued, continued
+from ..lora.peft_dora import with_hosts_dora
 from ..model.batch_source import BatchSource, TextConditions
 from ..model.builder import Builder
 from ..model.networks import Setup
@@ -125,7 +126,9 @@ def prepare(
     notes, layer_names = Notes(), host.layer_names(models.model, models.clip)
     found = Continued({}, {}, config, [])
     if start is not None:
-        found = continued(start, layer_names, config, models.model.model, models.clip.cond_stage_model)
+        names = host.changeable_names(models.model, models.clip)
+        start = with_hosts_dora(start, names, models.model, models.clip)
+        found = continued(start, names, config, models.model.model, models.clip.cond_stage_model)
     config = found.config
     notes.add(*found.notes)
     if found.frozen:

@@ -9,7 +9,7 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA, adapter_from_tensors
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.lora.export import AS_TRAINED, as_format, in_precision, knows_layers, lora_tensors
+from lora_kiln.training.lora.export import AS_TRAINED, as_format, in_precision, knows_layers, lora_tensors, notes_about
 from lora_kiln.training.lora.lora import DTYPES, LoRAModel
 from lora_kiln.training.lora.save import check_name, free_path, save_lora
 from safetensors import safe_open
@@ -87,14 +87,21 @@ def test_the_hosts_form_and_kohyas_hold_the_same_numbers(small, form: str) -> No
     assert sorted(t.sum().item() for t in other.values()) == sorted(t.sum().item() for t in lora.values())
 
 
-def test_the_peft_form_needs_no_alpha(small) -> None:
+def test_diffusers_form_needs_no_alpha(small) -> None:
     lora = random_lora(small, rank=4, alpha=3.0)
     form = as_format(lora, "diffusers")
-    assert all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in form)
-    key = "diffusion_model.middle_block.1.proj_in.weight"
-    kohya, path = lora_names(small, key).kohya, "unet.mid_block.attentions.0.proj_in"
-    torch.testing.assert_close(form[f"{path}.lora_B.weight"], lora[f"{kohya}.lora_up.weight"] * 0.75)
-    assert torch.equal(form[f"{path}.lora_A.weight"], lora[f"{kohya}.lora_down.weight"])
+    assert not any(key.endswith("alpha") for key in form)
+    block = "unet.mid_block.attentions.0"
+    for key, prefix in (
+        ("middle_block.1.proj_in", f"{block}.proj_in.lora"),
+        (
+            "middle_block.1.transformer_blocks.0.attn1.to_out.0",
+            f"{block}.transformer_blocks.0.attn1.processor.to_out_lora",
+        ),
+    ):
+        kohya = lora_names(small, f"diffusion_model.{key}.weight").kohya
+        torch.testing.assert_close(form[f"{prefix}.up.weight"], lora[f"{kohya}.lora_up.weight"] * 0.75)
+        assert torch.equal(form[f"{prefix}.down.weight"], lora[f"{kohya}.lora_down.weight"])
 
 
 def lora_names(small, key: str):
@@ -126,7 +133,7 @@ def test_numbers_stay_as_trained(form: str) -> None:
 
 def large(precision: str | None = None, dtype: torch.dtype = torch.float32) -> LoRAModel:
     """A LoRA whose scaled values fp16 cannot hold."""
-    layer = host.LayerNames("lora_unet_a", "diffusion_model.a", (("unet.a", 0, 2),), (2, 2))
+    layer = host.LayerNames("lora_unet_a", "diffusion_model.a", (("transformer.a", 0, 2),), (2, 2))
     tensors = {"lora_unet_a.lora_up.weight": torch.full((2, 1), 6e4), "lora_unet_a.lora_down.weight": torch.ones(1, 2)}
     tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()} | {"lora_unet_a.alpha": torch.tensor(4.0)}
     return LoRAModel(tensors, {}, "a", {"lora_unet_a": layer}, precision)
@@ -137,7 +144,7 @@ def test_a_chosen_number_format_that_cannot_hold_the_values_is_refused() -> None
     with pytest.raises(InputError, match="precision is fp16.*lora_unet_a.lora_up.weight.*bf16 or fp32"):
         as_format(lora, "kohya", precision="fp16")
     assert in_precision(lora, "bf16")["lora_unet_a.lora_up.weight"].isfinite().all()
-    with pytest.raises(InputError, match="precision is fp16.*unet.a.lora_B"):
+    with pytest.raises(InputError, match="precision is fp16.*transformer.a.lora_B"):
         as_format(large("bf16"), "diffusers", precision="fp16")
 
 
@@ -145,9 +152,10 @@ def test_a_chosen_number_format_that_cannot_hold_the_values_is_refused() -> None
 def test_a_scale_that_leads_out_of_fp16_keeps_what_was_trained(lora: LoRAModel, caplog) -> None:
     with caplog.at_level(logging.INFO):
         form = as_format(lora, "diffusers")
-    assert form["unet.a.lora_B.weight"].dtype == torch.float32 and form["unet.a.lora_B.weight"].max() == 4 * 6e4
-    assert form["unet.a.lora_A.weight"].dtype == torch.float16
-    assert "too large for fp16" in caplog.text and "unet.a.lora_B" in caplog.text
+    second = form["transformer.a.lora_B.weight"]
+    assert second.dtype == torch.float32 and second.max() == 4 * 6e4
+    assert form["transformer.a.lora_A.weight"].dtype == torch.float16
+    assert "too large for fp16" in caplog.text and "transformer.a.lora_B" in caplog.text
 
 
 # ---------------------------------------------------------------- the number format that was trained
@@ -340,3 +348,30 @@ def test_a_good_name_is_taken(name: str, cleaned: str) -> None:
 def test_a_name_that_leaves_its_root_or_suits_no_file_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="name is"):
         check_name(name, "name", "Node")
+
+
+# ---------------------------------------------------------------- what is no adapter's
+
+
+@pytest.mark.parametrize("form", ["kohya", "comfyui", "diffusers"])
+@pytest.mark.parametrize("source", ["kohya", "comfyui", "diffusers"])
+def test_an_embedding_in_the_file_stays_or_is_named(form: str, source: str) -> None:
+    """As OneTrainer bundles it; diffusers refuses files that hold more than adapters."""
+    key, embedding = "bundle_emb.anna.clip_l", torch.ones(2, 32)
+    lora = as_format(random_lora(sd15()), source)
+    lora[key] = embedding
+    made = as_format(lora, form)
+    assert made.keys() == {*as_format(random_lora(sd15()), form), *([] if form == "diffusers" else [key])}
+    assert form == "diffusers" or torch.equal(made[key], embedding)
+    (note,) = notes_about(lora, made)
+    assert key in note and ("Left out" in note) == (form == "diffusers")
+
+
+def test_a_form_that_the_host_cannot_read_says_so() -> None:
+    """diffusers' own files of UNets: without the model their keys stay as they are."""
+    path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{path}.lora_A.weight": torch.ones(2, 32), f"{path}.lora_B.weight": torch.ones(32, 2)}
+    same = as_format(lora, "diffusers")
+    assert same.keys() == lora.keys() and "ComfyUI's own LoRA loader does not read" in notes_about(lora, same)[0]
+    readable = as_format(lora, "diffusers", host.layer_names(sd15().model))
+    assert all("processor.to_q_lora" in key for key in readable) and not notes_about(lora, readable)

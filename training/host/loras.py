@@ -12,6 +12,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ..basics.errors import InputError
 from .families import ModelFamily, facts_about
 
 UNET_PREFIX = "lora_unet_"
@@ -57,10 +58,10 @@ def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
 def changeable_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
     """`layer_names`, and those of the MODEL's other parameters that the host's loader can change, such as biases."""
     names = layer_names(model, clip)
-    shapes = {} if model is None else _shapes(model.model)
-    others = {key: shape for key, shape in shapes.items() if key.startswith("diffusion_model.") and key not in names}
-    for key, shape in others.items():
-        names[key] = LayerNames(key, key, (), shape[:1], ((key, ((0, shape[0]),)),), is_weight=False)
+    for key, tensor in ({} if model is None else model.model.state_dict()).items():
+        if key.startswith("diffusion_model.") and not key.endswith(".weight") and tensor.dim():
+            rows = ((0, tensor.shape[0]),)
+            names[key] = LayerNames(key, key, (), tuple(tensor.shape[:1]), ((key, rows),), is_weight=False)
     return names
 
 
@@ -77,12 +78,22 @@ def with_lora(
 
 
 def base_weight(model: Any, clip: Any, key: str) -> torch.Tensor:
-    """One weight of the MODEL's diffusion model or the CLIP's text encoders, without patches: float32, on the CPU."""
+    """One weight of the MODEL's diffusion model or the CLIP's text encoders, without patches: float32, on the CPU.
+
+    Raises:
+        InputError: another pack stores it in a format of its own.
+    """
     patcher = model if key.startswith("diffusion_model.") else clip.patcher
     weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
-    backup = patcher.backup.get(key)
+    weight = weight if key not in patcher.backup else patcher.backup[key].weight
+    if convert is None and type(weight) not in (torch.Tensor, torch.nn.Parameter):
+        problem = (
+            f"the weights are stored as {type(weight).__name__} ({key}), and a DoRA of diffusers or peft can only be "
+            "converted by weights that can be read: load the model in another format, or leave the LoRA out."
+        )
+        raise InputError("MODEL", [problem])
     with torch.inference_mode(False), torch.no_grad():
-        weight = (weight if backup is None else backup.weight).to("cpu", copy=True)
+        weight = weight.to("cpu", copy=True)
         return (weight if convert is None else convert(weight, inplace=False)).float()
 
 
@@ -92,7 +103,7 @@ def in_the_hosts_spelling(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _model_names(base: Any) -> dict[str, LayerNames]:
-    shapes = {key: shape for key, shape in _weight_shapes(base).items() if key.startswith("diffusion_model.")}
+    shapes = {key: shape for key, shape in _shapes(base).items() if key.startswith("diffusion_model.")}
     family = facts_about(base)
     spellings = _spellings(comfy.lora.model_lora_keys_unet(base, {}), shapes)
     modules = _unet_modules(base, family)
@@ -108,23 +119,18 @@ def _model_names(base: Any) -> dict[str, LayerNames]:
             comfy=f"diffusion_model.{path}",
             diffusers=parts.get(key, ()),
             shape=shape,
-            spellings=tuple(spellings[key]),
+            spellings=tuple(spellings.get(key, ())),
         )
     return names
 
 
-def _weight_shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """`_shapes` of the layers' weights alone."""
-    return {key: shape for key, shape in _shapes(root).items() if key.endswith(".weight")}
-
-
 def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """State-dict key of each tensor of numbers -> its shape before quantisation."""
+    """State-dict key of each weight -> its shape before quantisation."""
     modules = dict(root.named_modules())
     shapes = {}
     for key, tensor in root.state_dict().items():
-        if tensor.dim() and (tensor.is_floating_point() or key.endswith(".weight")):
-            linear = modules.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
+        if key.endswith(".weight") and tensor.dim():
+            linear = modules.get(key.removesuffix(".weight"))
             sides = getattr(linear, "out_features", None), getattr(linear, "in_features", None)
             shapes[key] = tuple(tensor.shape) if None in sides else sides
     return shapes
@@ -183,12 +189,12 @@ def _transformer_parts(
 
 
 def _text_names(encoders: Any) -> dict[str, LayerNames]:
-    weights = _weight_shapes(encoders)
+    weights = _shapes(encoders)
     is_only_one = len({key.split(".")[0] for key in weights if ".transformer." in key}) == 1
     spellings = _spellings(comfy.lora.model_lora_keys_clip(encoders, {}), weights)
     names = {}
     for key, shape in weights.items():
-        known = [name for name, _ in spellings[key]]
+        known = [name for name, _ in spellings.get(key, ())]
         numbered = sorted(name for name in known if re.match(r"lora_te\d_", name))
         plain = [name for name in known if name.startswith("lora_te_")]
         kohya = (plain + numbered[::-1]) if is_only_one else (numbered[::-1] + plain)
@@ -199,6 +205,6 @@ def _text_names(encoders: Any) -> dict[str, LayerNames]:
             comfy=comfy_name,
             diffusers=tuple((path, 0, shape[0]) for path in paths[:1]),
             shape=shape,
-            spellings=tuple(spellings[key]),
+            spellings=tuple(spellings.get(key, ())),
         )
     return names

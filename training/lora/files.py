@@ -67,6 +67,11 @@ def for_host(lora: Mapping[str, torch.Tensor], names: Mapping[str, LayerNames]) 
     return {**known, **layers.parts, **{key: lora[key] for key in layers.unknown}}
 
 
+def not_of_model(lora: Mapping[str, torch.Tensor], names: Mapping[str, LayerNames]) -> list[str]:
+    """The keys of a LoRA that name no layer of the model or do not fit it: the host's loader leaves them out."""
+    return layers_of(lora, names.values()).unknown
+
+
 def read_lora_file(path: Path) -> LoRAModel:
     """Reads a LoRA file with its metadata; keys and number formats are kept.
 

@@ -123,12 +123,11 @@ def prepare(
     """
     if all(picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
-    notes, layer_names = Notes(), host.layer_names(models.model, models.clip)
+    notes, layer_names = Notes(), host.changeable_names(models.model, models.clip)
     found = Continued({}, {}, config, [])
     if start is not None:
-        names = host.changeable_names(models.model, models.clip)
-        start = with_hosts_dora(start, names, models.model, models.clip)
-        found = continued(start, names, config, models.model.model, models.clip.cond_stage_model)
+        start = with_hosts_dora(start, layer_names, models.model, models.clip)
+        found = continued(start, layer_names, config, models.model.model, models.clip.cond_stage_model)
     config = found.config
     notes.add(*found.notes)
     if found.frozen:

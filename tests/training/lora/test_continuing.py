@@ -11,6 +11,8 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.lora.continuing import Continued, continued
+from lora_kiln.training.lora.export import as_format, lora_tensors
+from lora_kiln.training.lora.lora import LoRAModel
 from lora_kiln.training.lora.peft_dora import with_hosts_dora
 from lora_kiln.training.run.prepare import prepare
 
@@ -113,6 +115,18 @@ def test_an_adapter_on_what_is_no_linear_layer_or_convolution_stays() -> None:
 def test_what_is_no_adapters_is_named() -> None:
     found = go_on({**entries(KEY), **{f"bundle_emb.anna{n}.clip_l": torch.ones(2, 32) for n in range(7)}})
     assert any("No adapter's, left out: bundle_emb.anna0.clip_l" in note and "2 more" in note for note in found.notes)
+
+
+def test_what_stays_can_be_saved_in_every_form_of_the_host() -> None:
+    """A bias, a norm and a part of a layer: the trained LoRA knows the names of all of them."""
+    bias = "diffusion_model.out.2.bias"
+    start = {**entries(KEY), f"{bias}.diff": torch.ones(4), f"{bias.removesuffix('.bias')}.diff_b": torch.ones(4)}
+    prepared = prepare(graph_models(small()), dataset(), CONFIG, "test", start)
+    assert len(prepared.frozen) == 2
+    layers = {layer.kohya: layer for layer in prepared.base.layer_names.values()}
+    tensors = {**prepared.frozen, **lora_tensors(prepared.adapters, prepared.base.layer_names)}
+    for form in ("kohya", "comfyui"):
+        assert len(as_format(LoRAModel(tensors, {}, "test", layers), form)) == len(start)
 
 
 def test_a_dora_of_diffusers_is_trained_on() -> None:

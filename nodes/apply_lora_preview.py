@@ -21,7 +21,8 @@ from ..training.lora.comparison import (
 )
 from ..training.lora.comparison_cache import LastDrawn, remember_shown
 from ..training.lora.export import AS_TRAINED, in_precision
-from ..training.lora.files import for_host
+from ..training.lora.files import for_host, not_of_model
+from ..training.lora.peft_dora import with_hosts_dora
 from .train_lora import workflow_id
 from .types import CATEGORY, LoraModel
 
@@ -153,7 +154,11 @@ class ApplyLoRAPreview(io.ComfyNode):
             step = 0
         if step in versions.files:
             notes.append(f"Step {step} of the run is {versions.files[step].name} in Load LoRA's list.")
-        chosen = for_host(in_precision(versions.at(step), AS_TRAINED), host.layer_names(model, clip))
+        names = host.changeable_names(model, clip)
+        chosen = with_hosts_dora(in_precision(versions.at(step), AS_TRAINED), names, model, clip)
+        chosen = for_host(chosen, names)
+        if strange := not_of_model(chosen, names):
+            notes.append(f"{len(strange)} entries of the LoRA are of no layer of this model, such as {strange[0]}.")
         rows = versions.chosen() if compare == STEPS else [0]
         check_size(rows, lines, columns, drawing)
         if compare == STEPS and rows == [0]:

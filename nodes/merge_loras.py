@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..training import host
 from ..training.lora.merge import Part, merge_loras
+from ..training.lora.peft_dora import with_hosts_dora
 from .types import CATEGORY, LoraModel
 
 PARTS = (1, 2, 3, 4)
@@ -63,17 +64,17 @@ class MergeLoRAs(io.ComfyNode):
         cls, lora_1: Mapping[str, torch.Tensor], rank: int = 0, model: Any = None, clip: Any = None, **inputs: Any
     ) -> io.NodeOutput:
         loras = {1: lora_1} | {number: inputs.get(f"lora_{number}") for number in PARTS[1:]}
+        names = host.changeable_names(model, clip) if model is not None or clip is not None else {}
         parts = [
-            Part(lora, inputs.get(f"weight_{number}", 1.0), f"lora_{number}")
+            Part(with_hosts_dora(lora, names, model, clip), inputs.get(f"weight_{number}", 1.0), f"lora_{number}")
             for number, lora in loras.items()
             if lora is not None
         ]
-        names = host.layer_names(model, clip).values() if model is not None or clip is not None else ()
         progress = host.progress_bar(100)
 
         def on_layer(done: int, total: int) -> None:
             host.raise_if_interrupted()
             progress(100 * done // total)
 
-        merged = merge_loras(parts, rank, names, host.inference_device(), on_layer)
+        merged = merge_loras(parts, rank, names.values(), host.inference_device(), on_layer)
         return io.NodeOutput(merged.lora, merged.report, ui=ui.PreviewText(merged.report))

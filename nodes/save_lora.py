@@ -9,9 +9,10 @@ from comfy_api.latest import io, ui
 
 from ..training import host
 from ..training.basics.errors import InputError
-from ..training.lora.export import AS_TRAINED, DTYPES, FORMATS, as_format, in_precision, knows_layers
+from ..training.lora.export import AS_TRAINED, DTYPES, FORMATS, as_format, in_precision, knows_layers, notes_about
 from ..training.lora.header import LARGEST_OPENED_HEADER, header_size, workflow_metadata
 from ..training.lora.lora import LoRAModel
+from ..training.lora.peft_dora import with_hosts_dora
 from ..training.lora.run_files import delete_partials
 from ..training.lora.save import check_name, save_lora
 from .types import CATEGORY, LoraModel
@@ -42,8 +43,8 @@ class SaveLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default=FORMATS[0], optional=True,
-                    tooltip="Key names. kohya: for ComfyUI, A1111, Forge and the trainers. diffusers: peft's, for "
-                    "load_lora_weights; plain LoRA only. comfyui: as ComfyUI's own trainer writes.",
+                    tooltip="Key names. kohya: for ComfyUI, A1111, Forge and the trainers. diffusers: for its "
+                    "load_lora_weights and for ComfyUI; plain LoRA only. comfyui: as ComfyUI's own trainer writes.",
                 ),
                 io.Combo.Input(
                     "precision", options=[AS_TRAINED, *DTYPES], default=AS_TRAINED, optional=True,
@@ -89,13 +90,15 @@ class SaveLoRA(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         name = check_name(filename, "filename", "Save LoRA")
-        names = host.layer_names(model, clip) if model is not None or clip is not None else None
+        names = host.changeable_names(model, clip) if model is not None or clip is not None else None
         notes = []
         if format == FORMATS[0] and not knows_layers(lora, format, names):
             converted = in_precision(lora, precision)
             notes.append("Its keys are as they came: connect the model to have them in kohya's form.")
         else:
-            converted = as_format(lora, format, names, precision)
+            readable = lora if format == "diffusers" else with_hosts_dora(lora, names or {}, model, clip)
+            converted = as_format(readable, format, names, precision)
+        notes += notes_about(lora, converted)
         metadata = {key: value for key, value in converted.metadata.items() if key not in GRAPH}
         if save_workflow and cls.hidden is not None:
             graph = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +20,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from lora_kiln.training import host
 from lora_kiln.training.lora.export import DTYPES, as_format
+from lora_kiln.training.lora.files import for_host, read_adapters, read_lora_file
+from lora_kiln.training.lora.peft_dora import with_hosts_dora
 from lora_kiln.training.lora.save import save_lora
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import models
@@ -202,10 +206,10 @@ def peft_form(lora: Mapping[str, torch.Tensor], component: str) -> dict[str, tor
     return {key.removeprefix(f"{component}."): t for key, t in form.items() if key.startswith(f"{component}.")}
 
 
-def test_peft_takes_the_peft_form_whole(small: Small) -> None:
+def test_peft_takes_diffusers_form_whole(small: Small) -> None:
     lora = random_lora(small)
     model, _ = host.with_lora(small.model, None, {k: v for k, v in lora.items() if "lora_unet" in k}, 1.0)
-    state = peft_form(lora, "unet")
+    state = convert_unet_state_dict_to_peft(peft_form(lora, "unet"))
     unet = diffusers_unet(small)
     modules = sorted({key.split(".lora_")[0] for key in state})
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=modules), unet)
@@ -269,7 +273,7 @@ def test_the_split_form_changes_each_of_diffusers_weights_as_the_host_changes_it
 
 
 @pytest.mark.parametrize("make", [sd15, sdxl, sd3, flux], ids=["sd15", "sdxl", "sd3", "flux"])
-@pytest.mark.parametrize("form", ["kohya", "comfyui"])
+@pytest.mark.parametrize("form", ["kohya", "comfyui", "diffusers"])
 def test_the_host_loads_every_key(make, form: str, caplog: pytest.LogCaptureFixture) -> None:
     small = make()
     lora = random_lora(small)
@@ -279,3 +283,55 @@ def test_the_host_loads_every_key(make, form: str, caplog: pytest.LogCaptureFixt
     names = host.layer_names(small.model, small.clip)
     loaded = {*model.patches, *clip.patcher.patches}
     assert loaded == {key for key, layer in names.items() if f"{layer.kohya}.alpha" in lora}
+
+
+# ---------------------------------------------------------------- the other way
+
+
+def test_a_dora_of_diffusers_does_the_same_in_the_host(tmp_path: Path) -> None:
+    """As diffusers' scripts write it with peft's use_dora: read, and converted by the model's weights."""
+    small = sd15()
+    unet = diffusers_unet(small)
+    modules = ["attn1.to_q", "attn2.to_out.0", "proj_in", "conv1", "ff.net.2"]
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=modules), unet)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+        if "magnitude" in name:
+            parameter.data *= 0.5 + torch.rand(parameter.shape, generator=generator)
+    state = {f"unet.{key}": tensor.contiguous() for key, tensor in get_peft_model_state_dict(unet).items()}
+    path = tmp_path / "dora.safetensors"
+    save_file(state, path, {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 3, "unet.r": 2})})
+
+    names = host.layer_names(small.model)
+    lora = with_hosts_dora(read_lora_file(path), names, small.model, None)
+    found = read_adapters(lora, names)
+    assert found.unknown == [] and {adapter.kind for adapter in found.adapters.values()} == {"dora"}
+    assert len(found.adapters) == sum("magnitude" in key for key in state) > 10
+    model, _ = host.with_lora(small.model, None, for_host(lora, names), 1.0)
+    values = inputs(small)
+    assert distance(in_host(small, model, **values), in_host(small, small.model, **values)) > 0.05
+    assert distance(in_diffusers(unet, **values), in_host(small, model, **values)) < TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("part", ["transformer_blocks.0.attn.to_k", "norm_out.linear"])
+def test_a_dora_of_diffusers_on_rows_of_a_fused_layer_does_the_same_in_the_host(part: str) -> None:
+    """q, k and v of one matrix, and halves in the other order."""
+    small = sd3()
+    module = diffusers_transformer(small)
+    before: Any = module.get_submodule(part).weight
+    generator = torch.Generator().manual_seed(0)
+    down = torch.randn(2, before.shape[1], generator=generator)
+    up, norms = torch.randn(len(before), 2, generator=generator), torch.rand(len(before), generator=generator)
+    changed = before.detach() + up @ down
+    expected = converted(small, comfy.utils.mmdit_to_diffusers, module)
+    expected[f"{part}.weight"] = changed * (norms / changed.norm(dim=1))[:, None]
+    lora = {f"transformer.{part}.lora_A.weight": down, f"transformer.{part}.lora_B.weight": up}
+    names = host.layer_names(small.model)
+    lora = with_hosts_dora({**lora, f"transformer.{part}.lora_magnitude_vector": norms}, names, small.model, None)
+    model, _ = host.with_lora(small.model, None, for_host(lora, names), 1.0)
+    with patched(model):
+        ours = converted(small, comfy.utils.mmdit_to_diffusers, module)
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4, msg=name)

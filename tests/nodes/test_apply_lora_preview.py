@@ -227,3 +227,10 @@ def test_a_lora_with_diffusers_keys_does_what_it_does_with_kohyas(small: Small, 
     diffusers = as_format(lora, "diffusers", host.layer_names(small.model))
     assert not lora.keys() & diffusers.keys()
     assert torch.allclose(preview(small, diffusers)[0], preview(small, lora)[0], atol=1e-4)
+
+
+def test_what_is_of_no_layer_of_the_model_is_said(small: Small, lora) -> None:
+    strange = {**lora, "lora_unet_nowhere.alpha": torch.tensor(1.0), "bundle_emb.anna.clip_l": torch.ones(2, 4)}
+    view = output_of(small, strange, strengths="1").ui["kiln_preview"][0]
+    assert "2 entries of the LoRA are of no layer of this model" in view["note"]
+    assert "no layer" not in output_of(small, lora, strengths="1").ui["kiln_preview"][0]["note"]

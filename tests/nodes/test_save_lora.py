@@ -98,7 +98,7 @@ def test_the_host_accepts_a_good_path_and_one_it_does_not_know_yet(filename: str
     ("form", "start", "end"),
     [
         ("kohya", ("lora_unet_", "lora_te_"), (".lora_down.weight", ".lora_up.weight", ".alpha")),
-        ("diffusers", ("unet.", "text_encoder."), (".lora_A.weight", ".lora_B.weight")),
+        ("diffusers", ("unet.", "text_encoder."), (".lora_A.weight", ".lora_B.weight", ".down.weight", ".up.weight")),
         ("comfyui", ("diffusion_model.", "text_encoders."), (".lora_down.weight", ".lora_up.weight", ".alpha")),
     ],
 )

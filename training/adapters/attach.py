@@ -229,6 +229,12 @@ def check_dropout(adapters: Iterable[Adapter | type[Adapter]], settings: Adapter
     raise_if_any("LoRA Config", problems)
 
 
+def can_adapt(target: Target) -> bool:
+    """Whether the layer is of a kind that is trained: linear, or a convolution of one group."""
+    module = target.module
+    return is_linear(module) or (isinstance(module, CONVOLUTIONS) and module.groups == 1)
+
+
 def is_convolution(target: Target) -> bool:
     """Whether the layer is a convolution larger than 1x1, which has a rank and alpha of its own."""
     return math.prod(layer_shape(target.module)[2:]) > 1
@@ -255,8 +261,7 @@ def _count(adapters: Sequence[Adapter]) -> str:
 
 
 def _is_wanted(name: str, module: nn.Module, targets: str, fused_layers: str, target_blocks: Mapping[str, str]) -> bool:
-    is_convolution = isinstance(module, CONVOLUTIONS) and module.groups == 1
-    if not (is_linear(module) or is_convolution):
+    if not can_adapt(Target(name, module)):
         return False
     if targets == "all linear and convolution":
         return True

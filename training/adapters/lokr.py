@@ -1,5 +1,6 @@
 """LoKr: a Kronecker product (Edalati et al., KronA, arXiv:2212.10650; Yeh et al., LyCORIS, arXiv:2309.14859)."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -95,7 +96,11 @@ class LoKr(AddedAdapter):
             return None
         if any(f"{w}_a" in factors and factors[f"{w}_a"].shape[1] != factors[f"{w}_b"].shape[0] for w in ("w1", "w2")):
             return None
-        rank = next((factors[name].shape[0] for name in ("w2_b", "w1_b") if name in factors), 1)
+        rank = next((factors[name].shape[0] for name in ("w2_b", "w1_b") if name in factors), None)
+        if rank is None:  # whole factors: alpha scales nothing, and any number may stand there
+            if alpha is None or not 1 <= alpha < math.inf:
+                alpha = float(max(factors["w2"].shape[:2]))
+            return cls(factors, alpha)
         return cls(factors, rank if alpha is None else alpha)
 
     def _factor(self, name: str) -> Tensor:

@@ -5,6 +5,7 @@ What a killed process leaves unfinished is deleted later.
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -27,18 +28,24 @@ LOCKED_AFTER_SECONDS = 60.0
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields the path of a new file beside `path`; on success it is synced to disk and replaces `path`, else deleted.
 
-    A symbolic link at either place is removed or replaced, never followed.
+    A symbolic link in place of `path` is replaced, never followed.
 
     Raises:
         OSError: the disk is full, the folder read-only ...
     """
-    unfinished = path.with_name(f".{path.name}.writing")
-    unfinished.unlink(missing_ok=True)  # a link there would be written through
-    try:
+    with unfinished_file(path.parent) as unfinished:
         yield unfinished
         sync(unfinished)
         os.replace(unfinished, path)
         sync(path.parent)
+
+
+@contextmanager
+def unfinished_file(folder: Path) -> Iterator[Path]:
+    """Yields the path of a new file in a folder, which no other process writes; it is deleted if left there."""
+    unfinished = folder / f".{secrets.token_hex(8)}.writing"
+    try:
+        yield unfinished
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -80,6 +87,24 @@ def sweep_scratch_folders(parent: Path, prefix: str) -> None:
             lock.acquire(timeout=0)
             lock.release()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def claim_name(unfinished: Path, path: Path) -> None:
+    """Moves a whole file to a name that nothing has, not even a file that another process names at the same time.
+
+    Raises:
+        FileExistsError: something has the name.
+        OSError: the folder is read-only ...
+    """
+    sync(unfinished)
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file claims the name
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(unfinished, path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -118,6 +118,8 @@ class ModelFamily:
     """diffusers' name of a UNet's label_emb, for which the host's map has two."""
     prefers_later_names: bool = False
     """Of several diffusers names for a layer in the host's map, the last one is the family's; else the first."""
+    not_in_diffusers: str = ""
+    """Regular expression for names that the host's map gives as diffusers', but that diffusers' model lacks."""
     versions: tuple[Version, ...] = ()
     """The first that applies; models without one are named after their config class."""
     architecture: str = ""
@@ -264,6 +266,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         model_class="Flux2",
         guidance=1.0,
         prefers_later_names=True,
+        not_in_diffusers=r"transformer\.time_text_embed\..*",
         versions=(Version("Flux2", "flux2", "flux-2-dev"),),
         architecture="flux-2",
         implementation="https://github.com/black-forest-labs/flux2",
@@ -285,6 +288,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         **LUMINA,
         name="Lumina 2",
+        not_in_diffusers=r"transformer\..*",  # the host has one map for it and for Z-Image
         versions=(Version("Lumina2", "lumina2", "lumina-2"),),
         architecture="lumina-2",
     ),

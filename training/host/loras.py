@@ -6,16 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
+import comfy.lora_convert
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
 
+from ..basics.errors import InputError
 from .families import ModelFamily, facts_about
 
 UNET_PREFIX = "lora_unet_"
 TEXT_PREFIX = "text_encoder"
 LABEL_EMBEDDINGS = {"class_embedding", "add_embedding"}
 """diffusers' names of a UNet's label_emb; a model has one of them."""
+
+Rows = tuple[tuple[int, int], ...]
+"""(first row, number of rows) of ranges of a weight, in a file's order."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,10 @@ class LayerNames:
     layer. One path several times: diffusers holds the rows in another order. Empty: diffusers has no such layer."""
     shape: tuple[int, ...] = ()
     """Shape of the weight, before quantisation."""
+    spellings: tuple[tuple[str, Rows], ...] = ()
+    """Every name by which the host's loader finds the weight, or rows of it, and those rows."""
+    is_weight: bool = True
+    """False for another parameter, such as a bias; `shape` is its first side alone, and no adapter can be trained."""
 
 
 def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
@@ -42,6 +52,16 @@ def layer_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
     names = {} if model is None else _model_names(model.model)
     if clip is not None:
         names |= _text_names(clip.cond_stage_model)
+    return names
+
+
+def changeable_names(model: Any, clip: Any = None) -> dict[str, LayerNames]:
+    """`layer_names`, and those of the MODEL's other parameters that the host's loader can change, such as biases."""
+    names = layer_names(model, clip)
+    for key, tensor in ({} if model is None else model.model.state_dict()).items():
+        if key.startswith("diffusion_model.") and not key.endswith(".weight") and tensor.dim():
+            rows = ((0, tensor.shape[0]),)
+            names[key] = LayerNames(key, key, (), tuple(tensor.shape[:1]), ((key, rows),), is_weight=False)
     return names
 
 
@@ -57,19 +77,49 @@ def with_lora(
     return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, text_strength)
 
 
+def base_weight(model: Any, clip: Any, key: str) -> torch.Tensor:
+    """One weight of the MODEL's diffusion model or the CLIP's text encoders, without patches: float32, on the CPU.
+
+    Raises:
+        InputError: another pack stores it in a format of its own.
+    """
+    patcher = model if key.startswith("diffusion_model.") else clip.patcher
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    weight = weight if key not in patcher.backup else patcher.backup[key].weight
+    if convert is None and type(weight) not in (torch.Tensor, torch.nn.Parameter):
+        problem = (
+            f"the weights are stored as {type(weight).__name__} ({key}), and a DoRA of diffusers or peft can only be "
+            "converted by weights that can be read: load the model in another format, or leave the LoRA out."
+        )
+        raise InputError("MODEL", [problem])
+    with torch.inference_mode(False), torch.no_grad():
+        weight = weight.to("cpu", copy=True)
+        return (weight if convert is None else convert(weight, inplace=False)).float()
+
+
+def in_the_hosts_spelling(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A LoRA under keys that the host's key maps know, where its loader renames a whole file of some trainer."""
+    return comfy.lora_convert.convert_lora(dict(lora))
+
+
 def _model_names(base: Any) -> dict[str, LayerNames]:
-    weights = {key: shape for key, shape in _shapes(base).items() if key.startswith("diffusion_model.")}
+    shapes = {key: shape for key, shape in _shapes(base).items() if key.startswith("diffusion_model.")}
     family = facts_about(base)
+    spellings = _spellings(comfy.lora.model_lora_keys_unet(base, {}), shapes)
     modules = _unet_modules(base, family)
-    parts = {key: ((f"unet.{module}", 0, weights[key][0]),) for key, module in modules.items() if key in weights}
+    parts = {key: ((f"unet.{module}", 0, shapes[key][0]),) for key, module in modules.items() if key in shapes}
     if not modules:
-        parts = _transformer_parts(base, weights, family.prefers_later_names)
+        parts = _transformer_parts(spellings, shapes, family)
     names = {}
-    for key, shape in weights.items():
+    for key, shape in shapes.items():
         path = key.removeprefix("diffusion_model.").removesuffix(".weight")
         kohya = modules.get(key, path) if family.kohya_paths == "diffusers" else path
         names[key] = LayerNames(
-            UNET_PREFIX + kohya.replace(".", "_"), f"diffusion_model.{path}", parts.get(key, ()), shape
+            kohya=UNET_PREFIX + kohya.replace(".", "_"),
+            comfy=f"diffusion_model.{path}",
+            diffusers=parts.get(key, ()),
+            shape=shape,
+            spellings=tuple(spellings.get(key, ())),
         )
     return names
 
@@ -86,6 +136,23 @@ def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _spellings(key_map: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[tuple[str, Rows]]]:
+    """State-dict key -> every name that one of the host's key maps has for it, with the rows that the name means."""
+    found: dict[str, list[tuple[str, Rows]]] = {}
+    for name, entry in key_map.items():
+        key, slice_, *changes = (entry, None) if isinstance(entry, str) else entry
+        if key not in shapes:
+            continue
+        count = shapes[key][0]
+        side, start, length = slice_ or (0, 0, count)
+        rows: Rows = ((start, length),)
+        if slice_ is None and changes:  # the host has one kind of change: diffusers holds the second half first
+            rows = ((count // 2, count - count // 2), (0, count // 2))
+        if side == 0 and start + length <= count:  # the host's own map names rows that Lumina 2 does not have
+            found.setdefault(key, []).append((name, rows))
+    return found
+
+
 def _unet_modules(base: Any, family: ModelFamily) -> dict[str, str]:
     """State-dict key -> diffusers' module path, for UNets."""
     (other_name,) = LABEL_EMBEDDINGS - {family.label_embedding}
@@ -100,48 +167,44 @@ Part = tuple[str, int, int]
 
 
 def _transformer_parts(
-    base: Any, weights: Mapping[str, tuple[int, ...]], prefers_later_names: bool
+    spellings: Mapping[str, list[tuple[str, Rows]]], shapes: Mapping[str, tuple[int, ...]], family: ModelFamily
 ) -> dict[str, tuple[Part, ...]]:
-    """State-dict key -> parts in diffusers' model, for transformers, from the host's map of all names it can load."""
-    whole: dict[str, list[tuple[Part, ...]]] = {}
-    split: dict[str, list[Part]] = {}
-    for path, entry in comfy.lora.model_lora_keys_unet(base, {}).items():
-        key, slice_, *changes = (entry, None) if isinstance(entry, str) else entry
-        if not path.startswith("transformer.") or key not in weights:
-            continue
-        rows = weights[key][0]
-        if slice_ is not None:
-            split.setdefault(key, []).append((path, slice_[1], slice_[2]))
-        elif changes:  # the host has one kind of change: diffusers holds the second half of the rows first
-            whole.setdefault(key, []).append(((path, rows // 2, rows - rows // 2), (path, 0, rows // 2)))
-        else:
-            whole.setdefault(key, []).append(((path, 0, rows),))
-    chosen = {key: entries[-1 if prefers_later_names else 0] for key, entries in whole.items()}
-    for key, entries in split.items():
-        entries.sort(key=lambda part: part[1])
-        ends = [0, *(start + length for _, start, length in entries)]
-        if ends[-1] == weights[key][0] and all(start == end for (_, start, _), end in zip(entries, ends, strict=False)):
-            chosen[key] = tuple(entries)
+    """State-dict key -> parts in diffusers' model, for transformers, from all names that the host can load."""
+    chosen: dict[str, tuple[Part, ...]] = {}
+    for key, names in spellings.items():
+        count = shapes[key][0]
+        named = [
+            tuple((name, *each) for each in rows)
+            for name, rows in names
+            if name.startswith("transformer.") and not re.fullmatch(family.not_in_diffusers, name)
+        ]
+        whole = [parts for parts in named if sum(length for _, _, length in parts) == count]
+        if whole:
+            chosen[key] = whole[-1 if family.prefers_later_names else 0]
+        split = sorted((part for parts in named if parts not in whole for part in parts), key=lambda part: part[1])
+        ends = [0, *(start + length for _, start, length in split)]
+        if split and ends[-1] == count and all(start == end for (_, start, _), end in zip(split, ends, strict=False)):
+            chosen[key] = tuple(split)
     return chosen
 
 
 def _text_names(encoders: Any) -> dict[str, LayerNames]:
     weights = _shapes(encoders)
     is_only_one = len({key.split(".")[0] for key in weights if ".transformer." in key}) == 1
-    spellings: dict[str, list[str]] = {}
-    for name, key in comfy.lora.model_lora_keys_clip(encoders, {}).items():
-        spellings.setdefault(key, []).append(name)
+    spellings = _spellings(comfy.lora.model_lora_keys_clip(encoders, {}), weights)
     names = {}
     for key, shape in weights.items():
-        numbered = sorted(name for name in spellings[key] if re.match(r"lora_te\d_", name))
-        plain = [name for name in spellings[key] if name.startswith("lora_te_")]
+        known = [name for name, _ in spellings.get(key, ())]
+        numbered = sorted(name for name in known if re.match(r"lora_te\d_", name))
+        plain = [name for name in known if name.startswith("lora_te_")]
         kohya = (plain + numbered[::-1]) if is_only_one else (numbered[::-1] + plain)
-        paths = [name for name in spellings[key] if re.match(rf"{TEXT_PREFIX}(_\d)?\.", name)]
+        paths = [name for name in known if re.match(rf"{TEXT_PREFIX}(_\d)?\.", name)]
         comfy_name = f"text_encoders.{key.removesuffix('.weight')}"
         names[key] = LayerNames(
             kohya=kohya[0] if kohya else comfy_name,
             comfy=comfy_name,
             diffusers=tuple((path, 0, shape[0]) for path in paths[:1]),
             shape=shape,
+            spellings=tuple(spellings.get(key, ())),
         )
     return names

@@ -12,6 +12,7 @@ from ..basics.errors import InputError
 from ..data.sheets import strength_grid
 from .export import AS_TRAINED, in_precision
 from .files import for_host, read_lora_file
+from .peft_dora import with_hosts_dora
 from .run_files import earlier_files, step_of
 
 MOST_STEPS = 8
@@ -135,7 +136,7 @@ def draw_rows(
     """
     model, clip, vae, _ = sources
     steps, prompts, strengths, drawing = comparison
-    names = host.layer_names(model, clip)
+    names = host.changeable_names(model, clip)
     rows = {
         (number, step): Row(number, prompt, step, versions.label(step), [])
         for number, prompt in enumerate(prompts)
@@ -143,7 +144,8 @@ def draw_rows(
     }
     done = 0
     for step in steps:
-        lora = for_host(in_precision(versions.at(step), AS_TRAINED), names)
+        lora = with_hosts_dora(in_precision(versions.at(step), AS_TRAINED), names, model, clip)
+        lora = for_host(lora, names)
         for column, strength in enumerate(strengths):
             with_lora = host.with_lora(model, clip, lora, strength) if strength else (model, clip)
             for number, prompt in enumerate(prompts):

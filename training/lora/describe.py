@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 import torch
 
-from .keys import ALPHA, CHANGES, DOWN, split_key
+from .keys import ALPHA, CHANGES, DOWN, MAGNITUDE, is_no_adapters, split_key
 
 KINDS = {
     "dora_scale": "DoRA",
+    MAGNITUDE: "DoRA",
     "lora_mid.weight": "LoCon (Tucker)",
     "hada_w1_a": "LoHa",
     "lokr_w1": "LoKr",
@@ -49,6 +50,8 @@ def describe_lora(lora: Mapping[str, torch.Tensor]) -> str:
         f"Numbers: {sum(t.numel() for t in lora.values()):,}, {', '.join(dtype for dtype, _ in dtypes.most_common())}",
         f"Base model: {base}",
     ]
+    if others := [key for key in lora if is_no_adapters(key)]:
+        lines.append(f"Beside adapters: {len(others)} entries, such as {others[0]}")
     for label, key in (("Trigger", "modelspec.trigger_phrase"), ("Steps", "ss_steps"), ("Title", "modelspec.title")):
         if metadata.get(key):
             lines.append(f"{label}: {metadata[key]}")

@@ -9,7 +9,7 @@ from .. import host
 from ..adapters import EXACT, Adapter
 from ..basics.errors import InputError, raise_if_any
 from ..host import LayerNames
-from .keys import ALPHA, DOWN, ENTRIES, UP, Layers, layers_of, scale_of
+from .keys import ALPHA, DOWN, ENTRIES, MAGNITUDE, UP, Layers, is_no_adapters, layers_of, scale_of, split_key
 from .lora import DTYPES, LoRAModel, usual_dtype
 from .metadata import implementation
 
@@ -46,18 +46,26 @@ def as_format(
 
     Args:
         lora: with keys of any format.
-        form: one of FORMATS. "kohya": used by most trainers. "diffusers": peft's `unet.<path>.lora_A.weight` and
-            `lora_B.weight`, with the scale inside lora_B and fused layers split. "comfyui": used by the host's trainer.
+        form: one of FORMATS. "kohya": used by most trainers. "diffusers": for its `load_lora_weights` and for the host:
+            peft's `transformer.<path>.lora_A.weight` and `lora_B.weight`, of UNets diffusers' older
+            `unet.<path>.processor.to_q_lora.down.weight`, with the scale in the second factor and fused layers split.
+            "comfyui": used by the host's trainer.
         names: layer names of the LoRA's model, by state-dict key; not needed if the LoRA knows its layers or already
             has the format.
         precision: AS_TRAINED or one of DTYPES, as in `in_precision`.
 
     Raises:
         InputError: the layers are not known, the format cannot hold the LoRA, or the number format its values.
+
+    What is no adapter's (`is_no_adapters`) stays; diffusers refuses files with it, so its format leaves it out.
     """
     _check_choice("format", form, FORMATS)
     known = list(names.values()) if names else list(getattr(lora, "layers", {}).values())
-    converted = dict(lora) if _has_form(lora, form) else _converted(lora, form, known)
+    adapters = {key: tensor for key, tensor in lora.items() if not is_no_adapters(key)}
+    is_there = _has_form(adapters, form) or (not known and form == "diffusers" and _is_pefts(adapters))
+    converted = adapters if is_there else _converted(adapters, form, known)
+    if form != "diffusers":
+        converted |= {key: tensor for key, tensor in lora.items() if key not in adapters}
     metadata = dict(getattr(lora, "metadata", {}))
     if "modelspec.architecture" in metadata:
         metadata["modelspec.implementation"] = implementation(metadata["modelspec.architecture"], form)
@@ -97,7 +105,27 @@ def in_precision(lora: Mapping[str, torch.Tensor], precision: str) -> LoRAModel:
 
 def knows_layers(lora: Mapping[str, torch.Tensor], form: str, names: Mapping[str, LayerNames] | None = None) -> bool:
     """Whether `as_format` can convert: the layers' names are known, or the LoRA already has the format."""
-    return bool(names or getattr(lora, "layers", None)) or _has_form(lora, form)
+    adapters = {key: tensor for key, tensor in lora.items() if not is_no_adapters(key)}
+    return bool(names or getattr(lora, "layers", None)) or _has_form(adapters, form)
+
+
+def notes_about(lora: Mapping[str, torch.Tensor], converted: Mapping[str, torch.Tensor]) -> list[str]:
+    """Sentences about what `as_format` kept as it is or left out of a LoRA, and what the host will not find."""
+    others = [key for key in lora if is_no_adapters(key)]
+    kept, lost = [key for key in others if key in converted], [key for key in others if key not in converted]
+    hidden = [key for key in converted if re.fullmatch(r"unet\..+\.to_(q|k|v|out\.0)\.lora_[AB]\.weight", key)]
+    strange = [key for key in converted if (split_key(key) or ("", ""))[1] == MAGNITUDE]
+    notes = []
+    if kept:
+        notes.append(f"No adapter's, kept as it is: {_listed(kept)}.")
+    if lost:
+        notes.append(f"Left out, since diffusers refuses files with more than adapters: {_listed(lost)}.")
+    if hidden or strange:
+        notes.append(
+            f"ComfyUI's own LoRA loader does not read {_listed([*hidden, *strange])}: connect the model, and choose "
+            "kohya or comfyui" + ("." if strange else ", or diffusers again.")
+        )
+    return notes
 
 
 def _converted(lora: Mapping[str, torch.Tensor], form: str, known: list[LayerNames]) -> dict[str, torch.Tensor]:
@@ -148,7 +176,7 @@ def _check_peft(found: Layers, by_name: Mapping[str, LayerNames]) -> None:
 
 
 def _peft_tensors(entries: Mapping[str, torch.Tensor], layer: LayerNames) -> dict[str, torch.Tensor]:
-    """lora_A and lora_B of each part of a layer; lora_B is multiplied by the scale."""
+    """Both factors of each part of a layer; the second is multiplied by the scale."""
     scale = scale_of(entries)
     up = entries[UP] if scale == 1.0 else entries[UP].float() * scale
     rows: dict[str, list[torch.Tensor]] = {}
@@ -156,21 +184,39 @@ def _peft_tensors(entries: Mapping[str, torch.Tensor], layer: LayerNames) -> dic
         rows.setdefault(path, []).append(up[start : start + length])
     tensors = {}
     for path, parts in rows.items():
-        tensors[f"{path}.lora_A.weight"] = entries[DOWN].clone()
-        tensors[f"{path}.lora_B.weight"] = torch.cat(parts)
+        first, second = _diffusers_keys(path)
+        tensors[first] = entries[DOWN].clone()
+        tensors[second] = torch.cat(parts)
     return tensors
 
 
-def _has_form(lora: Mapping[str, torch.Tensor], form: str) -> bool:
+def _diffusers_keys(path: str) -> tuple[str, str]:
+    """Keys of a module's two factors that both diffusers and the host read: for UNets, those of older diffusers."""
+    if not path.startswith("unet."):
+        return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+    attention = re.sub(r"\.to_(q|k|v|out)(\.0)?$", r".processor.to_\1_lora", path)
+    prefix = f"{path}.lora" if attention == path else attention
+    return f"{prefix}.down.weight", f"{prefix}.up.weight"
+
+
+def _has_form(adapters: Mapping[str, torch.Tensor], form: str) -> bool:
+    """Whether the keys of a LoRA's adapters are those that `as_format` writes."""
     if form == "diffusers":
-        return all(re.fullmatch(r"(unet|transformer|text_encoder(_\d)?)\..+\.lora_[AB]\.weight", key) for key in lora)
+        ours = r"unet\..+[._]lora\.(down|up)\.weight|(transformer|text_encoder(_\d)?)\..+\.lora_[AB]\.weight"
+        return bool(adapters) and all(re.fullmatch(ours, key) for key in adapters)
     starts = ("lora_unet_", "lora_te") if form == "kohya" else ("diffusion_model.", "text_encoders.")
-    return all(key.startswith(starts) and key.endswith(tuple(f".{entry}" for entry in ENTRIES)) for key in lora)
+    return all(key.startswith(starts) and key.endswith(tuple(f".{entry}" for entry in ENTRIES)) for key in adapters)
+
+
+def _is_pefts(adapters: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a LoRA's adapters have the keys that diffusers itself writes."""
+    pefts = rf"(unet|transformer|text_encoder(_\d)?)\..+\.(lora_[AB]|{MAGNITUDE})\.weight"
+    return bool(adapters) and all(re.fullmatch(pefts, key) for key in adapters)
 
 
 def _cast(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A copy on the CPU in `dtype`; alphas, DoRA's magnitudes and integers keep their format."""
-    keeps = key.rpartition(".")[2] in EXACT or not tensor.is_floating_point()
+    keeps = key.rpartition(".")[2] in EXACT or MAGNITUDE in key or not tensor.is_floating_point()
     return tensor.detach().to("cpu", tensor.dtype if keeps else dtype, copy=True)
 
 

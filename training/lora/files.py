@@ -1,6 +1,5 @@
 """LoRAs of any key format: read from files, as adapters for training, and under keys that the host's loader knows."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,16 @@ from safetensors.torch import load_file
 from ..adapters import Adapter, adapter_from_tensors
 from ..basics.errors import InputError
 from ..basics.numbers import is_finite
-from ..host import LayerNames
+from ..host import LayerNames, in_the_hosts_spelling
 from .describe import KINDS
-from .header import SUBJECT, read_header
-from .keys import ALPHA, CHANGES, layers_of, split_key
+from .header import SUBJECT, json_object, read_header
+from .keys import ALPHA, CHANGES, DOWN, MAGNITUDE, layers_of, split_key
 from .lora import LoRAModel
 
 FACTORS = ("lora_", "hada_", "lokr_", "oft_", "a1.", "a2.", "b1.", "b2.")
 """Starts of the entries that are matrices, or kernels with up to three spatial dimensions."""
+WITHOUT_SCALE = ("lokr_w1", "lokr_w2", *CHANGES)
+"""Entries that alpha has no effect on; LoKr's factors that are products have other names."""
 NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 WHOLE_NUMBERS = ("I64", "I32")
 """Some files have alphas and shapes of these types."""
@@ -66,6 +67,11 @@ def for_host(lora: Mapping[str, torch.Tensor], names: Mapping[str, LayerNames]) 
     return {**known, **layers.parts, **{key: lora[key] for key in layers.unknown}}
 
 
+def not_of_model(lora: Mapping[str, torch.Tensor], names: Mapping[str, LayerNames]) -> list[str]:
+    """The keys of a LoRA that name no layer of the model or do not fit it: the host's loader leaves them out."""
+    return layers_of(lora, names.values()).unknown
+
+
 def read_lora_file(path: Path) -> LoRAModel:
     """Reads a LoRA file with its metadata; keys and number formats are kept.
 
@@ -92,13 +98,27 @@ def read_lora_file(path: Path) -> LoRAModel:
         )
         raise InputError(SUBJECT, [problem])
     try:
-        tensors = load_file(path)
+        tensors = in_the_hosts_spelling(load_file(path))
     except (OSError, SafetensorError) as error:
         raise InputError(SUBJECT, [f"{path.name} cannot be read ({error}). Copy or download it again."]) from error
-    if broken := [f"{key} {wrong}" for key, tensor in tensors.items() if (wrong := _wrong_with(key, tensor))]:
+    idle = _without_effect(tensors)
+    wrong = {key: _wrong_with(key, tensor) for key, tensor in tensors.items() if key not in idle}
+    if broken := [f"{key} {what}" for key, what in wrong.items() if what]:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise InputError(SUBJECT, [f"{path.name} is broken: {broken[0]}{more}. Choose another file."])
     return LoRAModel(_with_peft_alphas(tensors, header.metadata), header.metadata, path.stem)
+
+
+def _without_effect(lora: Mapping[str, torch.Tensor]) -> set[str]:
+    """Keys of alphas that scale nothing: of LoKr with whole factors, of direct changes, or of no adapter at all.
+
+    LyCORIS asks for whole factors by a rank of 9999999999 and writes it as alpha, which fp16 holds as infinity.
+    """
+    layers: dict[str, dict[str, str]] = {}
+    for key in lora:
+        if parts := split_key(key):
+            layers.setdefault(parts[0], {})[parts[1]] = key
+    return {keys[ALPHA] for keys in layers.values() if ALPHA in keys and set(keys) <= {ALPHA, *WITHOUT_SCALE}}
 
 
 def _wrong_with(key: str, tensor: torch.Tensor) -> str:
@@ -110,34 +130,47 @@ def _wrong_with(key: str, tensor: torch.Tensor) -> str:
         return "holds numbers that are not finite"
     if entry == ALPHA and tensor.numel() != 1:
         return f"holds {tensor.numel()} numbers, and an alpha is one"
-    if entry.startswith(FACTORS) and not 2 <= tensor.dim() <= 5:
+    if entry.startswith(FACTORS) and entry != MAGNITUDE and not 2 <= tensor.dim() <= 5:
         return f"has the shape {list(tensor.shape)}, which no factor has"
     return ""
 
 
 def _with_peft_alphas(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Adds the alphas that diffusers stores in the metadata (lora_adapter_metadata); tensors take precedence."""
-    try:
-        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError):
-        settings = {}
-    if not isinstance(settings, dict):
-        return tensors
+    """Adds the alphas that peft's users store in the metadata; alphas among the tensors take precedence.
+
+    diffusers stores them as JSON in lora_adapter_metadata, by component (`unet.lora_alpha`); others write lora_alpha
+    there, or right into the metadata, for the whole file.
+    """
+    settings = {"lora_alpha": _number(metadata.get("lora_alpha", ""))} | json_object(
+        metadata.get("lora_adapter_metadata", "")
+    )
     alphas = {}
     for key, tensor in tensors.items():
-        component, _, module = key.partition(".")
-        if not key.endswith(".lora_A.weight"):
+        layer, entry = split_key(key) or ("", "")
+        if entry != DOWN or ".lora_A" not in key:
             continue
-        name, pattern = module.removesuffix(".lora_A.weight"), settings.get(f"{component}.alpha_pattern")
-        alpha = settings.get(f"{component}.lora_alpha")
+        component, _, name = layer.partition(".")
+        own = {
+            setting: settings.get(f"{component}.{setting}", settings.get(setting))
+            for setting in ("lora_alpha", "alpha_pattern", "use_rslora")
+        }
+        alpha, pattern = own["lora_alpha"], own["alpha_pattern"]
         if isinstance(pattern, dict):
-            alpha = pattern.get(name, alpha)
+            alpha = pattern.get(name, pattern.get(layer, alpha))
         if not is_finite(alpha):
             continue
         alpha = float(alpha)
         rank = tensor.shape[0]
-        if settings.get(f"{component}.use_rslora"):
+        if own["use_rslora"]:
             alpha *= rank**0.5
         if alpha != rank:
-            alphas[f"{component}.{name}.alpha"] = torch.tensor(alpha)
+            alphas[f"{layer}.{ALPHA}"] = torch.tensor(alpha)
     return {**alphas, **tensors}
+
+
+def _number(text: str) -> float | None:
+    """A number in a file's metadata; None if it is anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -58,6 +58,15 @@ def read_header(path: Path) -> Header:
     return Header(metadata, tensors)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object in a file's metadata; empty if it is anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def header_size(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> int:
     """Upper estimate of a safetensors header's size in bytes."""
     entries = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..host import LayerNames
+from ..host import LayerNames, Rows
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 ENTRIES = (
@@ -34,9 +34,6 @@ MAGNITUDE = "lora_magnitude_vector"
 MAGNITUDES = {f".{MAGNITUDE}{end}": MAGNITUDE for end in ("", ".weight", ".default", ".default.weight")}
 ENDINGS = {f".{entry}": entry for entry in ENTRIES} | OTHER_SPELLINGS | MAGNITUDES
 
-Rows = tuple[tuple[int, int], ...]
-"""(first row, number of rows) of ranges of the layer's weight, in the file's order."""
-
 
 @dataclass
 class Layers:
@@ -45,7 +42,8 @@ class Layers:
     entries: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """Kohya's name of the layer -> entry (one of ENTRIES) -> tensor."""
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Adapters on parts of a fused layer that cannot be combined into one on the layer, under their original keys."""
+    """Adapters on parts of a fused layer that cannot be combined into one on the layer, and changes of parameters that
+    are no layer's weight, under keys that the host's loader knows."""
     unknown: list[str] = field(default_factory=list)
     """Keys that name no layer of the model or do not fit it."""
 
@@ -58,13 +56,18 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None
 
 
+def is_no_adapters(key: str) -> bool:
+    """Whether a key is no adapter's, but of something else in the file, such as OneTrainer's embeddings."""
+    return split_key(key) is None
+
+
 def layers_of(lora: Mapping[str, torch.Tensor], names: Iterable[LayerNames]) -> Layers:
     """Groups a LoRA in any spelling by the layers of a model.
 
     Adapters on parts of a fused layer (diffusers' to_q, to_k and to_v) become one adapter on the layer: their downs
     are stacked, their ups, multiplied by the scale, are placed in their rows, and alpha = rank.
     """
-    index = _spellings(names)
+    index = spellings_of(names)
     layers = Layers()
     modules: dict[str, dict[str, torch.Tensor]] = {}
     keys: dict[str, list[str]] = {}
@@ -81,15 +84,17 @@ def layers_of(lora: Mapping[str, torch.Tensor], names: Iterable[LayerNames]) -> 
     for kohya, named in by_layer.items():
         layer = index[named[0]][0]
         found = [(index[module][1], modules[module]) for module in named]
-        originals = {key: lora[key] for module in named for key in keys[module]}
+        originals = [key for module in named for key in keys[module]]
         if any(MAGNITUDE in entries for _, entries in found):
             entries = None  # cannot be converted, and the rest means something else without it
-        elif [rows for rows, _ in found] == [((0, layer.shape[0]),)]:
-            entries = _shaped(found[0][1], layer.shape)
+        elif layer.is_weight and [rows for rows, _ in found] == [((0, layer.shape[0]),)]:
+            entries = shaped(found[0][1], layer.shape)
         elif _are_parts(found, layer):
             entries = _stacked(found, layer.shape)
         else:
-            layers.parts |= originals
+            for module in named:
+                name = _hosts_name(module, *index[module])
+                layers.parts |= {f"{name}.{entry}": tensor for entry, tensor in modules[module].items()}
             continue
         if entries is None:
             layers.unknown += originals
@@ -103,9 +108,13 @@ def scale_of(entries: Mapping[str, torch.Tensor]) -> float:
     return float(entries[ALPHA]) / entries[DOWN].shape[0] if ALPHA in entries else 1.0
 
 
-def _spellings(names: Iterable[LayerNames]) -> dict[str, tuple[LayerNames, Rows]]:
-    """Every spelling of a layer or a part of it -> (layer, rows); ambiguous spellings are left out."""
+def spellings_of(names: Iterable[LayerNames]) -> dict[str, tuple[LayerNames, Rows]]:
+    """Every spelling of a layer or a part of it -> (layer, rows of its weight, in the file's order).
+
+    What the host's loader takes a name for comes first; spellings beside the host's that are ambiguous are left out.
+    """
     index: dict[str, tuple[LayerNames, Rows]] = {}
+    hosts: dict[str, tuple[LayerNames, Rows]] = {}
     loose: dict[str, tuple[LayerNames, Rows]] = {}
     clashes: set[str] = set()
     for layer in names:
@@ -117,11 +126,18 @@ def _spellings(names: Iterable[LayerNames]) -> dict[str, tuple[LayerNames, Rows]
             index[name] = layer, whole
         for path, rows in parts.items():
             index[path] = layer, rows
+        for name, rows in layer.spellings:
+            hosts[name] = layer, rows
         for name, rows in _loose_spellings(layer, whole, parts):
             if name in loose and loose[name] != (layer, rows):
                 clashes.add(name)
             loose[name] = layer, rows
-    return {name: found for name, found in loose.items() if name not in clashes} | index
+    return {name: found for name, found in loose.items() if name not in clashes} | index | hosts
+
+
+def _hosts_name(module: str, layer: LayerNames, rows: Rows) -> str:
+    """The first of the host's spellings for the rows that a file's spelling names; else the file's."""
+    return next((name for name, known in layer.spellings if known == rows), module)
 
 
 def _loose_spellings(layer: LayerNames, whole: Rows, parts: Mapping[str, Rows]) -> Iterable[tuple[str, Rows]]:
@@ -155,12 +171,12 @@ def _loose_spellings(layer: LayerNames, whole: Rows, parts: Mapping[str, Rows]) 
 
 def _are_parts(found: list[tuple[Rows, dict[str, torch.Tensor]]], layer: LayerNames) -> bool:
     """Whether all adapters are plain LoRAs on parts of the layer."""
-    return all(
+    return layer.is_weight and all(
         rows != ((0, layer.shape[0]),) and {DOWN, UP} <= set(entries) <= {DOWN, UP, ALPHA} for rows, entries in found
     )
 
 
-def _shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
+def shaped(entries: dict[str, torch.Tensor], shape: tuple[int, ...]) -> dict[str, torch.Tensor] | None:
     """A layer's entries, with a LoRA's factors reshaped to (rank, in, *kernel) and (out, rank, *1s).
 
     None if they do not fit the layer. Kinds of adapters that are not trained here are not checked.
@@ -224,7 +240,7 @@ def _stacked(
     """Combines adapters on parts of a layer; exact if every scale is 1, else multiplied in float32."""
     downs, ups = [], []
     for rows, entries in found:
-        part = _shaped(entries, (sum(length for _, length in rows), *shape[1:]))
+        part = shaped(entries, (sum(length for _, length in rows), *shape[1:]))
         if part is None:
             return None
         scale = scale_of(part)

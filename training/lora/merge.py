@@ -16,7 +16,8 @@ from torch import Tensor
 from ..adapters import adapter_from_tensors
 from ..basics.errors import raise_if_any
 from ..host import LayerNames
-from .keys import layers_of, split_key
+from .header import json_object
+from .keys import is_no_adapters, layers_of, split_key
 from .lora import DTYPES, LoRAModel, usual_dtype
 from .lora_sum import SUBJECT, Entries, LoRASum, adapter_entries, common_dtype, difference_of, shape_of
 
@@ -89,8 +90,9 @@ def merge_loras(
         result.add(layer, terms, known.get(layer))
         on_layer(number + 1, len(layers))
     name = " + ".join(dict.fromkeys(part.name for part in parts))
-    lora = LoRAModel(result.tensors, _metadata(parts, result, name), name, known, _precision(parts))
-    return Merged(lora, result.errors, result.error, _report(parts, result))
+    kept = _kept(parts)
+    lora = LoRAModel({**result.tensors, **kept}, _metadata(parts, result, name), name, known, _precision(parts))
+    return Merged(lora, result.errors, result.error, "\n".join([_report(parts, result), *_about_kept(parts, kept)]))
 
 
 # ---------------------------------------------------------------- parts by layer, and refusals
@@ -104,25 +106,51 @@ def _known_layers(parts: Sequence[Part], names: Iterable[LayerNames]) -> dict[st
 
 
 def _layers(part: Part, known: Mapping[str, LayerNames]) -> dict[str, dict[str, Tensor]]:
-    """A part's entries, by kohya's layer names."""
-    split = {key: split_key(key) for key in part.lora}
-    if all(parts and parts[0].startswith(("lora_unet_", "lora_te")) for parts in split.values()):
-        layers: dict[str, dict[str, Tensor]] = {}
-        for key, parts in split.items():
-            assert parts is not None
-            layers.setdefault(parts[0], {})[parts[1]] = part.lora[key]
-        return layers
-    if not known:
+    """A part's entries, by kohya's layer names; by the host's name where it is a part of a layer.
+
+    Without names of layers, or for layers that the model lacks, kohya's own names hold as they are.
+    """
+    found = layers_of(part.lora, known.values())
+    layers: dict[str, dict[str, Tensor]] = {layer: dict(entries) for layer, entries in found.entries.items()}
+    strange = []
+    for key, tensor in [*found.parts.items(), *((key, part.lora[key]) for key in found.unknown)]:
+        layer, entry = split_key(key) or ("", "")
+        if key in found.parts or layer.startswith(("lora_unet_", "lora_te")):
+            layers.setdefault(layer, {})[entry] = tensor
+        elif not is_no_adapters(key):
+            strange.append(key)
+    if strange and not known:
         problem = (
-            f"{part.field} ({part.name}) does not name its layers as kohya does, as in {next(iter(part.lora), '')}: "
+            f"{part.field} ({part.name}) does not name its layers as kohya does, as in {strange[0]}: "
             "connect the model (and clip) that it is for."
         )
         raise_if_any(SUBJECT, [problem])
-    found = layers_of(part.lora, known.values())
-    if unknown := [*found.unknown, *found.parts]:
-        problem = f"{part.field} ({part.name}) holds what cannot be added: {_listed(unknown)}."
+    if strange:
+        problem = f"{part.field} ({part.name}) holds what cannot be added: {_listed(strange)}."
         raise_if_any(SUBJECT, [problem + " Connect the model (and clip) that it is for, or leave it out."])
-    return {layer: dict(entries) for layer, entries in found.entries.items()}
+    return layers
+
+
+def _kept(parts: Sequence[Part]) -> dict[str, Tensor]:
+    """What the parts hold beside adapters, such as embeddings: as it is, from the first part that has it."""
+    kept: dict[str, Tensor] = {}
+    for part in parts:
+        kept = {key: tensor for key, tensor in part.lora.items() if is_no_adapters(key)} | kept
+    return kept
+
+
+def _about_kept(parts: Sequence[Part], kept: Mapping[str, Tensor]) -> list[str]:
+    """Sentences for the report about what is no adapter's, and what of it is left out."""
+    if not kept:
+        return []
+    lost = [
+        f"{key} of {part.field} ({part.name})"
+        for part in parts
+        for key in kept.keys() & part.lora.keys()
+        if kept[key].shape != part.lora[key].shape or not torch.equal(kept[key], part.lora[key])
+    ]
+    lines = [f"No adapter's, kept as it is: {_listed(list(kept))}"]
+    return lines + ([f"Left out, since another LoRA has one of that name: {_listed(sorted(lost))}"] if lost else [])
 
 
 def _refuse_unaddable(
@@ -186,7 +214,7 @@ def _metadata(parts: Sequence[Part], result: LoRASum, name: str) -> dict[str, st
     kept = {key: value for key, value in first.items() if not key.startswith(OF_THE_FILE)}
     if kept.get("ss_network_module", "").startswith("lycoris") and len(result.ranks) > result.unchanged_layers:
         kept["ss_network_module"] = "networks.lora"
-    if arguments := _json_object(kept.pop("ss_network_args", "")):
+    if arguments := json_object(kept.pop("ss_network_args", "")):
         kept["ss_network_args"] = json.dumps({k: v for k, v in arguments.items() if k not in OF_THE_SHAPE})
     merged = {
         "ss_network_dim": _one_or_dynamic(result.ranks.values()),
@@ -198,15 +226,6 @@ def _metadata(parts: Sequence[Part], result: LoRASum, name: str) -> dict[str, st
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return {**kept, **{key: value for key, value in merged.items() if value}}
-
-
-def _json_object(text: str) -> dict[str, object]:
-    """A JSON object in a file's metadata; empty if it is anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _precision(parts: Sequence[Part]) -> str | None:

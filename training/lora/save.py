@@ -1,7 +1,10 @@
 """Writing a LoRA to a new file."""
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -10,8 +13,8 @@ from safetensors.torch import save_file
 
 from .. import host
 from ..basics.dates import with_dates
-from ..basics.errors import InputError, raise_if_any
-from ..basics.files import atomic_write, sweep_unfinished
+from ..basics.errors import InputError
+from ..basics.files import claim_name, sweep_unfinished, unfinished_file
 from ..basics.paths import PathRefused, check_parts, resolve
 from .header import file_hashes
 
@@ -29,30 +32,37 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
         InputError: the folder cannot be written, or the disk is full.
     """
     try:
-        path = free_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_unfinished(path.parent)
         ours = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-        with atomic_write(path) as unfinished:
+        with unfinished_file(path.parent) as unfinished:
             save_file(ours, unfinished, {**metadata, **file_hashes(ours, metadata)})
+            return _named(unfinished, path)
     except (OSError, SafetensorError) as error:
-        raise_if_any(
-            "Save LoRA",
-            [
-                f"{path} could not be written ({error}). "
-                "Make room or set the folder's rights and queue again: the LoRA itself is not lost."
-            ],
+        problem = (
+            f"{path} could not be written ({error}). "
+            "Make room or set the folder's rights and queue again: the LoRA itself is not lost."
         )
-    return path
+        raise InputError("Save LoRA", [problem]) from error
+
+
+def _named(unfinished: Path, path: Path) -> Path:
+    """Gives a whole file the first of `_numbered` that is free, also while other servers take names."""
+    for candidate in _numbered(path):
+        with suppress(FileExistsError):
+            claim_name(unfinished, candidate)
+            return candidate
+    raise AssertionError  # there is always another number
 
 
 def free_path(path: Path) -> Path:
-    """The path, or with _2, _3 ... before its suffix if it exists."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
-    return candidate
+    """The path, or with _2, _3 ... before its suffix if it exists, be it as a broken link."""
+    return next(candidate for candidate in _numbered(path) if not os.path.lexists(candidate))
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    yield from (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
 
 
 def check_name(name: str, field: str, subject: str) -> str:

@@ -23,6 +23,7 @@ from ..learning.family import Family
 from ..learning.optimizers import check_optimizer
 from ..learning.timesteps import zero_terminal_sigmas
 from ..lora.continuing import Continued, continued
+from ..lora.peft_dora import with_hosts_dora
 from ..model.batch_source import BatchSource, TextConditions
 from ..model.builder import Builder
 from ..model.networks import Setup
@@ -123,9 +124,10 @@ def prepare(
     host.check_present(models.model, models.clip, models.vae, "Train LoRA")
     if all(picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
-    notes, layer_names = Notes(), host.layer_names(models.model, models.clip)
+    notes, layer_names = Notes(), host.changeable_names(models.model, models.clip)
     found = Continued({}, {}, config, [])
     if start is not None:
+        start = with_hosts_dora(start, layer_names, models.model, models.clip)
         found = continued(start, layer_names, config, models.model.model, models.clip.cond_stage_model)
     config = found.config
     notes.add(*found.notes)

@@ -1,11 +1,19 @@
 """Atomic writes."""
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.basics.files import atomic_write, scratch_folder, sweep_scratch_folders, sweep_unfinished
+from lora_kiln.training.basics.files import (
+    atomic_write,
+    claim_name,
+    scratch_folder,
+    sweep_scratch_folders,
+    sweep_unfinished,
+    unfinished_file,
+)
 
 
 def test_a_new_file_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
@@ -84,3 +92,37 @@ def test_scratch_folders_of_dead_processes_are_swept(tmp_path: Path) -> None:
         names = {path.name for path in tmp_path.iterdir()}
         assert names == {alive.name, ".x-young", ".y-dead", ".x-link", "other"}
     assert (tmp_path / "other" / "0").exists()
+
+
+def test_two_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Each has a file of its own until the end; the last to end stays, whole."""
+    with atomic_write(tmp_path / "a") as first:
+        first.write_text("first")
+        with atomic_write(tmp_path / "a") as second:
+            second.write_text("second, and longer")
+        assert first.read_text() == "first"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "first")]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_name_is_claimed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not has_links:  # as on exFAT
+        monkeypatch.setattr(os, "link", refused)
+    with unfinished_file(tmp_path) as one, unfinished_file(tmp_path) as other:
+        one.write_text("one")
+        other.write_text("other")
+        claim_name(one, tmp_path / "a")
+        with pytest.raises(FileExistsError):
+            claim_name(other, tmp_path / "a")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "one")]
+
+
+def test_a_broken_link_has_a_name_too(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
+    with unfinished_file(tmp_path) as unfinished, pytest.raises(FileExistsError):
+        unfinished.write_text("ours")
+        claim_name(unfinished, tmp_path / "a")
+    assert not (tmp_path / "nowhere").exists()

@@ -28,3 +28,8 @@ def test_other_kinds_are_described() -> None:
     lora = core_trainers_file(sd15().model, "LoKr")
     text = describe_lora(lora)
     assert "LoKr" in text and "differences" in text and "Base model: not said" in text
+
+
+def test_what_is_no_adapters_is_named() -> None:
+    lora = {"lora_unet_a.lora_down.weight": torch.ones(2, 4), "bundle_emb.anna.clip_l": torch.ones(2, 4)}
+    assert "Beside adapters: 1 entries, such as bundle_emb.anna.clip_l" in describe_lora(lora)

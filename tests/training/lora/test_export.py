@@ -1,6 +1,7 @@
 """The saved LoRA: what the host's own loader makes of it, its other forms, and a file that is whole or not there."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import comfy.lora
@@ -9,7 +10,7 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA, adapter_from_tensors
 from lora_kiln.training.basics.errors import InputError
-from lora_kiln.training.lora.export import AS_TRAINED, as_format, in_precision, knows_layers, lora_tensors
+from lora_kiln.training.lora.export import AS_TRAINED, as_format, in_precision, knows_layers, lora_tensors, notes_about
 from lora_kiln.training.lora.lora import DTYPES, LoRAModel
 from lora_kiln.training.lora.save import check_name, free_path, save_lora
 from safetensors import safe_open
@@ -87,14 +88,21 @@ def test_the_hosts_form_and_kohyas_hold_the_same_numbers(small, form: str) -> No
     assert sorted(t.sum().item() for t in other.values()) == sorted(t.sum().item() for t in lora.values())
 
 
-def test_the_peft_form_needs_no_alpha(small) -> None:
+def test_diffusers_form_needs_no_alpha(small) -> None:
     lora = random_lora(small, rank=4, alpha=3.0)
     form = as_format(lora, "diffusers")
-    assert all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in form)
-    key = "diffusion_model.middle_block.1.proj_in.weight"
-    kohya, path = lora_names(small, key).kohya, "unet.mid_block.attentions.0.proj_in"
-    torch.testing.assert_close(form[f"{path}.lora_B.weight"], lora[f"{kohya}.lora_up.weight"] * 0.75)
-    assert torch.equal(form[f"{path}.lora_A.weight"], lora[f"{kohya}.lora_down.weight"])
+    assert not any(key.endswith("alpha") for key in form)
+    block = "unet.mid_block.attentions.0"
+    for key, prefix in (
+        ("middle_block.1.proj_in", f"{block}.proj_in.lora"),
+        (
+            "middle_block.1.transformer_blocks.0.attn1.to_out.0",
+            f"{block}.transformer_blocks.0.attn1.processor.to_out_lora",
+        ),
+    ):
+        kohya = lora_names(small, f"diffusion_model.{key}.weight").kohya
+        torch.testing.assert_close(form[f"{prefix}.up.weight"], lora[f"{kohya}.lora_up.weight"] * 0.75)
+        assert torch.equal(form[f"{prefix}.down.weight"], lora[f"{kohya}.lora_down.weight"])
 
 
 def lora_names(small, key: str):
@@ -126,7 +134,7 @@ def test_numbers_stay_as_trained(form: str) -> None:
 
 def large(precision: str | None = None, dtype: torch.dtype = torch.float32) -> LoRAModel:
     """A LoRA whose scaled values fp16 cannot hold."""
-    layer = host.LayerNames("lora_unet_a", "diffusion_model.a", (("unet.a", 0, 2),), (2, 2))
+    layer = host.LayerNames("lora_unet_a", "diffusion_model.a", (("transformer.a", 0, 2),), (2, 2))
     tensors = {"lora_unet_a.lora_up.weight": torch.full((2, 1), 6e4), "lora_unet_a.lora_down.weight": torch.ones(1, 2)}
     tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()} | {"lora_unet_a.alpha": torch.tensor(4.0)}
     return LoRAModel(tensors, {}, "a", {"lora_unet_a": layer}, precision)
@@ -137,7 +145,7 @@ def test_a_chosen_number_format_that_cannot_hold_the_values_is_refused() -> None
     with pytest.raises(InputError, match="precision is fp16.*lora_unet_a.lora_up.weight.*bf16 or fp32"):
         as_format(lora, "kohya", precision="fp16")
     assert in_precision(lora, "bf16")["lora_unet_a.lora_up.weight"].isfinite().all()
-    with pytest.raises(InputError, match="precision is fp16.*unet.a.lora_B"):
+    with pytest.raises(InputError, match="precision is fp16.*transformer.a.lora_B"):
         as_format(large("bf16"), "diffusers", precision="fp16")
 
 
@@ -145,9 +153,10 @@ def test_a_chosen_number_format_that_cannot_hold_the_values_is_refused() -> None
 def test_a_scale_that_leads_out_of_fp16_keeps_what_was_trained(lora: LoRAModel, caplog) -> None:
     with caplog.at_level(logging.INFO):
         form = as_format(lora, "diffusers")
-    assert form["unet.a.lora_B.weight"].dtype == torch.float32 and form["unet.a.lora_B.weight"].max() == 4 * 6e4
-    assert form["unet.a.lora_A.weight"].dtype == torch.float16
-    assert "too large for fp16" in caplog.text and "unet.a.lora_B" in caplog.text
+    second = form["transformer.a.lora_B.weight"]
+    assert second.dtype == torch.float32 and second.max() == 4 * 6e4
+    assert form["transformer.a.lora_A.weight"].dtype == torch.float16
+    assert "too large for fp16" in caplog.text and "transformer.a.lora_B" in caplog.text
 
 
 # ---------------------------------------------------------------- the number format that was trained
@@ -282,6 +291,18 @@ def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
     assert [load_file(path)["a"].item() for path in paths] == [0.0, 1.0, 2.0]
 
 
+def test_servers_that_save_under_one_name_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Several ComfyUIs may share a folder of LoRAs."""
+
+    def save(number: int) -> Path:
+        return save_lora(tmp_path / "a.safetensors", {"a": torch.full((10_000,), float(number))}, {})
+
+    with ThreadPoolExecutor(8) as servers:
+        paths = list(servers.map(save, range(24)))
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    assert [load_file(path)["a"].unique().tolist() for path in paths] == [[float(number)] for number in range(24)]
+
+
 def test_folders_are_made(tmp_path: Path) -> None:
     assert save_lora(tmp_path / "people" / "anna.safetensors", TENSORS, {}).exists()
 
@@ -340,3 +361,31 @@ def test_a_good_name_is_taken(name: str, cleaned: str) -> None:
 def test_a_name_that_leaves_its_root_or_suits_no_file_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="name is"):
         check_name(name, "name", "Node")
+
+
+# ---------------------------------------------------------------- what is no adapter's
+
+
+def test_an_embedding_in_the_file_stays_or_is_named() -> None:
+    """As OneTrainer bundles it; diffusers refuses files that hold more than adapters."""
+    key, embedding = "bundle_emb.anna.clip_l", torch.ones(2, 32)
+    plain = random_lora(sd15(), wanted=lambda layer, shape: layer == KEY)
+    for source in ("kohya", "comfyui", "diffusers"):
+        lora = as_format(plain, source)
+        lora[key] = embedding
+        for form in ("kohya", "comfyui", "diffusers"):
+            made, stays = as_format(lora, form), form != "diffusers"
+            assert made.keys() == {*as_format(plain, form), *([key] if stays else [])}
+            assert not stays or torch.equal(made[key], embedding)
+            (note,) = notes_about(lora, made)
+            assert key in note and ("Left out" in note) != stays
+
+
+def test_a_form_that_the_host_cannot_read_says_so() -> None:
+    """diffusers' own files of UNets: without the model their keys stay as they are."""
+    path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{path}.lora_A.weight": torch.ones(2, 32), f"{path}.lora_B.weight": torch.ones(32, 2)}
+    same = as_format(lora, "diffusers")
+    assert same.keys() == lora.keys() and "ComfyUI's own LoRA loader does not read" in notes_about(lora, same)[0]
+    readable = as_format(lora, "diffusers", host.layer_names(sd15().model))
+    assert all("processor.to_q_lora" in key for key in readable) and not notes_about(lora, readable)

@@ -12,10 +12,12 @@ from lora_kiln.training import host
 from lora_kiln.training.adapters.attach import find_targets, make_adapters
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.lora.describe import describe_lora
 from lora_kiln.training.lora.export import as_format, lora_tensors
 from lora_kiln.training.lora.files import read_adapters, read_lora_file
 from lora_kiln.training.lora.keys import layers_of, split_key
 from lora_kiln.training.lora.lora import LoRAModel
+from lora_kiln.training.lora.merge import Part, merge_loras
 from lora_kiln.training.lora.save import save_lora
 from safetensors.torch import load_file, save_file
 
@@ -405,6 +407,66 @@ def test_alphas_that_diffusers_keeps_in_the_metadata_count(tmp_path: Path, setti
     save_file(lora, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
     read = read_lora_file(tmp_path / "a.safetensors").get("unet.mid_block.a.alpha")
     assert (None if read is None else pytest.approx(float(read))) == alpha
+
+
+@pytest.mark.parametrize(
+    ("metadata", "alpha"),
+    [
+        ({"lora_alpha": "8"}, 8.0),
+        ({"lora_alpha": "sixteen"}, None),
+        ({"lora_adapter_metadata": '{"lora_alpha": 8, "r": 2}'}, 8.0),
+        ({"lora_adapter_metadata": '{"lora_alpha": 8, "transformer.lora_alpha": 4}'}, 4.0),
+        ({"lora_adapter_metadata": '{"lora_alpha": 8, "alpha_pattern": {"transformer.a": 6}}'}, 6.0),
+        ({"lora_alpha": "8", "lora_adapter_metadata": '{"transformer.lora_alpha": 4}'}, 4.0),
+    ],
+)
+def test_a_bare_alpha_in_the_header_counts(tmp_path: Path, metadata: dict, alpha: float | None) -> None:
+    lora = {"transformer.a.lora_A.weight": torch.ones(2, 3), "transformer.a.lora_B.weight": torch.ones(3, 2)}
+    save_file(lora, tmp_path / "a.safetensors", metadata)
+    read = read_lora_file(tmp_path / "a.safetensors").get("transformer.a.alpha")
+    assert (None if read is None else float(read)) == alpha
+
+
+WHOLE = {"lokr_w1": (4, 4), "lokr_w2": (WIDTH // 4, WIDTH // 4)}
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(9999999999.0, dtype=torch.bfloat16), torch.tensor(torch.inf).half()])
+def test_an_alpha_that_scales_nothing_is_not_judged(tmp_path: Path, alpha: torch.Tensor, names) -> None:
+    """LyCORIS' way to ask for whole factors; of factors that are products the same alpha is broken."""
+    lora = {f"{NAME}.{entry}": torch.randn(shape) for entry, shape in WHOLE.items()}
+    save_file({**lora, f"{NAME}.alpha": alpha}, tmp_path / "a.safetensors")
+    read = read_lora_file(tmp_path / "a.safetensors")
+    (adapter,) = read_adapters(read, names).adapters.values()
+    torch.testing.assert_close(adapter.difference(), torch.kron(*lora.values()))
+    assert 1 <= adapter.rank <= 10**10 and adapter.tensors()["alpha"].isfinite()
+    merged = merge_loras([Part(read, 0.5, "lora_1")]).lora
+    change = merged[f"{NAME}.lora_up.weight"] @ merged[f"{NAME}.lora_down.weight"]
+    torch.testing.assert_close(change, 0.5 * torch.kron(*lora.values()), atol=1e-5, rtol=1e-4)
+    if alpha.isinf():
+        product = {**LOKR, "lokr_w1": (4, 4)}
+        lora = {f"{NAME}.{entry}": torch.randn(shape) for entry, shape in product.items()}
+        save_file({**lora, f"{NAME}.alpha": alpha}, tmp_path / "b.safetensors")
+        with pytest.raises(InputError, match="alpha holds numbers that are not finite"):
+            read_lora_file(tmp_path / "b.safetensors")
+
+
+def test_a_dora_of_peft_is_read_and_called_one(tmp_path: Path) -> None:
+    path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {f"{path}.lora_A.weight": torch.ones(2, WIDTH), f"{path}.lora_B.weight": torch.ones(WIDTH, 2)}
+    save_file({**lora, f"{path}.lora_magnitude_vector.weight": torch.ones(WIDTH)}, tmp_path / "a.safetensors")
+    assert "Kind: DoRA (1)" in describe_lora(read_lora_file(tmp_path / "a.safetensors"))
+
+
+def test_a_file_that_the_hosts_loader_renames_is_renamed_alike(tmp_path: Path) -> None:
+    """Flux' own control LoRAs have bare names, biases and norms."""
+    lora = {
+        "img_in.lora_A.weight": torch.ones(2, 4), "img_in.lora_B.weight": torch.ones(8, 2),
+        "img_in.lora_B.bias": torch.ones(8), "single_blocks.0.norm.key_norm.scale": torch.ones(4),
+    }  # fmt: skip
+    save_file(lora, tmp_path / "a.safetensors")
+    assert {"diffusion_model.img_in.diff_b", "diffusion_model.single_blocks.0.norm.key_norm.set_weight"} < set(
+        read_lora_file(tmp_path / "a.safetensors")
+    )
 
 
 def test_saved_files_and_read_files_agree_with_safetensors(tmp_path: Path) -> None:

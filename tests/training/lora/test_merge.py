@@ -334,3 +334,38 @@ def test_numbers_of_8_bit_are_added_as_fp16() -> None:
 def test_a_lora_without_a_matrix_can_be_weighed() -> None:
     single = LoRAModel({f"{LINEAR}.diff_b": torch.tensor(2.0)}, {}, "one number")
     assert merge_loras([Part(single, 0.5, "lora_1")], 0, (), torch.device("cpu")).lora[f"{LINEAR}.diff_b"] == 1.0
+
+
+# ---------------------------------------------------------------- what is no adapter's, and parts of layers
+
+
+def test_embeddings_in_a_file_are_kept_and_named() -> None:
+    """OneTrainer's; two of one name cannot be added, so the first stays and the other is named."""
+    first, second = lora(2, 1, layers=[LINEAR]), lora(2, 2, layers=[LINEAR])
+    first["bundle_emb.anna.clip_l"], second["bundle_emb.anna.clip_l"] = torch.ones(2, 8), torch.zeros(2, 8)
+    second["bundle_emb.bert.clip_l"] = torch.zeros(1, 8)
+    merged = merge_loras(parts((first, 1.0), (second, 0.5)))
+    assert torch.equal(merged.lora["bundle_emb.anna.clip_l"], torch.ones(2, 8))
+    assert torch.equal(merged.lora["bundle_emb.bert.clip_l"], torch.zeros(1, 8))
+    assert "bundle_emb.anna.clip_l" in merged.report and "bundle_emb.bert.clip_l" in merged.report
+    assert "Left out" in merged.report and "Left out" not in merge_loras(parts((first, 0.5))).report
+
+
+def test_an_adapter_on_a_part_of_a_layer_is_added_to_the_same_part_of_another_spelling() -> None:
+    """q of Z-Image's joined q, k and v, as LoKr, which cannot become one adapter of the whole."""
+    model = models.z_image()
+    names = host.layer_names(model)
+    key = "diffusion_model.layers.0.attention.qkv.weight"
+    width, generator = names[key].shape[1], torch.Generator().manual_seed(0)
+    loras, expected = [], torch.zeros(names[key].shape)
+    for prefix, weight in (("diffusion_model", 0.5), ("transformer", 2.0)):
+        w1, w2 = torch.randn(4, 4, generator=generator), torch.randn(width // 4, width // 4, generator=generator)
+        path = f"{prefix}.layers.0.attention.to_q"
+        loras.append((LoRAModel({f"{path}.lokr_w1": w1, f"{path}.lokr_w2": w2}, {}, prefix), weight))
+        expected[:width] += weight * torch.kron(w1, w2)
+    merged = merge_loras(parts(*loras), names=names.values()).lora
+    patched, _ = host.with_lora(model, None, merged, 1.0)
+    change = comfy.lora.calculate_weight(patched.patches[key], torch.zeros(names[key].shape), key)
+    torch.testing.assert_close(change, expected, atol=1e-3, rtol=1e-3)
+    kept = merge_loras(parts((loras[0][0], 1.0)), names=names.values()).lora
+    assert all(torch.equal(kept[name], tensor) for name, tensor in loras[0][0].items())

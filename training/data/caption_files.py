@@ -48,13 +48,23 @@ class CaptionFiles:
                 found += sorted(own, key=lambda path: (path.stem != name, path.suffix != ending))
         return found
 
+    def overlooked(self, picture: Path) -> list[Path]:
+        """A picture's further caption files, which are not read; without those that may be another picture's."""
+        return [file for file in self.of(picture)[1:] if self._is_own(file, picture)]
+
     def place_for(self, picture: Path) -> Path:
         """The file to write a picture's caption into; it is no other picture's caption."""
-        existing = next(iter(self.of(picture)), None)
+        for existing in self.of(picture)[:1]:
+            if self._is_own(existing, picture):
+                return existing
         if self._stems[picture.parent, folded(picture.stem)] < 2:
-            return existing or picture.with_suffix(SIDECARS[0])
-        is_own = existing is not None and folded(existing.stem) == folded(picture.name)
-        return existing if existing and is_own else picture.with_name(picture.name + SIDECARS[0])
+            return picture.with_suffix(SIDECARS[0])
+        return picture.with_name(picture.name + SIDECARS[0])
+
+    def _is_own(self, file: Path, picture: Path) -> bool:
+        """Whether a caption file can be no other picture's."""
+        has_namesakes = self._stems[picture.parent, folded(picture.stem)] > 1
+        return not has_namesakes or folded(file.stem) == folded(picture.name)
 
 
 def write_sidecar(picture: Path, caption: str, overwrite: bool, files: CaptionFiles | None = None) -> bool:

@@ -231,6 +231,8 @@ class _PictureFiles:
     def _misplaced(self, files: Iterable[Path], images: Iterable[Path]) -> list[str]:
         """Sentences about caption files that are read for no picture, or for several."""
         used = {file for image in images for file in self._captions.of(image)}
+        hidden = [file for picture in self.pictures for file in self._captions.overlooked(picture)]
+        before = "another caption file of the picture goes before: keep one of them."
         lone = [path for path in files if path.suffix.lower() in SIDECARS and path not in used]
         lists = [path for path in files if path.suffix.lower() in LISTS and not _is_metadata(path)]
         first = {picture: file for picture in self.pictures for file in self._captions.of(picture)[:1]}
@@ -240,6 +242,7 @@ class _PictureFiles:
         )
         return [
             *_counted("belong to no picture: name a caption as its picture.", "belongs", lone, self.root),
+            *_counted(f"are not read, as {before}", "is", hidden, self.root),
             *_counted(f"are not read: put captions into .txt files or {METADATA}.", "is", lists, self.root),
             *_counted(share, "stands", shared, self.root),
         ]

@@ -101,6 +101,17 @@ def test_captions_that_belong_to_no_picture_are_said_with_count_and_first(tmp_pa
     assert read(tmp_path).problems == ("b.txt belongs to no picture: name a caption as its picture.",)
 
 
+@pytest.mark.parametrize(("read_file", "other"), [("a.txt", "a.caption"), ("a.txt", "A.txt"), ("a.png.txt", "a.txt")])
+def test_a_second_caption_of_a_picture_is_said(tmp_path: Path, read_file: str, other: str) -> None:
+    draw(tmp_path, "a.png", "b.png")
+    (tmp_path / other).write_text("second")
+    assert captions(tmp_path)["a.png"] == "second" and not read(tmp_path).problems
+    (tmp_path / read_file).write_text("first")
+    assert captions(tmp_path)["a.png"] == "first"
+    (problem,) = read(tmp_path).problems
+    assert problem.startswith(f"{other} is not read, as another caption file of the picture goes before")
+
+
 def test_a_caption_of_an_unusable_picture_has_its_picture(tmp_path: Path) -> None:
     draw(tmp_path, "a.png")
     (tmp_path / "b.png").write_bytes(b"nothing")

@@ -136,7 +136,7 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 LONG = "long name " * 30
 
 
-def contents(folder: Path) -> dict[tuple[int, ...], str]:
+def contents(folder: Path) -> dict[object, str]:
     """Color of the first pixel -> caption, as Load Dataset reads a folder."""
     read = read_folder(folder, DatasetSettings())
     assert not read.problems

@@ -10,7 +10,7 @@ from pathlib import Path
 import comfy.cli_args
 import pytest
 from aiohttp import ClientSession, web
-from aiohttp.test_utils import TestServer, make_mocked_request
+from aiohttp.test_utils import BaseTestServer, TestServer, make_mocked_request
 from lora_kiln.training.host import routes
 from lora_kiln.training.host.routes import Upload, UploadRules, refuse_other_sites, upload_handler
 
@@ -42,7 +42,7 @@ END = b"\r\n--b--\r\n"
 WHOLE = BEGIN + b'["a.txt"]\r\n' + BEGIN + b"a cat" + END
 
 
-def with_server(folder: Path, act: Callable[[TestServer], Awaitable]):
+def with_server(folder: Path, act: Callable[[BaseTestServer], Awaitable]):
     """What `act` returns; it gets a server that takes uploads into a folder and answers with their names."""
 
     def answer(query: dict[str, str], uploads: list[Upload]) -> list[str]:
@@ -59,12 +59,12 @@ def with_server(folder: Path, act: Callable[[TestServer], Awaitable]):
     return asyncio.run(serve())
 
 
-async def sent(server: TestServer, body: bytes, path: str = "/upload") -> tuple[int, object]:
+async def sent(server: BaseTestServer, body: bytes, path: str = "/upload") -> tuple[int, object]:
     async with ClientSession() as session, session.post(server.make_url(path), data=body, headers=HEADERS) as answer:
         return answer.status, json.loads(await answer.text())
 
 
-async def stalled(server: TestServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def stalled(server: BaseTestServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that has sent half of an upload."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     headers = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
@@ -75,7 +75,7 @@ async def stalled(server: TestServer) -> tuple[asyncio.StreamReader, asyncio.Str
 
 
 def test_uploads_that_stand_still_hold_up_no_other(tmp_path: Path) -> None:
-    async def act(server: TestServer):
+    async def act(server: BaseTestServer):
         connections = [await stalled(server) for _ in range(4)]
         while len(list(tmp_path.iterdir())) < len(connections):
             await asyncio.sleep(0.02)
@@ -90,7 +90,7 @@ def test_uploads_that_stand_still_hold_up_no_other(tmp_path: Path) -> None:
 def test_an_upload_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "STALLED_SECONDS", 0.2)
 
-    async def act(server: TestServer):
+    async def act(server: BaseTestServer):
         reader, writer = await stalled(server)
         line = await reader.readline()
         while list(tmp_path.iterdir()):

@@ -40,6 +40,18 @@ def test_the_list_holds_safetensors_files_alone(loras: Path) -> None:
     assert options() == ["people/anna.safetensors"]
 
 
+def test_the_list_holds_every_ending_that_the_host_reads_as_safetensors(
+    loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "loras", ([str(loras)], folder_paths.supported_pt_extensions)
+    )
+    for name in ("berta.sft", "CARL.SAFETENSORS"):
+        save_lora(loras / name, {"lora_unet_a.lora_down.weight": torch.ones(1, 2)}, {})
+        assert LoadLoRA.execute(name).args[0]
+    assert {*options()} == {"people/anna.safetensors", "berta.sft", "CARL.SAFETENSORS"}
+
+
 @pytest.mark.parametrize(
     "name", ["../x.safetensors", "/etc/passwd", "people/../../x.safetensors", "old.pt", "b.safetensors"]
 )

@@ -7,6 +7,8 @@ import folder_paths
 from ..basics.errors import InputError
 
 KIND = "loras"
+ENDINGS = (".safetensors", ".sft")
+"""Of files in safetensors' format, as the host's loader knows them; in any case."""
 
 
 def lora_folder() -> Path:
@@ -15,8 +17,8 @@ def lora_folder() -> Path:
 
 
 def lora_files() -> list[str]:
-    """The host's names of all .safetensors files in its LoRA folders."""
-    return [name for name in folder_paths.get_filename_list(KIND) if name.endswith(".safetensors")]
+    """The host's names of all files in safetensors' format in its LoRA folders."""
+    return [name for name in folder_paths.get_filename_list(KIND) if name.lower().endswith(ENDINGS)]
 
 
 def lora_path(name: str, field: str, subject: str) -> Path:

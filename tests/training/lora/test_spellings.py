@@ -11,7 +11,7 @@ import pytest
 import torch
 from lora_kiln.training import host
 from lora_kiln.training.lora.export import as_format, lora_tensors
-from lora_kiln.training.lora.files import for_host, read_adapters
+from lora_kiln.training.lora.files import read_adapters
 from lora_kiln.training.lora.keys import spellings_of
 from lora_kiln.training.lora.lora import LoRAModel
 from lora_kiln.training.lora.merge import Part, merge_loras
@@ -101,9 +101,7 @@ def test_what_the_host_loads_we_take_for_the_same(family: str) -> None:
     file = LoRAModel(lora, {}, "a")
     for same in (
         {**lora_tensors(found.adapters, names), **found.kept},
-        for_host(lora, names),
         as_format(file, "kohya", names),
-        as_format(file, "comfyui", names),
         merge_loras([Part(file, 1.0, "lora_1")], 0, names.values()).lora,
     ):
         result = changed(model, clip, same)

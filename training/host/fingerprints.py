@@ -1,7 +1,7 @@
 """Fingerprints and identities of models: equal ones compute the same."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
@@ -28,8 +28,8 @@ def model_fingerprint(model: Any) -> str | None:
     patcher = getattr(model, "patcher", model)
     if _carries_code(patcher, model):
         return None
-    digest = _weights_digest(patcher, model)
     try:
+        digest = _weights_digest(patcher, model)
         for patches in (patcher.patches, patcher.object_patches):
             digest.add({key: patches[key] for key in sorted(patches)})
     except TypeError:
@@ -53,7 +53,7 @@ def model_identity(model: Any, graph: str = "") -> str:
     patcher = getattr(model, "patcher", model)
     names = {id(module): name for name, module in _modules(patcher)}
     code = {"layers": layers(patcher), "hooks": getattr(model, "apply_hooks_to_conds", None)}
-    digest = _weights_digest(patcher, model)
+    digest = _weights_digest(patcher, model, lambda weight: content_digest(weight, graph=graph))
     digest.add(content_digest(code, names, graph))
     return digest.text()
 
@@ -63,12 +63,24 @@ def sampling_identity(model: Any) -> str:
     return content_digest(model.get_model_object("model_sampling"))
 
 
-def _weights_digest(patcher: Any, model: Any) -> "_Digest":
-    """Class, device, options and weights."""
+def _weights_digest(patcher: Any, model: Any, otherwise: Callable[[torch.Tensor], str] | None = None) -> "_Digest":
+    """Class, device, options and weights.
+
+    Args:
+        otherwise: describes a weight that cannot be compared.
+
+    Raises:
+        TypeError: a weight cannot be compared, and `otherwise` is None.
+    """
     digest = _Digest()
     digest.add(type(patcher.model).__qualname__, str(patcher.load_device.type), *_options(model))
     for name, weight in _weights(patcher):
-        digest.add(name, weight)
+        try:
+            digest.add(name, weight)
+        except TypeError:
+            if otherwise is None:
+                raise
+            digest.add(otherwise(weight))
     return digest
 
 

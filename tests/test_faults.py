@@ -105,7 +105,7 @@ def test_models_that_the_host_unloads_between_two_nodes_train_the_same(ground: G
 
 
 def test_a_patch_whose_content_cannot_be_told_is_known_by_the_graph(ground: Ground):
-    """HyperTile changes what it encloses. The host forgets what nodes gave, as at its end, and makes it anew."""
+    """HyperTile changes what it encloses. After another graph the host has forgotten its patch, and makes it anew."""
 
     def notes_of(swap_size: int) -> str:
         with ground.server.client() as client:
@@ -114,9 +114,10 @@ def test_a_patch_whose_content_cannot_be_told_is_known_by_the_graph(ground: Grou
             tiles = {"tile_size": 32, "swap_size": swap_size, "max_depth": 0, "scale_depth": False}
             prompt["tiles"] = {"class_type": "HyperTile", "inputs": {"model": inputs["model"], **tiles}}
             inputs["model"] = ["tiles", 0]
-            client.post("/free", {"unload_models": True, "free_memory": True})
             client.run(prompt)
-        return ground.notes()
+            notes = ground.notes()
+            ground.drawn(client)
+        return notes
 
     assert "run patched" not in notes_of(2)
     assert "its LoRA is taken" in notes_of(2)

@@ -203,7 +203,7 @@ class _Walk:
         try:
             # Subclasses of other packs have operations of their own, and the host's weights are inference tensors.
             with torch.inference_mode(), torch._C.DisableTorchFunctionSubclass():
-                flat = value.detach().reshape(-1)
+                flat = torch.Tensor.as_subclass(value, torch.Tensor).detach().reshape(-1)
                 is_weight = self._open_modules or not self._end_of_code
                 is_whole = flat.numel() <= (WHOLE if is_weight else WHOLE_IN_CODE)
                 step = 1 if is_whole else (flat.numel() // SAMPLES) | 1

@@ -104,6 +104,26 @@ def test_models_that_the_host_unloads_between_two_nodes_train_the_same(ground: G
     ground.assert_nothing_is_lost("unloaded")
 
 
+def test_a_patch_whose_content_cannot_be_told_is_known_by_the_graph(ground: Ground):
+    """HyperTile changes what it encloses. After another graph the host has forgotten its patch, and makes it anew."""
+
+    def notes_of(swap_size: int) -> str:
+        with ground.server.client() as client:
+            prompt = ground.prompt(client, "patched")
+            inputs = prompt[node_id(prompt, "KilnTrainLoRA")]["inputs"]
+            tiles = {"tile_size": 32, "swap_size": swap_size, "max_depth": 0, "scale_depth": False}
+            prompt["tiles"] = {"class_type": "HyperTile", "inputs": {"model": inputs["model"], **tiles}}
+            inputs["model"] = ["tiles", 0]
+            client.run(prompt)
+            notes = ground.notes()
+            ground.drawn(client)
+        return notes
+
+    assert "run patched" not in notes_of(2)
+    assert "its LoRA is taken" in notes_of(2)
+    assert "model is another" in notes_of(3)
+
+
 def test_a_run_goes_on_without_its_page(ground: Ground):
     with ground.server.client() as client:
         prompt = ground.prompt(client, "alone")

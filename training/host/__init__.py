@@ -11,7 +11,7 @@ from . import version  # isort: skip  (first: refuses a ComfyUI that is too old 
 
 from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
-from .compatibility import check_compatible, check_present
+from .compatibility import check_compatible, check_present, takes_pooled_text
 from .conditioning import batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
 from .families import (
@@ -22,7 +22,7 @@ from .families import (
     family_of_version,
     timestep_density,
 )
-from .fingerprints import model_fingerprint, model_identity, sampling_identity
+from .fingerprints import POOLING, model_fingerprint, model_identity, sampling_identity
 from .folders import (
     WRITE_VARIABLE,
     cache_folder,

@@ -35,6 +35,11 @@ def check_compatible(model: Any, clip: Any, vae: Any) -> None:
     raise_if_any("MODEL, CLIP and VAE together", problems)
 
 
+def takes_pooled_text(model: Any) -> bool:
+    """Whether the MODEL takes a pooled embedding of the text, besides that of its words."""
+    return _text_widths(model.model)[1] is not None
+
+
 def _model_problems(model: Any) -> list[str]:
     family = find_family(model.model)
     problem = unknown_family(model.model) if family is None else family.refusal_of(model.model)

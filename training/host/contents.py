@@ -36,8 +36,8 @@ from torch import nn
 from .twin import LOADER_STATE
 
 WHOLE, WHOLE_IN_CODE, SAMPLES = 2**16, 2**22, 4096
-"""A tensor of more than WHOLE values (in code WHOLE_IN_CODE) counts by about SAMPLES of them, evenly spread."""
-MOST_VALUES, DEEPEST = 10_000, 120
+"""A weight of more than WHOLE values (another tensor in code: WHOLE_IN_CODE) counts by about SAMPLES of them."""
+MOST_VALUES, DEEPEST = 10_000, 80
 """Code that holds more values, or deeper ones, is unknown."""
 SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 PLAIN = (*SIMPLE, type(...), range, torch.dtype, torch.device, torch.Size, PurePath, np.generic)
@@ -103,6 +103,7 @@ class _Walk:
         """values that were made on the way: as long as they live, no other has their id"""
         self._end_of_code = 0
         """number of values at which the code that is read becomes too large; 0 outside of code"""
+        self._open_modules = 0
         self._remembers = remembers
 
     def digest(self, value: Any) -> bytes:
@@ -193,15 +194,18 @@ class _Walk:
         quantised = getattr(value, "_qdata", None)
         if quantised is not None:  # the host's quantised weights: integers and scales
             return [self.digest(quantised), self.attributes(vars(value._params))]
-        own = {} if type(value) in (torch.Tensor, nn.Parameter) else vars(value)
+        is_plain = type(value) in (torch.Tensor, nn.Parameter)
+        # Patches that a loader keeps on a shared weight may be another MODEL's; this one's are read from its patcher.
+        own = {} if is_plain else {name: each for name, each in vars(value).items() if name != "patches"}
         about = repr((tuple(value.shape), value.dtype))
         if value.is_meta or not value.numel() or not self._remembers:
             return [about, self.attributes(own)]
         try:
             # Subclasses of other packs have operations of their own, and the host's weights are inference tensors.
             with torch.inference_mode(), torch._C.DisableTorchFunctionSubclass():
-                flat = value.detach().reshape(-1)
-                is_whole = flat.numel() <= (WHOLE_IN_CODE if self._end_of_code else WHOLE)
+                flat = torch.Tensor.as_subclass(value, torch.Tensor).detach().reshape(-1)
+                is_weight = self._open_modules or not self._end_of_code
+                is_whole = flat.numel() <= (WHOLE if is_weight else WHOLE_IN_CODE)
                 step = 1 if is_whole else (flat.numel() // SAMPLES) | 1
                 content = flat[::step].cpu().contiguous().view(torch.uint8).numpy().tobytes()
         except (RuntimeError, TypeError, NotImplementedError):  # no dense memory
@@ -211,13 +215,16 @@ class _Walk:
     def module(self, value: nn.Module) -> list[Any]:
         if type(value).__module__.startswith(COMPILERS):
             return [self.attributes(value._modules)]
-        tensors = {**value._parameters, **value._buffers}
-        return [
-            self.attributes(tensors),
-            self.attributes(value._modules),
-            self.attributes(vars(value), but=MODULE_STATE),
-            self.kind(type(value)),
-        ]
+        self._open_modules += 1
+        try:
+            return [
+                self.attributes({**value._parameters, **value._buffers}),
+                self.attributes(value._modules),
+                self.attributes(vars(value), but=MODULE_STATE),
+                self.kind(type(value)),
+            ]
+        finally:
+            self._open_modules -= 1
 
     def patcher(self, value: Any) -> list[bytes]:
         return [self.digest(value.model), self.attributes(layers(value))]

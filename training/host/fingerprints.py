@@ -1,7 +1,7 @@
 """Fingerprints and identities of models: equal ones compute the same."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
@@ -13,14 +13,20 @@ from .contents import content_digest, layers
 
 SAMPLES = 64
 """Values read of each weight."""
+POOLING = "text_projection.weight"
+"""End of the name of a text encoder's weight that makes the pooled embedding. SD1.5's checkpoints lack it, and the host
+leaves there what its memory held before."""
 
 
-def model_fingerprint(model: Any) -> str | None:
+def model_fingerprint(model: Any, but: str | None = None) -> str | None:
     """A digest of a MODEL's, CLIP's or VAE's weights, patches and options.
 
     It covers names, shapes, types and an even sample of the values of every weight, the same for the patches on them
     with their strengths, a CLIP's options (clip skip), and the kind of device and arithmetic. Weights are read where
     they are, before patches are applied; meta tensors count by shape alone.
+
+    Args:
+        but: weights whose name ends so do not count.
 
     Returns:
         None if the model carries code whose effect cannot be compared: hooks, wrappers, other objects.
@@ -28,8 +34,8 @@ def model_fingerprint(model: Any) -> str | None:
     patcher = getattr(model, "patcher", model)
     if _carries_code(patcher, model):
         return None
-    digest = _weights_digest(patcher, model)
     try:
+        digest = _weights_digest(patcher, model, but)
         for patches in (patcher.patches, patcher.object_patches):
             digest.add({key: patches[key] for key in sorted(patches)})
     except TypeError:
@@ -37,7 +43,7 @@ def model_fingerprint(model: Any) -> str | None:
     return digest.text()
 
 
-def model_identity(model: Any, graph: str = "") -> str:
+def model_identity(model: Any, graph: str = "", but: str | None = None) -> str:
     """What a MODEL, CLIP or VAE is known by from one run to the next: its fingerprint, and the code that is on it.
 
     It covers all that nodes put on a model: patches and options with the settings inside them, object patches,
@@ -46,14 +52,15 @@ def model_identity(model: Any, graph: str = "") -> str:
 
     Args:
         graph: a digest of the graph that made the model; empty: it is not known.
+        but: weights whose name ends so do not count.
     """
-    plain = model_fingerprint(model)
+    plain = model_fingerprint(model, but)
     if plain is not None:
         return plain
     patcher = getattr(model, "patcher", model)
     names = {id(module): name for name, module in _modules(patcher)}
     code = {"layers": layers(patcher), "hooks": getattr(model, "apply_hooks_to_conds", None)}
-    digest = _weights_digest(patcher, model)
+    digest = _weights_digest(patcher, model, but, lambda weight: content_digest(weight, graph=graph))
     digest.add(content_digest(code, names, graph))
     return digest.text()
 
@@ -63,12 +70,29 @@ def sampling_identity(model: Any) -> str:
     return content_digest(model.get_model_object("model_sampling"))
 
 
-def _weights_digest(patcher: Any, model: Any) -> "_Digest":
-    """Class, device, options and weights."""
+def _weights_digest(
+    patcher: Any, model: Any, but: str | None, otherwise: Callable[[torch.Tensor], str] | None = None
+) -> "_Digest":
+    """Class, device, options and weights.
+
+    Args:
+        but: weights whose name ends so do not count.
+        otherwise: describes a weight that cannot be compared.
+
+    Raises:
+        TypeError: a weight cannot be compared, and `otherwise` is None.
+    """
     digest = _Digest()
     digest.add(type(patcher.model).__qualname__, str(patcher.load_device.type), *_options(model))
     for name, weight in _weights(patcher):
-        digest.add(name, weight)
+        if but is not None and name.endswith(but):
+            continue
+        try:
+            digest.add(name, weight)
+        except TypeError:
+            if otherwise is None:
+                raise
+            digest.add(otherwise(weight))
     return digest
 
 

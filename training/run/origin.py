@@ -23,7 +23,9 @@ NOT_OF_THE_RESULT = {
     "checkpoint_minutes", "keep_checkpoints",
 }  # fmt: skip
 """Fields of the recipe that do not change the LoRA."""
-TOLD_LATER = {"sampling"}
+CLIP, CLIP_IN_USE = "clip", "clip in use"
+"""Facts about models: the CLIP's identity, and that without the weights that MODEL does not use."""
+TOLD_LATER = {"sampling", CLIP_IN_USE}
 """Facts about models that runs of version 0.1 do not tell."""
 NO_GRAPH: Mapping[str, str] = MappingProxyType({})
 
@@ -55,7 +57,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             if (part == "recipe" and key in NOT_OF_THE_RESULT) or old.get(key) == new.get(key):
                 continue
-            if part == "models" and key in TOLD_LATER and key not in old:
+            if part == "models" and (key in TOLD_LATER and key not in old or key == CLIP_IN_USE):
+                continue
+            if part == "models" and key == CLIP and old.get(CLIP_IN_USE) == new.get(CLIP_IN_USE) is not None:
                 continue
             if part == "models" and key != "start" and old.get(key) is None:
                 found.append(f"{key}: not known of the run before")
@@ -90,7 +94,13 @@ def origin_of(
     """
     inputs = {"model": models.model, "clip": models.clip, "vae": models.vae}
     identities = {name: host.model_identity(each, graph.get(name, "")) for name, each in inputs.items()}
-    facts = {**identities, "sampling": host.sampling_identity(models.model), "start": lora_digest(start)}
+    unused = None if host.takes_pooled_text(models.model) else host.POOLING
+    facts = {
+        **identities,
+        CLIP_IN_USE: host.model_identity(models.clip, graph.get(CLIP, ""), but=unused),
+        "sampling": host.sampling_identity(models.model),
+        "start": lora_digest(start),
+    }
     return Origin(config, dataset_facts(dataset, cache), facts)
 
 

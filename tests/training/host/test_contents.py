@@ -99,6 +99,25 @@ def mask(scale: float) -> torch.Tensor:
     return made
 
 
+class Packed(torch.Tensor):
+    """A tensor of another pack: it copies itself in its own way, and holds its format and others' patches."""
+
+    kind: float
+    patches: list
+
+    def clone(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    def detach(self) -> Any:
+        raise AssertionError("its own operations are not asked")
+
+
+def packed(scale: float) -> torch.Tensor:
+    made = torch.arange(8, dtype=torch.uint8).as_subclass(Packed)
+    made.kind, made.patches = scale, [object()]
+    return made
+
+
 def cyclic(scale: float) -> Any:
     made: dict[str, Any] = {"scale": scale}
     made["itself"] = [made]
@@ -106,7 +125,20 @@ def cyclic(scale: float) -> Any:
 
 
 MAKERS: list[Callable[[float], Any]] = [
-    *(closure, default, constant, inner, global_value, local_class, base_class, with_attribute, module, mask, cyclic),
+    *(
+        closure,
+        default,
+        constant,
+        inner,
+        global_value,
+        local_class,
+        base_class,
+        with_attribute,
+        module,
+        mask,
+        cyclic,
+        packed,
+    ),
     *(Settings, Slotted),
     lambda scale: Settings(scale).patch,
     lambda scale: partial(max, scale),

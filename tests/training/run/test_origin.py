@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from lora_kiln.training.basics.errors import InputError
@@ -34,8 +35,8 @@ def of_models(**values: Any) -> dict[str, Any]:
 
 def test_each_model_has_its_identity() -> None:
     found = plain(models.sd15())["models"]
-    assert found.keys() == {"model", "sampling", "clip", "vae", "start"} and found.pop("start") is None
-    assert len({*found.values()}) == 4 and all(len(each) == 64 for each in found.values())
+    assert found.keys() == {"model", "sampling", "clip", "clip in use", "vae", "start"} and found.pop("start") is None
+    assert len({*found.values()}) == 5 and all(len(each) == 64 for each in found.values())
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,21 @@ def test_what_earlier_versions_do_not_tell_is_no_difference_and_what_is_gone_is_
     now = of_models(model="a" * 64, sampling="b" * 64)
     assert differences(of_models(model="a" * 64), now) == []
     assert differences(of_models(sampling="b" * 64), now) == ["model: not known of the run before"]
+
+
+@pytest.mark.parametrize(("make", "name", "counts"), [(models.sd15, "l", False), (models.sdxl, "g", True)])
+def test_what_a_checkpoint_lacks_and_the_model_does_not_use_does_not_count(make, name: str, counts: bool) -> None:
+    """SD1.5 takes no pooled embedding, and its checkpoints lack the weight that makes it: any memory stands there."""
+    small, found = make(), []
+    projection = getattr(small.clip.cond_stage_model, f"clip_{name}").transformer.text_projection.weight
+    for value in (1.0, 2.0):
+        with torch.inference_mode():
+            projection.fill_(value)
+        found.append(plain(small))
+    assert differences(*found) == (["clip is another"] if counts else [])
+    with torch.inference_mode():
+        next(small.clip.cond_stage_model.parameters()).add_(1.0)
+    assert differences(found[1], plain(small)) == ["clip is another"]
 
 
 @pytest.mark.usefixtures("lora_folder")

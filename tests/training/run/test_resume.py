@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.run import live
 from lora_kiln.training.run.folder import RECORD, RunFolder, read_record
-from lora_kiln.training.run.history import stored_history
 from lora_kiln.training.run.resume import CONTINUE_CHANGED, REFUSE
 
 from training_runs import CONFIG, assert_same, changed, run, stopped_at
@@ -75,8 +75,7 @@ def test_the_epoch_of_a_stored_run_is_the_one_it_reached() -> None:
         folder = RunFolder(path, host.runs_root())
         folder.record({"workflow_id": "w", "prompt_id": "", "node_id": "", "message": "", **facts})
         folder.close()
-        history = stored_history(path, host.runs_root(), "w", set())
-        assert history is not None
+        (history,) = live.histories(host.runs_root(), "w")
         return history["epoch"], history["epochs"]
 
     stopped_at(4, changed(steps=12, batch_size=4))  # three shapes of pictures are three batches

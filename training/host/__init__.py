@@ -11,7 +11,7 @@ from . import version  # isort: skip  (first: refuses a ComfyUI that is too old 
 
 from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
-from .compatibility import check_compatible
+from .compatibility import check_compatible, check_formats
 from .conditioning import batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
 from .families import (
@@ -61,7 +61,7 @@ from .page import (
     show_text,
 )
 from .products import PRODUCTS, fp8_matmul_obstacle
-from .quantise import FP8_MATMUL
+from .quantise import FP8_MATMUL, OURS, linear_formats
 from .routes import Content, Upload, UploadRules, serve_get, serve_json, serve_post, serve_upload
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text, encode_text_with, trainable_text_encoder

@@ -4,9 +4,20 @@ from typing import Any
 
 from ..basics.errors import raise_if_any
 from .families import facts_about, find_family, unknown_family
+from .packed import refusal_of
 from .text_encoder import encode_text
 
 FOREIGN = "they are of different families."
+
+
+def check_formats(model: Any) -> None:
+    """Refuses a MODEL whose weights are in a format that cannot be trained on.
+
+    Raises:
+        InputError: naming the format.
+    """
+    problem = refusal_of(model.model)
+    raise_if_any("MODEL", [problem] if problem else [])
 
 
 def check_compatible(model: Any, clip: Any, vae: Any) -> None:

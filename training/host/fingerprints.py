@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 
+from .tensors import base_weight, is_packed, plain
+
 SAMPLES = 64
 """Values read of each weight."""
 
@@ -27,9 +29,9 @@ def model_fingerprint(model: Any) -> str | None:
         return None
     digest = _Digest()
     digest.add(type(patcher.model).__qualname__, str(patcher.load_device.type), *_options(model))
-    for name, weight in _weights(patcher):
-        digest.add(name, weight)
     try:
+        for name, weight in _weights(patcher):
+            digest.add(name, weight)
         for patches in (patcher.patches, patcher.object_patches):
             digest.add({key: patches[key] for key in sorted(patches)})
     except TypeError:
@@ -40,8 +42,7 @@ def model_fingerprint(model: Any) -> str | None:
 def _weights(patcher: Any) -> Iterable[tuple[str, torch.Tensor]]:
     """Every parameter and buffer by name, without patches."""
     for name, parameter in patcher.model.named_parameters():
-        backup = patcher.backup.get(name)
-        yield name, parameter if backup is None else backup.weight
+        yield name, base_weight(patcher, name, parameter)
     for name, buffer in patcher.model.named_buffers():
         yield name, patcher.backup_buffers.get(name, buffer)
 
@@ -125,6 +126,10 @@ class _Digest:
             self._say(type(tensor).__name__)
             self.add(quantised, vars(getattr(tensor, "_params")))  # noqa: B009
             return
+        if is_packed(tensor):  # patches on it may be another MODEL's: the patcher's are added anyway
+            self._say(f"{type(tensor).__name__}")
+            self.add({name: value for name, value in sorted(vars(tensor).items()) if name != "patches"})
+        tensor = plain(tensor)
         self._say(f"{tuple(tensor.shape)} {tensor.dtype}")
         if tensor.is_meta or not tensor.numel():
             return

@@ -10,6 +10,7 @@ from torch import nn
 
 from .channels_last import stay_in_order
 from .device import HALF, kernel_obstacle
+from .tensors import is_packed
 
 
 def fuse_layers(twin: Any) -> str:
@@ -60,8 +61,10 @@ def is_unchanged(layer: Any) -> bool:
 
 
 def is_usual(layer: Any) -> bool:
-    """Whether a layer's forward is torch's or the host's, not a subclass's of some model."""
+    """Whether a layer's forward is torch's or the host's, not a subclass's of some model, and its weights are plain."""
     module = type(layer).forward.__module__
+    if any(map(is_packed, layer.parameters(recurse=False))):
+        return False
     return module == "comfy.ops" or module.startswith("torch.")
 
 

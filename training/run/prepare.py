@@ -122,6 +122,7 @@ def prepare(
     """
     if all(picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
+    host.check_formats(models.model)
     notes, layer_names = Notes(), host.layer_names(models.model, models.clip)
     found = Continued({}, {}, config, [])
     if start is not None:

@@ -44,4 +44,6 @@ def is_packed(tensor: Tensor) -> bool:
 
 def base_weight(patcher: Any, key: str, weight: Tensor) -> Tensor:
     """The weight under a state-dict key without what was put on it for the patcher or a clone, which share it."""
-    return patcher.backup[key].weight if key in patcher.backup else weight
+    if key in patcher.backup:
+        return patcher.backup[key].weight
+    return patcher.hook_backup[key][0] if key in patcher.hook_backup else weight

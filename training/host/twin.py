@@ -18,6 +18,7 @@ from torch import nn
 from .blocks import guard_residuals, repeated_blocks
 from .device import training_device
 from .families import facts_about
+from .model_patches import without_injections
 from .packed import own_copy
 from .products import compute_quantised
 from .quantise import AS_LOADED, FP8_MATMUL, in_fp8, is_host_linear, to_fp8
@@ -60,7 +61,8 @@ def twin_of(
     device = training_device(patcher)
     with torch.inference_mode(False), torch.no_grad():
         modules: dict[int, nn.Module] = {}
-        twin = _copy_tree(patcher.model, modules)
+        with without_injections(patcher):
+            twin = _copy_tree(patcher.model, modules)
         # Clones share one model, so another clone's object patches may be on it: undo those, then apply the patcher's.
         for name, patch in {**patcher.object_patches_backup, **patcher.object_patches}.items():
             comfy.utils.set_attr(twin, name, _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch)

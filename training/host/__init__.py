@@ -1,7 +1,8 @@
 """The only package that imports ComfyUI; the other rooms use it as `host.name`.
 
-`families` is the table of model families. `twin` copies a MODEL for training, `streaming` and `quantise` let it take
-less GPU memory, `fusion`, `attention`, `products` and `rotation` make it faster, `blocks` adds gradient checkpointing.
+`families` is the table of model families. `twin` copies a MODEL for training, `packed` knows weights in formats of
+other packs, `streaming` and `quantise` let it take less GPU memory, `fusion`, `attention`, `products` and `rotation`
+make it faster, `blocks` adds gradient checkpointing.
 `text_encoder`, `latents`, `conditioning` and `model_sampling` give what a training step needs of CLIP, VAE and MODEL;
 `compatibility` checks that they belong together. `loras` names layers in LoRA files. `folders` and `lora_folder` are
 files, `page` and `routes` the way to the browser.

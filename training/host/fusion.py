@@ -24,7 +24,8 @@ def fuse_layers(twin: Any) -> str:
     """
     net: Any = twin.diffusion_model
     for parameter in net.parameters():
-        if parameter.dim() == 4 and parameter.device == twin.device:  # weights that wait in RAM stay as they are
+        is_here = parameter.device == twin.device  # weights that wait in RAM stay as they are
+        if parameter.dim() == 4 and is_here and not is_packed(parameter):
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     for module in net.modules():
         if isinstance(module, SpatialTransformer) and len(module.transformer_blocks):

@@ -10,6 +10,7 @@ from lora_kiln.training.lora.export import as_format
 from lora_kiln.training.lora.merge import Part, merge_loras
 from lora_kiln.training.run.prepare import Models
 from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.resume import CONTINUE
 from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import Trained, train_lora
 
@@ -48,7 +49,8 @@ def test_a_run_that_stopped_goes_on(tmp_path):
 
     def go(name: str, record: Record = recorded) -> Trained:
         again = gguf_base.loaded(small.model, tmp_path, "Q4_0")  # as after a restart
-        return train_lora(Models(again, small.clip, small.vae), dataset(), changed(steps=2), name, record=record)
+        given = Models(again, small.clip, small.vae)
+        return train_lora(given, dataset(), changed(steps=2), name, previous=CONTINUE, record=record)
 
     whole = go("whole")
     with pytest.raises(host.Interrupted):

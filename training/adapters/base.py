@@ -202,10 +202,12 @@ def layer_shape(layer: Any) -> tuple[int, ...]:
 
 def dense_weight(layer: Any) -> Tensor:
     """The layer's weight as an ordinary float32 tensor, dequantised where it is quantised."""
-    weight = layer.weight.detach()
-    if type(weight) is not Tensor and hasattr(weight, "dequantize"):
-        weight = weight.dequantize()
-    return weight.float()
+    return dense(layer.weight).detach().float()
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A weight or bias, dequantised where it is of a class of its own."""
+    return tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.dequantize()
 
 
 def apply_weight(layer: Any, x: Tensor, weight: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, AdapterNames, dense_weight, layer_shape, saved
+from .base import Adapter, AdapterNames, dense, dense_weight, layer_shape, saved
 from .lora import LoRA, init_lora, read_factors
 from .products import PLAIN, LayerProducts
 
@@ -64,7 +64,7 @@ class DoRA(LoRA):
         if layer.bias is None:
             return (output * rows).to(output.dtype)
         assert isinstance(layer.bias, Tensor)
-        bias = _along_channels(layer.bias.to(rows.dtype), layer)
+        bias = _along_channels(dense(layer.bias).to(rows.dtype), layer)
         return ((output - bias) * rows + bias).to(output.dtype)
 
     def merged(self, weight: Tensor) -> Tensor:

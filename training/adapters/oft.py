@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, AdapterNames, is_linear, largest_divisor, layer_shape, saved
+from .base import Adapter, AdapterNames, dense, is_linear, largest_divisor, layer_shape, saved
 
 
 class OFT(Adapter):
@@ -43,8 +43,9 @@ class OFT(Adapter):
         linear = output
         if layer.bias is not None:
             assert isinstance(layer.bias, Tensor)
+            bias = dense(layer.bias).to(output.dtype)
             ones = (1 for _ in range(output.dim() - 2)) if axis == 1 else ()
-            linear = output - layer.bias.to(output.dtype).reshape(-1, *ones)
+            linear = output - bias.reshape(-1, *ones)
         return output + self._turned(linear, axis)
 
     def merged(self, weight: Tensor) -> Tensor:

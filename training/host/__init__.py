@@ -1,7 +1,8 @@
 """The only package that imports ComfyUI; the other rooms use it as `host.name`.
 
-`families` is the table of model families. `twin` copies a MODEL for training, `streaming` and `quantise` let it take
-less GPU memory, `fusion`, `attention`, `products` and `rotation` make it faster, `blocks` adds gradient checkpointing.
+`families` is the table of model families. `twin` copies a MODEL for training, `packed` knows weights in formats of
+other packs, `streaming` and `quantise` let it take less GPU memory, `fusion`, `attention`, `products` and `rotation`
+make it faster, `blocks` adds gradient checkpointing.
 `text_encoder`, `latents`, `conditioning` and `model_sampling` give what a training step needs of CLIP, VAE and MODEL;
 `compatibility` checks that they belong together. `loras` names layers in LoRA files. `folders` and `lora_folder` are
 files, `page` and `routes` the way to the browser.
@@ -11,7 +12,7 @@ from . import version  # isort: skip  (first: refuses a ComfyUI that is too old 
 
 from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
-from .compatibility import check_compatible, check_present, takes_pooled_text
+from .compatibility import check_compatible, check_formats, check_present, takes_pooled_text
 from .conditioning import batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
 from .families import (
@@ -61,7 +62,7 @@ from .page import (
     show_text,
 )
 from .products import PRODUCTS, fp8_matmul_obstacle
-from .quantise import FP8_MATMUL
+from .quantise import FP8_MATMUL, OURS, linear_formats
 from .routes import Content, Upload, UploadRules, serve_get, serve_json, serve_post, serve_upload
 from .streaming import Streamed, free_bytes, stream_blocks, weight_bytes
 from .text_encoder import clip_skip, encode_text, encode_text_with, trainable_text_encoder

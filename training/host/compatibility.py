@@ -4,6 +4,7 @@ from typing import Any
 
 from ..basics.errors import raise_if_any
 from .families import facts_about, find_family, unknown_family
+from .packed import refusal_of
 from .text_encoder import encode_text
 
 FOREIGN = "they are of different families."
@@ -23,6 +24,16 @@ def check_present(model: Any, clip: Any, vae: Any, subject: str) -> None:
     # The host's VAE of a checkpoint without one is an object without a model.
     given = {"model": model, "clip": clip, "vae": getattr(vae, "first_stage_model", None)}
     raise_if_any(subject, [MISSING[name] for name, each in given.items() if each is None])
+
+
+def check_formats(model: Any) -> None:
+    """Refuses a MODEL whose weights are in a format that cannot be trained on.
+
+    Raises:
+        InputError: naming the format.
+    """
+    problem = refusal_of(model.model)
+    raise_if_any("MODEL", [problem] if problem else [])
 
 
 def check_compatible(model: Any, clip: Any, vae: Any) -> None:

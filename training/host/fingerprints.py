@@ -10,6 +10,7 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import nn
 
 from .contents import content_digest, layers
+from .tensors import base_weight, is_packed, plain
 
 SAMPLES = 64
 """Values read of each weight."""
@@ -54,9 +55,9 @@ def model_identity(model: Any, graph: str = "", but: str | None = None) -> str:
         graph: a digest of the graph that made the model; empty: it is not known.
         but: weights whose name ends so do not count.
     """
-    plain = model_fingerprint(model, but)
-    if plain is not None:
-        return plain
+    fingerprint = model_fingerprint(model, but)
+    if fingerprint is not None:
+        return fingerprint
     patcher = getattr(model, "patcher", model)
     names = {id(module): name for name, module in _modules(patcher)}
     code = {"layers": layers(patcher), "hooks": getattr(model, "apply_hooks_to_conds", None)}
@@ -126,8 +127,7 @@ def _weights(patcher: Any) -> Iterable[tuple[str, torch.Tensor]]:
                 if kind == "_buffers":
                     yield path, patcher.backup_buffers.get(path, tensor)
                 else:
-                    backup = patcher.backup.get(path)
-                    yield path, tensor if backup is None else backup.weight
+                    yield path, base_weight(patcher, path, tensor)
 
 
 def _options(model: Any) -> list[Any]:
@@ -203,6 +203,10 @@ class _Digest:
             self._say(type(tensor).__name__)
             self.add(quantised, vars(getattr(tensor, "_params")))  # noqa: B009
             return
+        if is_packed(tensor):  # patches on it may be another MODEL's: the patcher's are added anyway
+            self._say(f"{type(tensor).__name__}")
+            self.add({name: value for name, value in sorted(vars(tensor).items()) if name != "patches"})
+        tensor = plain(tensor)
         self._say(f"{tuple(tensor.shape)} {tensor.dtype}")
         if tensor.is_meta or not tensor.numel():
             return

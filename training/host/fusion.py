@@ -10,6 +10,7 @@ from torch import nn
 
 from .channels_last import stay_in_order
 from .device import HALF, kernel_obstacle
+from .tensors import is_packed
 
 
 def fuse_layers(twin: Any) -> str:
@@ -23,7 +24,8 @@ def fuse_layers(twin: Any) -> str:
     """
     net: Any = twin.diffusion_model
     for parameter in net.parameters():
-        if parameter.dim() == 4 and parameter.device == twin.device:  # weights that wait in RAM stay as they are
+        is_here = parameter.device == twin.device  # weights that wait in RAM stay as they are
+        if parameter.dim() == 4 and is_here and not is_packed(parameter):
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     for module in net.modules():
         if isinstance(module, SpatialTransformer) and len(module.transformer_blocks):
@@ -60,8 +62,10 @@ def is_unchanged(layer: Any) -> bool:
 
 
 def is_usual(layer: Any) -> bool:
-    """Whether a layer's forward is torch's or the host's, not a subclass's of some model."""
+    """Whether a layer's forward is torch's or the host's, not a subclass's of some model, and its weights are plain."""
     module = type(layer).forward.__module__
+    if any(map(is_packed, layer.parameters(recurse=False))):
+        return False
     return module == "comfy.ops" or module.startswith("torch.")
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ..basics.errors import InputError
 from .families import ModelFamily, facts_about
+from .packed import shape_of
 
 UNET_PREFIX = "lora_unet_"
 TEXT_PREFIX = "text_encoder"
@@ -125,14 +126,17 @@ def _model_names(base: Any) -> dict[str, LayerNames]:
 
 
 def _shapes(root: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """State-dict key of each weight -> its shape before quantisation."""
+    """State-dict key of each weight -> its shape before quantisation.
+
+    The state dict itself may hold other tensors: packs put entries into it by which the host estimates memory.
+    """
     modules = dict(root.named_modules())
     shapes = {}
-    for key, tensor in root.state_dict().items():
-        if key.endswith(".weight") and tensor.dim():
+    for key, weight in root.named_parameters(remove_duplicate=False):
+        if key.endswith(".weight") and weight.dim():
             linear = modules.get(key.removesuffix(".weight"))
             sides = getattr(linear, "out_features", None), getattr(linear, "in_features", None)
-            shapes[key] = tuple(tensor.shape) if None in sides else sides
+            shapes[key] = shape_of(weight) if None in sides else sides
     return shapes
 
 

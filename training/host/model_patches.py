@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 
 from .attention import attention
@@ -19,6 +20,20 @@ def patches_on_device(model: Any) -> Iterator[None]:
         yield
     finally:
         model.model_patches_to(model.offload_device)
+
+
+@contextlib.contextmanager
+def without_injections(model: Any) -> Iterator[None]:
+    """Takes off what was injected into the layers (bypass LoRAs) for this MODEL or a clone, and puts it back.
+
+    Clones share their layers, and what a sampler has loaded stays injected until it is unloaded.
+    """
+    loaded = [each.model for each in comfy.model_management.current_loaded_models]
+    sharing = [each for each in loaded if each is not None and each is not model and each.model is model.model]
+    with contextlib.ExitStack() as stack:
+        for each in (model, *sharing):
+            stack.enter_context(each.use_ejected())
+        yield
 
 
 def transformer_options(model: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Weights with fewer bits than the arithmetic: the host's quantised checkpoints, and our fp8 with a scale per row."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,16 @@ from comfy_kitchen.tensor import BaseLayoutParams
 from torch import Tensor, nn
 
 from ..adapters.base import is_linear
+from .blocks import repeated_blocks
 from .device import has_kernels
+from .packed import format_name
+from .tensors import is_packed
 
 AS_LOADED, FP8_MATMUL = "as loaded", "fp8 matmul"
 """Two of config.BASE_PRECISIONS."""
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
+OURS = "fp8 by rows"
 ROWS, MULTIPLIED_ROWS = "KilnFP8RowsLayout", "KilnFP8MultipliedRowsLayout"
 SMALLEST_EXPONENT = -120
 """Of a row's scale, so that a row of zeros does not divide by zero."""
@@ -81,6 +86,18 @@ def is_multiplied(weight: Any) -> bool:
 def in_fp8(base_precision: str) -> bool:
     """Whether one of config.BASE_PRECISIONS stores the blocks' linear weights in 8 bits."""
     return base_precision != AS_LOADED
+
+
+def linear_formats(twin: Any) -> Counter[str]:
+    """How many of the repeated blocks' linear weights are in each format, by name; OURS = stored in 8 bits by us."""
+    blocks = (block for _, block in repeated_blocks(twin))
+    return Counter(_format(layer.weight) for block in blocks for layer in block.modules() if is_linear(layer))
+
+
+def _format(weight: Any) -> str:
+    if isinstance(weight, QuantizedTensor):
+        return OURS if weight._layout_cls in (ROWS, MULTIPLIED_ROWS) else weight._layout_cls.removesuffix("Layout")
+    return format_name(weight) if is_packed(weight) else str(weight.dtype).removeprefix("torch.")
 
 
 def is_host_linear(module: nn.Module) -> bool:

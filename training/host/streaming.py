@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .blocks import checkpoint_blocks, repeated_blocks
 from .quantise import AS_LOADED, in_fp8, is_host_linear, is_quantised
+from .tensors import is_packed
 
 ALIGNMENT = 256
 """Bytes: each tensor in a block's memory starts at a multiple of it, as kernels need."""
@@ -122,12 +123,8 @@ def streamable(block: nn.Module) -> list[tuple[nn.Module, str]]:
         (module, name)
         for module in block.modules()
         for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.dim() > 1 and _can_be_sent(parameter)
+        if parameter is not None and parameter.dim() > 1 and not is_packed(parameter)
     ]
-
-
-def _can_be_sent(parameter: torch.Tensor) -> bool:
-    return type(parameter) in (torch.Tensor, nn.Parameter) or is_traceable_wrapper_subclass(parameter)
 
 
 class _Weight:

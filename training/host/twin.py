@@ -18,9 +18,12 @@ from torch import nn
 from .blocks import guard_residuals, repeated_blocks
 from .device import training_device
 from .families import facts_about
+from .model_patches import without_injections
+from .packed import own_copy
 from .products import compute_quantised
 from .quantise import AS_LOADED, FP8_MATMUL, in_fp8, is_host_linear, to_fp8
 from .streaming import streamable
+from .tensors import FLOATS, base_weight, is_packed, plain
 
 LOADER_STATE = (
     *("_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pins", "_pin_state", "seed_key"),
@@ -58,7 +61,8 @@ def twin_of(
     device = training_device(patcher)
     with torch.inference_mode(False), torch.no_grad():
         modules: dict[int, nn.Module] = {}
-        twin = _copy_tree(patcher.model, modules)
+        with without_injections(patcher):
+            twin = _copy_tree(patcher.model, modules)
         # Clones share one model, so another clone's object patches may be on it: undo those, then apply the patcher's.
         for name, patch in {**patcher.object_patches_backup, **patcher.object_patches}.items():
             comfy.utils.set_attr(twin, name, _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch)
@@ -123,9 +127,12 @@ class _Weights:
 
     def make(self, module: nn.Module, key: str, name: str) -> nn.Parameter:
         """The twin's parameter: the base weight, patched, then converted to its number format and device."""
-        backup = self.patcher.backup.get(key)
-        weight = module._parameters[name] if backup is None else backup.weight
-        assert weight is not None
+        parameter = module._parameters[name]
+        assert parameter is not None
+        weight = base_weight(self.patcher, key, parameter)
+        if is_packed(weight):
+            return own_copy(weight, module, key, self.patcher.patches.get(key, []), self.device)
+        weight = plain(weight)
         if weight.is_meta:
             weight = torch.zeros(weight.shape, dtype=weight.dtype)
         stays_in_ram = (id(module), name) in self.in_ram
@@ -158,8 +165,7 @@ class _Weights:
 
 def _is_plain(weight: torch.Tensor) -> bool:
     """Whether a weight is a plain tensor of a float type in which the host computes: not quantised, not fp8."""
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in floats
+    return type(weight) in (torch.Tensor, nn.Parameter) and weight.dtype in FLOATS
 
 
 def _fill(module: Any, prefix: str, weights: _Weights) -> None:
@@ -178,7 +184,7 @@ def _fill(module: Any, prefix: str, weights: _Weights) -> None:
     for name, buffer in module._buffers.items():
         if buffer is not None:
             original = patcher.backup_buffers.get(prefix + name, buffer)
-            module._buffers[name] = original.to(weights.device, copy=True)
+            module._buffers[name] = plain(original).to(weights.device, copy=True)
 
 
 def _patched(weight: torch.Tensor, key: str, name: str, module: nn.Module, model: Any) -> torch.Tensor:

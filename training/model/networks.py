@@ -108,6 +108,8 @@ def _twin(setup: Setup, placement: Placement) -> Any:
         host.set_sigmas(model, setup.family.prediction.sigmas)
     if setup.device.type == "cuda" and setup.dtype != torch.float32 and (obstacle := host.fuse_layers(model)):
         setup.note(f"Layers go without fused kernels, which is slower: Triton does not work ({obstacle}).")
+    if kept := _kept_formats(model, run.base_precision):
+        setup.note(f"base_precision is {run.base_precision}, but these linear weights stay as they are loaded: {kept}.")
     if run.base_precision == host.FP8_MATMUL and (why := host.fp8_matmul_obstacle(setup.device, setup.dtype)):
         setup.note(f"8-bit products are computed from rounded numbers in {setup.dtype}, which is slower: {why}.")
     if streams:
@@ -118,3 +120,11 @@ def _twin(setup: Setup, placement: Placement) -> Any:
     elif placement.checkpointing and not host.checkpoint_blocks(model):
         setup.note("gradient_checkpointing has no effect: this model has no list of blocks.")
     return model
+
+
+def _kept_formats(model: Any, base_precision: str) -> str:
+    """The formats of the blocks' linear weights that are not stored as the recipe asks, with their numbers."""
+    if base_precision == "as loaded":
+        return ""
+    formats = host.linear_formats(model)
+    return ", ".join(f"{number} in {name}" for name, number in sorted(formats.items()) if name != host.OURS)

@@ -124,6 +124,7 @@ def prepare(
     host.check_present(models.model, models.clip, models.vae, "Train LoRA")
     if all(picture.is_regularisation for picture in dataset.pictures):
         raise_if_any("Train LoRA", ["dataset holds no picture to train on: connect Load Dataset with pictures."])
+    host.check_formats(models.model)
     notes, layer_names = Notes(), host.changeable_names(models.model, models.clip)
     found = Continued({}, {}, config, [])
     if start is not None:

@@ -183,8 +183,10 @@ def _report(prepared: Prepared, learner: Learner, recorder: Recorder) -> str:
         f"{host.base_version(prepared.models.model)[1]}, {base.family.prediction.name} prediction, "
         f"{str(base.dtype).removeprefix('torch.')} on {base.device}"
     )
-    if config.run.base_precision != "as loaded":
-        words += f", linear weights in {config.run.base_precision}"
+    formats = host.linear_formats(learner.networks.model)
+    if config.run.base_precision != "as loaded" and (converted := formats[host.OURS]):
+        share = "" if converted == formats.total() else f"{converted} of the blocks' {formats.total()} "
+        words += f", {share}linear weights in {config.run.base_precision}"
     return run_report(
         name=prepared.name,
         config=config,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import comfy.hooks
 import comfy.model_management
 import comfy.samplers
+import comfy.sd
 import pytest
 import torch
 from lora_kiln.training import host
@@ -90,6 +92,44 @@ def test_the_twin_of_the_plain_model_is_plain_while_a_patched_clone_is_loaded():
     comfy.model_management.load_models_gpu([patched])
     assert not torch.equal(small.model.model.state_dict()[key], weight) or patched.backup
     assert torch.allclose(expected, denoise_by_twin(small, x_t, 3.0, "a cat"), rtol=1e-4, atol=1e-4)
+
+
+def _loaded_by_hooks(clone, lora):
+    clone, _, hooks = comfy.hooks.load_hook_lora_for_models(clone, None, lora, 1.0, 1.0)
+    clone.patch_hooks(hooks)
+    return clone
+
+
+def _injected(clone, lora):
+    clone = comfy.sd.load_bypass_lora_for_models(clone, None, lora, 1.0, 1.0)[0]
+    comfy.model_management.load_models_gpu([clone])
+    return clone
+
+
+def _loaded_in_part(clone, lora):
+    clone = host.with_lora(clone, None, lora, 1.0)[0]
+    clone.patch_model(clone.load_device, lowvram_model_memory=1)
+    return clone
+
+
+WAYS_TO_SHARE = {"in part": _loaded_in_part, "by hooks": _loaded_by_hooks, "injected": _injected}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_SHARE)
+def test_the_twin_has_no_lora_that_was_left_on_what_clones_share(way):
+    small = models.sd15()
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    lora, key, weight = lora_of_ones(small)
+    layer = small.model.model.get_submodule(key.removesuffix(".weight"))
+    probe = torch.ones(1, weight.shape[1])
+    with torch.inference_mode():
+        before, expected = layer(probe), denoise_by_twin(small, x, 3.0, "a cat")
+        other = WAYS_TO_SHARE[way](small.model, lora)
+        left = layer(probe)
+        assert not torch.equal(left, before)
+        assert torch.equal(denoise_by_twin(small, x, 3.0, "a cat"), expected)
+        assert torch.equal(layer(probe), left)  # the other MODEL still has its LoRA
+        other.detach()
 
 
 def test_the_twin_shares_no_tensor_with_the_model():

@@ -3,8 +3,8 @@
 `families` is the table of model families. `twin` copies a MODEL for training, `streaming` and `quantise` let it take
 less GPU memory, `fusion`, `attention`, `products` and `rotation` make it faster, `blocks` adds gradient checkpointing.
 `text_encoder`, `latents`, `conditioning` and `model_sampling` give what a training step needs of CLIP, VAE and MODEL;
-`compatibility` checks that they belong together. `model_patches` and `guard` are about code of other nodes. `loras` names layers in LoRA files. `folders` and `lora_folder` are
-files, `page` and `routes` the way to the browser.
+`compatibility` checks that they belong together, `model_patches` and `guard` are about code of other nodes. `loras`
+names layers in LoRA files. `folders` and `lora_folder` are files, `page` and `routes` the way to the browser.
 """
 
 from . import version  # isort: skip  (first: refuses a ComfyUI that is too old for the other imports)

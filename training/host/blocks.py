@@ -52,7 +52,7 @@ class _Checkpointed:
             return forward(*args, **kwargs)
 
     def _forward(self, _: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        """The forward pass. torch keeps the generator of the first tensor's device, and looks for it in `args` alone."""
+        """The forward pass; torch keeps the generators of the devices of tensors in `args`, not in `kwargs`."""
         return self.forward(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

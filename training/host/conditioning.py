@@ -14,7 +14,7 @@ from .model_patches import ONE_BY_ONE
 from .model_sampling import sampler_sigmas
 from .text_encoder import Conditioning
 
-Groups = list[tuple[list[int], dict[str, torch.Tensor]]]
+Groups = list[tuple[list[int], dict[str, Any]]]
 """(sample indices, arguments of `apply_model`) of each part of a batch"""
 
 POSITIVE, NEGATIVE = "positive", "negative"

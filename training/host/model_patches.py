@@ -77,7 +77,9 @@ def guard_object_patches(twin: Any, model: Any) -> None:
             code.register_forward_hook(_gradient_hook(name), with_kwargs=True)
             continue
         owner = path.rpartition(".")[0]
-        holds_blocks = not owner or any(f"diffusion_model.{block}.".startswith(f"{owner}.") for block, _ in repeated_blocks(twin))
+        holds_blocks = not owner or any(
+            f"diffusion_model.{block}.".startswith(f"{owner}.") for block, _ in repeated_blocks(twin)
+        )
         comfy.utils.set_attr(twin, path, Guarded(code, name, on_copies=not holds_blocks))
 
 

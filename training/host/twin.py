@@ -102,7 +102,7 @@ def _copy_tree(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
 
 
 def _own_path(twin: Any, path: str) -> None:
-    """Copies the plain objects on the way to an attribute (a model's `params`), which the twin shares with the MODEL."""
+    """Copies the plain objects on the way to an attribute (a model's `params`): the twin has shared them so far."""
     for name in path.split(".")[:-1]:
         member = getattr(twin, name)
         if not isinstance(member, nn.Module):

@@ -189,9 +189,10 @@ def test_a_patched_batch_gives_what_its_pictures_give_one_by_one() -> None:
     small = models.sd15()
     method = "bicubic", "bicubic"
     small.model = PatchModelAddDownscale.execute(small.model, 1, 2.0, 0.0, 0.35, True, *method).args[0]
-    loss, gradients = loss_and_gradients(small, list(range(BATCH)))
-    singles = [loss_and_gradients(small, [row]) for row in range(BATCH)]
-    assert loss == pytest.approx(sum(single for single, _ in singles) / BATCH, rel=1e-5)
+    rows = [1, 3]  # the patch is at work at the second's level alone
+    loss, gradients = loss_and_gradients(small, rows)
+    singles = [loss_and_gradients(small, [row]) for row in rows]
+    assert loss == pytest.approx(sum(single for single, _ in singles) / len(rows), rel=1e-5)
     largest = max(gradient.norm() for gradient in gradients.values())
     for key, gradient in gradients.items():
         alone = torch.stack([single[key] for _, single in singles]).mean(0)

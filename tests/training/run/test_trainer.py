@@ -139,9 +139,10 @@ def test_an_object_patch_around_the_base_models_layers_is_named() -> None:
     """It calls the layers of the base model, not those of its twin, so what is trained there is never reached."""
     small = models.sd15()
     path = "diffusion_model.middle_block.1.transformer_blocks.0.attn1"
-    attention = small.model.model.get_submodule(path)
-    for parameter in attention.parameters():  # as loaders leave them that do not load in inference mode
-        parameter.data = parameter.data.clone()
+    attention: Any = small.model.model.get_submodule(path)
+    for layer in attention.modules():  # as loaders leave them that do not load in inference mode
+        for name, parameter in layer.named_parameters(recurse=False):
+            setattr(layer, name, torch.nn.Parameter(parameter.clone(), requires_grad=False))
     small.model.add_object_patch(f"{path}.forward", lambda *args, **options: type(attention).forward(attention, *args))
     with pytest.raises(InputError, match=rf"gradients do not pass its patches {path}.forward \(.*layer {path}"):
         run(small)

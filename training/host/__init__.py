@@ -4,8 +4,8 @@
 other packs, `streaming` and `quantise` let it take less GPU memory, `fusion`, `attention`, `products` and `rotation`
 make it faster, `blocks` adds gradient checkpointing.
 `text_encoder`, `latents`, `conditioning` and `model_sampling` give what a training step needs of CLIP, VAE and MODEL;
-`compatibility` checks that they belong together. `loras` names layers in LoRA files. `folders` and `lora_folder` are
-files, `page` and `routes` the way to the browser.
+`compatibility` checks that they belong together, `model_patches` and `guard` are about code of other nodes. `loras`
+names layers in LoRA files. `folders` and `lora_folder` are files, `page` and `routes` the way to the browser.
 """
 
 from . import version  # isort: skip  (first: refuses a ComfyUI that is too old for the other imports)
@@ -13,7 +13,7 @@ from . import version  # isort: skip  (first: refuses a ComfyUI that is too old 
 from .blocks import checkpoint_blocks, repeated_blocks
 from .captioning import inference_device, loaded_for_inference
 from .compatibility import check_compatible, check_formats, check_present, takes_pooled_text
-from .conditioning import batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
+from .conditioning import NEGATIVE, batch_conds, predict, takes_guidance, training_guidance, wants_size_conditioning
 from .device import has_bf16, has_fp16, make_room, takes_fp16, training_device, training_dtype
 from .families import (
     ModelFamily,
@@ -47,7 +47,15 @@ from .images import draw, sampler_names, scheduler_names
 from .latents import decode_latents, encode_pixels, from_model_space, latent_shape, to_model_space
 from .lora_folder import lora_files, lora_folder, lora_path, lora_paths
 from .loras import LayerNames, Rows, base_weight, changeable_names, in_the_hosts_spelling, layer_names, with_lora
-from .model_patches import captures_with_cuda_malloc, patches_on_device, transformer_options, warnings_about
+from .model_patches import (
+    captures_with_cuda_malloc,
+    check_reached,
+    patch_names,
+    patches_blamed,
+    patches_on_device,
+    transformer_options,
+    warnings_about,
+)
 from .model_sampling import family, sampler_sigmas, set_sigmas, start_noise
 from .modes import sampling_mode, training_mode
 from .page import (

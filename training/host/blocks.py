@@ -51,15 +51,22 @@ class _Checkpointed:
         with self.make_context():
             return forward(*args, **kwargs)
 
+    def _forward(self, _: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass; torch keeps the generators of the devices of tensors in `args`, not in `kwargs`."""
+        return self.forward(*args, **kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         # Models write into these dicts (e.g. the block's index): the recomputation must see the same values.
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
-        # No block draws from torch's global generators, so their states need not be saved.
+        # Patches may draw from torch's generators: the recomputation draws the same. While a CUDA graph is recorded
+        # their states cannot be read; models with patches are not recorded.
+        draws = not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+        tensor = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
         try:
-            return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            return checkpoint(self._forward, tensor, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
         except BaseException as error:
             # After an error torch's saved-tensor hooks stay active for later computations while the frames are alive.
             traceback.clear_frames(error.__traceback__)

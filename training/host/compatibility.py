@@ -4,6 +4,7 @@ from typing import Any
 
 from ..basics.errors import raise_if_any
 from .families import facts_about, find_family, unknown_family
+from .model_patches import patch_problems
 from .packed import refusal_of
 from .text_encoder import encode_text
 
@@ -54,7 +55,7 @@ def takes_pooled_text(model: Any) -> bool:
 def _model_problems(model: Any) -> list[str]:
     family = find_family(model.model)
     problem = unknown_family(model.model) if family is None else family.refusal_of(model.model)
-    return [problem] if problem else []
+    return [*([problem] if problem else []), *patch_problems(model)]
 
 
 def _vae_problems(model: Any, vae: Any) -> list[str]:

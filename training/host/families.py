@@ -143,15 +143,39 @@ class ModelFamily:
 
 # ---------------------------------------------------------------- the rows
 
+EXTRA_CHANNELS = Refusal(
+    lambda config: config["in_channels"] > config["out_channels"],
+    lambda config: (
+        f"takes {config['in_channels']} channels and gives {config['out_channels']}: it is an inpainting or "
+        "control model, which cannot be trained so far. Connect the plain model of its family."
+    ),
+)
+"""The network reads a picture or a mask beside the noisy latent."""
+BESIDE_TEXT = Refusal(
+    lambda config: config.get("num_classes") is not None,
+    lambda config: (
+        "reads more than a text: a picture's embedding, a task or a noise level (unCLIP, Lotus, upscalers). Such "
+        "models cannot be trained so far. Connect the plain model of its family."
+    ),
+)
+"""The network reads a vector that is not made of the text."""
+
 UNET: dict[str, Any] = {
     "is_unet": True,
+    "refusals": (EXTRA_CHANNELS,),
     "text_width": "context_dim",
     "pooled_width": "adm_channels",
     "shares_pooled_vector": True,
     "blocks": ("input_blocks", "middle_block", "output_blocks"),
     "captures_with_cuda_malloc": True,
 }
-SD: dict[str, Any] = {**UNET, "model_class": "BaseModel", "kohya_paths": "diffusers", "implementation": "diffusers"}
+SD: dict[str, Any] = {
+    **UNET,
+    "model_class": "BaseModel",
+    "refusals": (EXTRA_CHANNELS, BESIDE_TEXT),
+    "kohya_paths": "diffusers",
+    "implementation": "diffusers",
+}
 SDXL: dict[str, Any] = {
     **UNET,
     "has_size_conditioning": True,
@@ -164,15 +188,7 @@ FLUX: dict[str, Any] = {
     "blocks": ("double_blocks", "single_blocks"),
     "in_place_blocks": ("DoubleStreamBlock", "SingleStreamBlock"),
     "fused_layers": r"single_blocks\.\d+\.linear[12]",
-    "refusals": (
-        Refusal(
-            lambda config: config["in_channels"] > config["out_channels"],
-            lambda config: (
-                f"takes {config['in_channels']} channels and gives {config['out_channels']}: it is an inpainting or "
-                "control model, which cannot be trained so far. Connect the plain model of its family."
-            ),
-        ),
-    ),
+    "refusals": (EXTRA_CHANNELS,),
 }
 LUMINA: dict[str, Any] = {
     "model_class": "Lumina2",
@@ -322,7 +338,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ),
         architecture="pix-art",
     ),
-    ModelFamily(**SD, name="other UNets of Stable Diffusion"),  # unCLIP, InstructPix2Pix, ...
+    ModelFamily(**SD, name="other UNets of Stable Diffusion"),
 )
 """The first row that a model belongs to counts."""
 

@@ -18,7 +18,7 @@ from torch import nn
 from .blocks import guard_residuals, repeated_blocks
 from .device import training_device
 from .families import facts_about
-from .model_patches import without_injections
+from .model_patches import guard_object_patches, without_injections
 from .packed import own_copy
 from .products import compute_quantised
 from .quantise import AS_LOADED, FP8_MATMUL, in_fp8, is_host_linear, to_fp8
@@ -39,6 +39,7 @@ def trainable_twin(model: Any, dtype: torch.dtype, base_precision: str = AS_LOAD
     twin.device = training_device(model)
     twin.current_patcher = None
     guard_residuals(twin, facts_about(twin).in_place_blocks)
+    guard_object_patches(twin, model)
     return twin
 
 
@@ -65,6 +66,7 @@ def twin_of(
             twin = _copy_tree(patcher.model, modules)
         # Clones share one model, so another clone's object patches may be on it: undo those, then apply the patcher's.
         for name, patch in {**patcher.object_patches_backup, **patcher.object_patches}.items():
+            _own_path(twin, name)
             comfy.utils.set_attr(twin, name, _copy_tree(patch, modules) if isinstance(patch, nn.Module) else patch)
         for module in twin.modules():
             for name, value in module.__dict__.items():
@@ -100,6 +102,16 @@ def _copy_tree(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
     for name, child in module._modules.items():
         twin._modules[name] = None if child is None else _copy_tree(child, memo)
     return twin
+
+
+def _own_path(twin: Any, path: str) -> None:
+    """Copies the plain objects on the way to an attribute (a model's `params`): the twin has shared them so far."""
+    for name in path.split(".")[:-1]:
+        member = getattr(twin, name)
+        if not isinstance(member, nn.Module):
+            member = copy.copy(member)
+            setattr(twin, name, member)
+        twin = member
 
 
 def _rebound(value: Any, modules: dict[int, nn.Module]) -> Any:

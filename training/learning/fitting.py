@@ -85,8 +85,8 @@ class FittingEngine:
         self.say = say
         self.adapters = list(adapters)
         self.shared = shared
-        self._taken: list[tuple[Batch, list[Dropped]]] = []
-        """the batches accumulated so far, each with the adapters' dropout"""
+        self._taken: list[tuple[Batch, list[Dropped], int]] = []
+        """the batches accumulated so far, each with the adapters' dropout and the seed of torch's generators"""
 
     @property
     def step(self) -> Step:
@@ -98,10 +98,10 @@ class FittingEngine:
         Raises:
             torch.OutOfMemoryError: one picture alone does not fit.
         """
-        self._taken.append((batch, [adapter.dropped for adapter in self.adapters]))
+        self._taken.append((batch, [adapter.dropped for adapter in self.adapters], torch.initial_seed()))
         done = self._try(self._taken[-1:])
         while not done:
-            largest = min(self.most, max(len(each.x_0) for each, _ in self._taken))
+            largest = min(self.most, max(len(each.x_0) for each, *_ in self._taken))
             if not self.may_split or largest == 1:
                 self.step.reset()
                 raise torch.OutOfMemoryError("not even one picture at a time fits into the memory that is left")
@@ -123,10 +123,11 @@ class FittingEngine:
         """See `Engine.release`."""
         self.engine.release()
 
-    def _try(self, batches: list[tuple[Batch, list[Dropped]]]) -> bool:
+    def _try(self, batches: list[tuple[Batch, list[Dropped], int]]) -> bool:
         """Accumulates the batches; False where memory ran out."""
         try:
-            for batch, dropped in batches:
+            for batch, dropped, seed in batches:
+                torch.manual_seed(seed)  # a pass that is made anew draws the same numbers
                 for adapter, each in zip(self.adapters, dropped, strict=True):
                     adapter.dropped = each
                 for part in parts(batch, self.most):

@@ -80,8 +80,10 @@ def _engine(setup: Setup, networks: Networks, placement: Placement, step: Step, 
     if setup.device.type != "cuda":
         return EagerEngine(step)
     optimizer, run = setup.config.optimization.optimizer, setup.config.run
-    has_bad_allocator = uses_cudas_allocator() and not host.captures_with_cuda_malloc(setup.model)
+    patches = host.patch_names(setup.model)
+    has_bad_allocator = uses_cudas_allocator() and not (patches or host.captures_with_cuda_malloc(setup.model))
     obstacles = [
+        *([f"the MODEL carries code of other nodes ({', '.join(patches)})"] if patches else []),
         *(["text encoders are trained"] if setup.trains_text else []),
         *(["dropout is drawn anew each step"] if setup.config.adapter.has_dropout else []),
         *(["weights come from RAM"] if placement.resident < 1.0 else []),

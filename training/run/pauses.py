@@ -7,6 +7,7 @@ import torch
 
 from .. import host
 from ..adapters.attach import clear_dropout
+from ..basics.randomness import seed_generators
 from ..learning.prefetch import on_device
 from ..model.learner import Learner
 from .prepare import Inputs, Prepared
@@ -72,6 +73,7 @@ class Pauses:
                 conds = [conditions.of(networks, sample)] * len(batch.x_0)
                 cond = host.batch_conds(networks.model, conds, batch.x_0, host.training_guidance(networks.model))
                 batches.append(on_device(replace(batch, cond=cond), self.prepared.base.device))
+            seed_generators(run.seed, "validation", "model")
             loss = mean_loss(self.learner.predict, prediction, batches)
         if progress.add_validation(step, loss) and run.keep_best:
             progress.best = self.recorder.writer.tensors(self.learner)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import host
-from ..basics.randomness import tensor_generator
+from ..basics.randomness import seed_generators, tensor_generator
 from ..config import LoRAConfig
 from ..learning.objective import Predict
 
@@ -37,8 +37,10 @@ class Sampler:
         # Distilled guidance is an input of the model; without it, guidance takes a second pass with the empty prompt.
         distilled = host.takes_guidance(self.model)
         guidance, cfg = (config.run.sample_guidance, 1.0) if distilled else (None, config.run.sample_guidance)
-        cond, uncond = (host.batch_conds(twin, [each], noise, guidance) for each in (prompt, empty))
+        cond = host.batch_conds(twin, [prompt], noise, guidance)
+        uncond = host.batch_conds(twin, [empty], noise, guidance, host.NEGATIVE)
         start = host.start_noise(twin, sigmas[0], noise)
+        seed_generators(config.run.seed, number, "sample", "model")
         latent = euler(predict, start, sigmas, cond, uncond, cfg)
         return host.decode_latents(self.vae, host.from_model_space(self.model, latent))[0]
 

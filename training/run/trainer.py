@@ -11,6 +11,7 @@ from .. import host
 from ..adapters.attach import draw_dropout
 from ..basics.determinism import deterministic_kernels
 from ..basics.errors import raise_if_any
+from ..basics.randomness import generators_kept, seed_generators
 from ..config import LoRAConfig
 from ..data.cache import open_cache
 from ..data.dataset import Dataset
@@ -72,7 +73,12 @@ def train_lora(
         Diverged: the loss is not finite, or has exploded; a LoRA of the steps before is saved.
         Interrupted: by the user; what was learned is saved.
     """
-    with host.training_mode(), deterministic_kernels(config.run.deterministic), open_cache() or nullcontext() as cache:
+    with (
+        host.training_mode(),
+        generators_kept(),
+        deterministic_kernels(config.run.deterministic),
+        open_cache() or nullcontext() as cache,
+    ):
         prepared = prepare(models, dataset, config, name, start)
         if prepared.base.device.type == "cuda":  # the report tells the peak, encoding included
             torch.cuda.reset_peak_memory_stats(prepared.base.device)
@@ -90,11 +96,12 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     """Attaches adapters to twins of the models, trains them, detaches them, and makes the LoRA."""
     device, progress, writer = prepared.base.device, recorder.progress, recorder.writer
     recorder.show("loading")
-    with ExitStack() as attachments:
+    with host.patches_blamed(prepared.models.model), ExitStack() as attachments:
         if device.type == "cuda":  # graphs, kernels and events belong to the current device
             attachments.enter_context(torch.cuda.device(device))
         learner = prepared.builder().fitted(partial(_try_largest_batch, prepared, inputs), attachments)
         attachments.callback(learner.engine.release)
+        _try_patches(prepared, inputs, learner)
         recorder.load(learner)
         _train_to_end(prepared, inputs, learner, recorder)
     if learner.loss_scale is not None and (skipped := int(learner.loss_scale.skipped)):
@@ -117,6 +124,29 @@ def _try_largest_batch(prepared: Prepared, inputs: Inputs, learner: Learner, pla
         step.accumulate(source.with_live_text(learner.networks, first, number, micro))
     finally:
         step.reset()
+
+
+def _try_patches(prepared: Prepared, inputs: Inputs, learner: Learner) -> None:
+    """Looks at the gradients of a pass, if MODEL carries code of other nodes.
+
+    Raises:
+        InputError: layers get no gradient because of it.
+    """
+    model, networks = prepared.models.model, learner.networks
+    if not host.patch_names(model):
+        return
+    step = learner.engine.step
+    batch = replace(on_device(inputs.batches.batch(networks, 0, 0), prepared.base.device), bins=None)
+    first = batch if prepared.trains_text else next(parts(batch, 1))
+    try:
+        step.accumulate(inputs.batches.with_live_text(networks, first, 0, 0))
+        gradients = {
+            key: any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in adapter.parameters())
+            for key, adapter in networks.adapters.items()
+        }
+    finally:
+        step.reset()
+    host.check_reached(model, gradients)
 
 
 def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder: Recorder) -> None:
@@ -152,6 +182,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
         def batch_at(step: int, micro: int) -> Batch:
             host.raise_if_interrupted()
             show_steps(progress.step)
+            seed_generators(config.run.seed, step, micro, "model")
             draw_dropout(networks.adapters, config.adapter, config.run.seed, step, micro)
             return source.with_live_text(networks, batch_made_at(step, micro), step, micro)
 

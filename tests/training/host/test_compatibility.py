@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.sd
+import comfy.supported_models
 import pytest
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
@@ -41,6 +44,35 @@ def test_all_that_a_loader_has_left_empty_is_named_at_once():
         with pytest.raises(InputError, match="Train LoRA") as refused:
             host.check_present(*given, "Train LoRA")
         assert [problem.partition(":")[0] for problem in refused.value.problems] == words
+
+
+PICTURES = {"SD15": 9, "SD20": 9, "SDXL": 9, "SD15_instructpix2pix": 8, "SDXL_instructpix2pix": 8, "SD_X4Upscaler": 7}
+VECTORS = ("SD21UnclipL", "SD21UnclipH", "LotusD")
+VECTOR = {"num_classes": "sequential", "adm_in_channels": models.WIDTH + 6 * 256}
+
+
+def unet(kind: str, in_channels: int, **changes: Any) -> Any:
+    """A MODEL of the host's own class for a UNet, narrow."""
+    config = getattr(comfy.supported_models, kind)({**models.UNET, "context_dim": models.WIDTH, **changes})
+    config.unet_config.update(in_channels=in_channels, num_heads=4, num_head_channels=-1, disable_self_attentions=None)
+    return models._model(config, seed=0)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_unet_that_reads_a_picture_beside_the_latent_is_refused(kind: str) -> None:
+    small, changes = models.sd15(), VECTOR if kind.startswith("SDXL") else {}
+    model = unet(kind, PICTURES[kind], use_linear_in_transformer=True, **changes)
+    problem = f"takes {PICTURES[kind]} channels and gives 4: .* Connect the plain model of its family"
+    with pytest.raises(InputError, match=problem):
+        host.check_compatible(model, small.clip, small.vae)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_a_unet_that_reads_more_than_a_text_is_refused(kind: str) -> None:
+    small = models.sd15()
+    model = unet(kind, 4, use_linear_in_transformer=True, **VECTOR)
+    with pytest.raises(InputError, match="reads more than a text: a picture's embedding"):
+        host.check_compatible(model, small.clip, small.vae)
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,54 @@ def test_conditionings_of_other_lengths_are_predicted_each_for_itself(name):
 
 def _cut(value: torch.Tensor | None) -> torch.Tensor | None:
     return value[:, :4] if value is not None and value.dtype == torch.int64 else value
+
+
+# ---------------------------------------------------------------- what patches are told
+
+
+class Recorder:
+    """A patch that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def __call__(self, h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        self.told.append({**options, "rows": len(h)})
+        return h
+
+
+def test_patches_are_told_what_the_sampler_tells_them() -> None:
+    """Each row's own level: a patch reads one for all. The level is one of the schedule, as it is when sampling."""
+    small, recorder = models.sd15(), Recorder()
+    small.model.set_model_input_block_patch(recorder)
+    sigma = torch.tensor([0.3, 5.0, 1.7])
+    texts = [host.encode_text(small.clip, text) for text in ("a cat", "a " * 100, "a dog")]  # of two lengths
+    with host.training_mode(), torch.no_grad():
+        twin, options = host.trainable_twin(small.model, torch.float32), host.transformer_options(small.model)
+        x_t = models.random_latents(small.model, 3, seed=1)
+        host.predict(twin, options, x_t, sigma, host.batch_conds(twin, texts, x_t))
+        host.predict(twin, options, x_t[:1], sigma[:1], host.batch_conds(twin, texts[:1], x_t[:1], None, host.NEGATIVE))
+    passes = [each for each in recorder.told if each["block"] == ("input", 0)]
+    assert [(each["rows"], each["sigmas"].tolist()) for each in passes] == [(1, [each]) for each in [*sigma, sigma[0]]]
+    assert [each["cond_or_uncond"] for each in passes] == [[0], [0], [0], [1]]
+    assert len({uuid for each in passes for uuid in each["uuids"]}) == len(passes)
+    for each in passes:
+        schedule = each["sample_sigmas"]
+        assert (schedule == each["sigmas"]).sum() == 1 and schedule[-1] == 0.0
+        assert torch.equal(schedule, schedule.sort(descending=True).values)
+
+
+def test_a_patched_batch_gives_what_its_pictures_give_one_by_one() -> None:
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+
+    small = models.sd15()
+    method = "bicubic", "bicubic"
+    small.model = PatchModelAddDownscale.execute(small.model, 1, 2.0, 0.0, 0.35, True, *method).args[0]
+    rows = [1, 3]  # the patch is at work at the second's level alone
+    loss, gradients = loss_and_gradients(small, rows)
+    singles = [loss_and_gradients(small, [row]) for row in rows]
+    assert loss == pytest.approx(sum(single for single, _ in singles) / len(rows), rel=1e-5)
+    largest = max(gradient.norm() for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        alone = torch.stack([single[key] for _, single in singles]).mean(0)
+        assert (gradient - alone).norm() <= 1e-5 * alone.norm() + 1e-7 * largest, key

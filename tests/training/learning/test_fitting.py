@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from comfy_extras.nodes_tomesd import TomePatchModel
 from lora_kiln.training import host
 from lora_kiln.training.adapters.attach import attached, draw_dropout, make_adapters
 from lora_kiln.training.adapters.flat import FlatParameters
+from lora_kiln.training.basics.randomness import seed_generators
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning.batches import Batch, parts
 from lora_kiln.training.learning.engine import EagerEngine
@@ -46,9 +48,12 @@ def run(
     batches: int = 1,
     room_later: int = 0,
     config: LoRAConfig = CONFIG,
+    merges_tokens: bool = False,
 ):
     """Gradients and loss of a step of SDXL batches, and the engine."""
     small, said = models.sdxl(), []
+    if merges_tokens:
+        small.model = TomePatchModel.execute(small.model, 0.5).args[0]
     with host.training_mode():
         twin = host.trainable_twin(small.model, torch.float32)
         targets = find_targets(twin, config.adapter.targets)
@@ -68,6 +73,7 @@ def run(
         with attached(targets, adapters, host.PRODUCTS):
             for number in range(batches):
                 draw_dropout(adapters, config.adapter, config.run.seed, 0, number)
+                seed_generators(config.run.seed, 0, number)
                 engine.accumulate(batch(small, twin, number))
             return flat.values.grad.clone(), engine.step.loss.item(), inner, said
 
@@ -112,6 +118,14 @@ def test_a_step_done_anew_drops_what_each_of_its_batches_drops() -> None:
     gradient, loss, inner, _ = run(room=4, batches=3, room_later=2, config=DROPPING)
     expected = run(room=4, batches=3, config=DROPPING)
     assert inner.passes == [4, *[2] * 6]
+    assert loss == pytest.approx(expected[1], rel=1e-5)
+    assert (gradient - expected[0]).norm() < 1e-5 * expected[0].norm()
+
+
+def test_a_step_done_anew_draws_in_the_model_what_each_of_its_batches_drew() -> None:
+    expected = run(room=4, batches=2, merges_tokens=True)
+    gradient, loss, inner, _ = run(room=4, batches=2, room_later=2, merges_tokens=True)
+    assert inner.passes == [4, 2, 2, 2, 2]
     assert loss == pytest.approx(expected[1], rel=1e-5)
     assert (gradient - expected[0]).norm() < 1e-5 * expected[0].norm()
 

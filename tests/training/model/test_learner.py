@@ -14,6 +14,7 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters.flat import ALIGNMENT
 from lora_kiln.training.config import LoRAConfig
+from lora_kiln.training.learning.engine import EagerEngine
 from lora_kiln.training.learning.fitting import Placement
 from lora_kiln.training.model.builder import Builder, about_precision
 from lora_kiln.training.model.learner import Learner
@@ -114,6 +115,16 @@ def test_without_memory_for_it_they_go_one_by_one_and_it_is_said() -> None:
         assert len(shop.said) == 1 and "one by one" in shop.said[0]
         shop.backward(learner)
         assert learner.flats[0].values.grad is not None and learner.flats[0].values.grad.any()
+
+
+@pytest.mark.gpu
+def test_a_model_with_code_of_other_nodes_is_not_recorded_and_that_is_said_once() -> None:
+    """Such code may branch and draw in Python, which a recorded graph would repeat as it was."""
+    with Workshop(cuda_graphs=True) as shop:
+        shop.small.model.set_model_input_block_patch(lambda h, options: h)
+        engine: Any = shop.fitted(ASKED, try_out=lambda learner, placement: None).engine
+        assert type(engine.engine) is EagerEngine
+        assert len(shop.said) == 1 and "code of other nodes (test_a_model_with_code" in shop.said[0]
 
 
 def test_a_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

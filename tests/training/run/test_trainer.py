@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management
 import pytest
 import torch
@@ -13,12 +15,23 @@ from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
 from lora_kiln.training.run.prepare import Models
 from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.resume import CONTINUE
 from lora_kiln.training.run.run_recorder import recorded
 from lora_kiln.training.run.trainer import train_lora
 from safetensors.torch import load_file
 
 import models
-from training_runs import CONFIG, SIDE, assert_untouched, changed, dataset, graph_models, interrupt_at, watched
+from training_runs import (
+    CONFIG,
+    SIDE,
+    assert_same,
+    assert_untouched,
+    changed,
+    dataset,
+    graph_models,
+    interrupt_at,
+    watched,
+)
 
 pytestmark = pytest.mark.usefixtures("lora_folder")
 
@@ -88,6 +101,65 @@ def test_the_global_generators_neither_matter_nor_move():
     again = run(models.sd15())
     assert torch.equal(torch.get_rng_state(), state)
     assert first.losses == again.losses
+
+
+def merging_tokens(seed: int = 0) -> models.Small:
+    """SD1.5, small, with a patch of the core's that draws from torch's generator (ToMe)."""
+    from comfy_extras.nodes_tomesd import TomePatchModel
+
+    small = models.sd15(seed)
+    small.model = TomePatchModel.execute(small.model, 0.5).args[0]
+    return small
+
+
+def test_what_a_patched_model_draws_is_the_runs_own() -> None:
+    """It follows from seed, step and pass: not from the process, recomputation, samples, or how often a run stopped."""
+    torch.manual_seed(1)
+    first = run(merging_tokens())
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    config = CONFIG.changed(gradient_checkpointing=True, sample_every=2, sample_prompts=("a",), sample_steps=2)
+    again = run(merging_tokens(), config)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.losses == pytest.approx(again.losses, rel=1e-6)
+    for name, tensor in first.lora.items():
+        assert torch.allclose(tensor, again.lora[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_a_patched_run_that_stopped_goes_on_as_if_it_had_not() -> None:
+    whole = run(merging_tokens())
+    with pytest.raises(host.Interrupted):
+        train_lora(graph_models(merging_tokens()), dataset(), CONFIG, "stopped", record=interrupt_at(2))
+    comfy.model_management.interrupt_current_processing(False)
+    torch.manual_seed(5)
+    resumed = train_lora(graph_models(merging_tokens()), dataset(), CONFIG, "stopped", previous=CONTINUE)
+    assert_same(whole, resumed)
+
+
+def test_an_object_patch_around_the_base_models_layers_is_named() -> None:
+    """It calls the layers of the base model, not those of its twin, so what is trained there is never reached."""
+    small = models.sd15()
+    path = "diffusion_model.middle_block.1.transformer_blocks.0.attn1"
+    attention: Any = small.model.model.get_submodule(path)
+    for layer in attention.modules():  # as loaders leave them that do not load in inference mode
+        for name, parameter in layer.named_parameters(recurse=False):
+            setattr(layer, name, torch.nn.Parameter(parameter.clone(), requires_grad=False))
+    small.model.add_object_patch(f"{path}.forward", lambda *args, **options: type(attention).forward(attention, *args))
+    with pytest.raises(InputError, match=rf"gradients do not pass its patches {path}.forward \(.*layer {path}"):
+        run(small)
+
+
+def test_an_object_patch_without_gradients_is_named() -> None:
+    small = models.sd15()
+    forward = small.model.model.diffusion_model.forward
+
+    @torch.no_grad()
+    def fast(*args: Any, **options: Any) -> torch.Tensor:
+        return forward(*args, **options)
+
+    small.model.add_object_patch("diffusion_model.forward", fast)
+    with pytest.raises(InputError, match=r"its patches diffusion_model.forward \(.*fast of .*does not require grad"):
+        run(small)
 
 
 def test_what_commonly_fails_is_said_in_the_report():

@@ -140,9 +140,8 @@ MISSING = {
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a table is the GUI's."""
-    known = sum(key in keys.KNOWN or key in RENAMED or key in ARGUMENTS for key in content)
-    return any(mark in content for mark in MARKS) or known >= 3
+    """Whether a table has keys that only the GUI has."""
+    return any(mark in content for mark in MARKS)
 
 
 @dataclass
@@ -193,6 +192,10 @@ def read(content: Mapping[str, Any]) -> Recipe:
     book = Ledger(settings.entries, defaults=settings.defaults)
     for entry, why in settings.left:
         book.leave(entry, why)
+    if "LoRA_type" not in content:
+        book.note_absent(
+            "LoRA_type", None, "another tab's file: the whole model or an embedding would have been trained"
+        )
     for name, (lost,) in MISSING.items():
         book.miss(name, lost)
     sd_scripts.carry(book)

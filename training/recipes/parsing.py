@@ -66,6 +66,8 @@ def _toml_or_yaml(text: str) -> tuple[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
+        if text.lstrip().startswith("["):
+            _refuse_list(text)
         if re.search(r"^\s*(\[|[\w.\"'-]+\s*=)", text, re.MULTILINE) and not re.search(r"^\w+:", text, re.MULTILINE):
             raise _refused(f"it looks like TOML, but is none: {error}.") from None
     try:
@@ -76,6 +78,18 @@ def _toml_or_yaml(text: str) -> tuple[str, Any]:
         line = f" (line {where.line + 1})" if where else ""
         problem = getattr(error, "problem", None) or "no text of that form"
         raise _refused(f"it is neither TOML, JSON nor YAML: {problem}{line}.") from None
+
+
+def _refuse_list(text: str) -> None:
+    """Refuses a JSON list, which begins as a TOML table does."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    raise _refused(
+        f"it is a JSON list of {len(content):,}, no table of keys, as OneTrainer's concepts and SimpleTuner's data "
+        "backends are: choose the file with the training's settings."
+    )
 
 
 class _BoundedLoader(yaml.SafeLoader):

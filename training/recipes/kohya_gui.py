@@ -85,6 +85,8 @@ TYPES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """LoRA_type -> (sd-scripts' network_module, LyCORIS' algorithm, the settings that the GUI passes to it)"""
 
 ARGUMENTS = {*(name for _, _, names in TYPES.values() for name in names)}
+LONGEST_COMMAND = 10_000
+"""characters of additional_parameters"""
 LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 FAMILY_SWITCHES = {"hunyuan": "hunyuan_image_checkbox", "anima": "anima_checkbox", "lumina": "lumina_checkbox"}
@@ -301,6 +303,8 @@ def _additional(settings: _Settings) -> None:
     """additional_parameters: arguments as on a command line, which override the other settings."""
     entry = settings.entries.get("additional_parameters")
     if entry is None or not isinstance(entry.value, str) or not entry.value.strip():
+        return
+    if len(entry.value) > LONGEST_COMMAND:
         return
     try:
         words = shlex.split(entry.value)

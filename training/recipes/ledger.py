@@ -159,7 +159,8 @@ class Ledger:
 
     def carry_repeated(self, name: str, entries: list[Entry], note: str) -> None:
         """Accounts for further entries of a name as carried over."""
-        self._repeated = [(each, entry) for each, entry in self._repeated if not (each == name and entry in entries)]
+        carried = {id(entry) for entry in entries}
+        self._repeated = [(each, entry) for each, entry in self._repeated if id(entry) not in carried]
         self._carried += [f"{shown_key(entry.path)} = {self._shown(entry)} -> {note}" for entry in entries]
 
     def ignore(self, names: str | tuple[str, ...], why: str) -> None:

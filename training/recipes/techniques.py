@@ -1,11 +1,11 @@
 """Settings that several trainers have under the same names: adapters, optimizers, schedulers, number formats."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..adapters import KINDS
+from ..basics.name_values import LISTED, cut_settings
 from ..config.optimizers import ADAFACTOR, ADAMW, ForeignName, OptimizerKind, optimizer_by_foreign_name
 from .ledger import Entry, Ledger, is_unset, to_number
 
@@ -177,7 +177,7 @@ def _plain(value: Any) -> str | None:
 
 def split_arguments(text: str) -> list[str]:
     """`a=1,b=(2, 3)` or `a=1 b=2,3` -> ["a=1", "b=(2, 3)"]."""
-    return [part.strip(" ,") for part in re.split(r"[\s,]+(?=[A-Za-z_]\w*\s*=)", text.strip()) if part.strip(" ,")]
+    return [part.strip(" ,") for part in cut_settings(text, LISTED) if part.strip(" ,")]
 
 
 def unquoted(value: str) -> str:

@@ -207,9 +207,8 @@ def _text_encoders(book: Ledger, family: Family, encoders: list[str], rates: lis
         if unit == "EPOCH" and book.value(after, 30) and book.number(after, 30) < book.whole("epochs", 100):
             book.miss(after, lost)
             book.note_absent(after, 30, lost)
-    for each in ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"):
-        if each not in family.encoders and f"{each}.train" in book:
-            book.miss(f"{each}.train", "this text encoder, if the model has it, is not trained here")
+    for each in family.others:
+        book.miss(f"{each}.train", "this text encoder, if the model has it, is not trained here")
 
 
 def _schedule(book: Ledger, optimizer: OptimizerKind) -> None:

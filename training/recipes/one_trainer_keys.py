@@ -13,18 +13,20 @@ class Family:
     """the part that is the diffusion model"""
     encoders: tuple[str, ...] = ()
     """the text encoders that are trained here too"""
+    others: tuple[str, ...] = ()
+    """its further text encoders"""
     is_flow: bool = True
 
 
 FAMILIES: dict[str, Family] = {
-    "STABLE_DIFFUSION_3": Family("transformer", ("text_encoder", "text_encoder_2")),
+    "STABLE_DIFFUSION_3": Family("transformer", ("text_encoder", "text_encoder_2"), ("text_encoder_3",)),
     "STABLE_DIFFUSION_XL": Family("unet", ("text_encoder", "text_encoder_2"), is_flow=False),
     "STABLE_DIFFUSION": Family("unet", ("text_encoder",), is_flow=False),
     "WUERSTCHEN": Family("prior", is_flow=False),
     "STABLE_CASCADE": Family("prior", is_flow=False),
     "PIXART": Family("transformer", is_flow=False),
-    "FLUX_": Family("transformer", ("text_encoder",)),
-    "": Family("transformer"),
+    "FLUX_": Family("transformer", ("text_encoder",), ("text_encoder_2",)),
+    "": Family("transformer", (), ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")),
 }
 """how a model_type begins -> what it is; the first that fits counts"""
 
@@ -76,6 +78,16 @@ IGNORED: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("backup_after", "backup_after_unit", "rolling_backup", "rolling_backup_count", "backup_before_save"), STATE
+    ),
+    **dict.fromkeys(("validate_after", "validate_after_unit"), "for validation only"),
+    "lokr_dora_on_output": "for lokr_weight_decompose only",
+    **dict.fromkeys(
+        (
+            *("optimizer.weight_decay_by_lr", "optimizer.split_groups", "optimizer.split_groups_mean"),
+            *("optimizer.factored", "optimizer.factored_fp32", "optimizer.use_stableadamw", "optimizer.d_limiter"),
+            *("optimizer.use_schedulefree", "optimizer.rms_rescaling"),
+        ),
+        "for optimizers that are not offered",
     ),
     "lora_decompose_norm_epsilon": "a very small number against division by zero",
     "vb_loss_strength": "for models that predict their variance",

@@ -151,6 +151,19 @@ def test_what_is_not_offered_is_said_to_be_lost(changes: dict[str, Any], key: st
     assert recipe.config
 
 
+def test_what_every_saved_file_holds_for_other_models_is_no_loss() -> None:
+    other = {
+        "text_encoder_3": {"train": True},
+        "prior": {"train": True},
+        "validate_after": 1,
+        "lokr_dora_on_output": True,
+    }
+    recipe = of(model_type="STABLE_DIFFUSION_XL_10_BASE", optimizer={"optimizer": "ADAMW", "d_limiter": True}, **other)
+    for key in ("text_encoder_3.train", "prior.train", "validate_after", "lokr_dora_on_output", "optimizer.d_limiter"):
+        assert list_of(recipe, key) == ["ignored"], key
+    assert list_of(of(model_type="FLUX_DEV_1", text_encoder_2={"train": True}), "text_encoder_2.train") == ["missing"]
+
+
 def test_losses_by_a_default_are_said_too() -> None:
     lines = "\n".join(of(model_type="STABLE_DIFFUSION_15").missing)
     assert "text_encoder.stop_training_after (absent, so 30)" in lines

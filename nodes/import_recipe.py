@@ -17,7 +17,7 @@ RECIPE, LORA = "input/", "loras/"
 
 
 class ImportRecipe(io.ComfyNode):
-    """A recipe out of a file of kohya's trainers, of ai-toolkit, or out of a LoRA."""
+    """A recipe out of another trainer's file, or out of a LoRA."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,9 +25,12 @@ class ImportRecipe(io.ComfyNode):
             node_id="KilnImportRecipe",
             display_name="Import Recipe",
             category=CATEGORY,
-            description="Reads the settings of another trainer (an sd-scripts TOML, a kohya_ss JSON, an ai-toolkit "
-            "YAML) or of a LoRA file, and says what became of each of them.",
-            search_aliases=["kohya", "sd-scripts", "ai-toolkit", "toml", "yaml", "json", "lora metadata", "settings"],
+            description="Reads the settings of another trainer (sd-scripts, kohya_ss, OneTrainer, SimpleTuner, "
+            "ai-toolkit, musubi-tuner, diffusion-pipe) or of a LoRA file, and says what became of each of them.",
+            search_aliases=[
+                *("kohya", "sd-scripts", "ai-toolkit", "onetrainer", "simpletuner", "musubi", "diffusion-pipe"),
+                *("toml", "yaml", "json", "lora metadata", "settings"),
+            ],
             inputs=[
                 io.Combo.Input(
                     "file", options=_files(), default=NONE,

@@ -162,6 +162,225 @@ METADATA = {
     "sshs_model_hash": "abc",
 }
 
+EASY = """
+[[subsets]]
+image_dir = "/data/fox"
+name = "fox"
+num_repeats = 4
+shuffle_caption = true
+keep_tokens = 1
+
+[[subsets]]
+image_dir = "/data/hare"
+num_repeats = 2
+
+[train_mode]
+train_mode = "lora"
+
+[general_args.args]
+sdxl = true
+max_train_epochs = 20
+gradient_accumulation_steps = 4
+surprise = 3
+
+[general_args.dataset_args]
+resolution = 1024
+batch_size = 2
+
+[network_args.args]
+network_dim = 24
+network_alpha = 12.0
+network_train_unet_only = true
+
+[network_args.args.network_args]
+algo = "loha"
+conv_dim = 8
+conv_alpha = 4.0
+
+[optimizer_args.args]
+optimizer_type = "AdamW8bit"
+lr_scheduler = "cosine"
+learning_rate = 7e-5
+warmup_ratio = 0.15
+
+[optimizer_args.args.optimizer_args]
+weight_decay = "0.1"
+betas = "0.9,0.99"
+
+[saving_args.args]
+save_every_n_epochs = 1
+"""
+
+ONE_TRAINER: dict[str, Any] = {
+    "__version": 11,
+    "training_method": "LORA",
+    "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+    "base_model_name": "some/base",
+    "concepts": [
+        {
+            "path": "/data/fox",
+            "balancing": 3.0,
+            "image": {"enable_random_flip": True, "enable_random_hue": False},
+            "text": {"enable_tag_shuffling": True, "keep_tags_count": 2},
+        },
+        {"path": "/data/hare", "balancing": 1.0},
+    ],
+    "resolution": "1024",
+    "batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 2e-4,
+    "learning_rate_scheduler": "COSINE",
+    "learning_rate_warmup_steps": 150.0,
+    "epochs": 40,
+    "train_dtype": "BFLOAT_16",
+    "output_dtype": "BFLOAT_16",
+    "loss_weight_fn": "MIN_SNR_GAMMA",
+    "loss_weight_strength": 5.0,
+    "offset_noise_weight": 0.05,
+    "masked_training": True,
+    "unmasked_weight": 0.1,
+    "unmasked_probability": 0.0,
+    "unet": {"train": True, "learning_rate": None, "gradient_checkpointing": True, "weight_dtype": "FLOAT_8"},
+    "prior": {"train": True, "learning_rate": 7.0},
+    "text_encoder": {"train": False, "learning_rate": 1e-5},
+    "text_encoder_2": {"train": False},
+    "peft_type": "LORA",
+    "lora_rank": 32,
+    "lora_alpha": 16.0,
+    "lora_decompose": True,
+    "lokr_dim": 9,
+    "optimizer": {"optimizer": "ADAMW", "weight_decay": 0.02, "beta1": 0.9, "beta2": 0.99, "fused": True},
+    "optimizer_defaults": {"PRODIGY": {"d_coef": 2.0}},
+    "samples": [{"prompt": "a fox", "cfg_scale": 5.0, "diffusion_steps": 24}],
+    "sample_after": 100,
+    "sample_after_unit": "STEP",
+    "save_every": 4,
+    "save_every_unit": "EPOCH",
+    "surprise": 1,
+}
+
+SIMPLE_TUNER: dict[str, Any] = {
+    "--model_type": "lora",
+    "--model_family": "flux",
+    "--lora_type": "standard",
+    "--lora_rank": 64,
+    "--learning_rate": "1e-4",
+    "--lr_scheduler": "polynomial",
+    "--lr_warmup_steps": 48,
+    "--max_train_steps": 3000,
+    "--num_train_epochs": 0,
+    "--train_batch_size": 2,
+    "--gradient_checkpointing": "true",
+    "--grad_clip_method": "norm",
+    "--max_grad_norm": 1,
+    "--mixed_precision": "bf16",
+    "--base_model_precision": "int8-quanto",
+    "--optimizer": "adamw_bf16",
+    "--optimizer_config": "weight_decay=0.05,eps=1e-7",
+    "--resolution": 1024,
+    "--caption_dropout_probability": 0.1,
+    "--checkpointing_steps": 250,
+    "--validation_prompt": "a fox",
+    "--validation_steps": 50,
+    "--validation_guidance": 4.0,
+    "--validation_seed": 3,
+    "--crepa_lambda": 0.5,
+    "--seed": 42,
+    "--data_backend_config": "config/backend.json",
+    "--surprise": 1,
+}
+
+MUSUBI = """
+dit = "/models/dit.safetensors"
+vae = "/models/vae.safetensors"
+dataset_config = "fox.toml"
+network_module = "networks.lora_qwen_image"
+network_dim = 16
+network_alpha = 8
+learning_rate = 5e-5
+optimizer_type = "adamw8bit"
+timestep_sampling = "shift"
+discrete_flow_shift = 2.2
+weighting_scheme = "none"
+max_train_epochs = 16
+gradient_checkpointing = true
+mixed_precision = "bf16"
+fp8_base = true
+fp8_scaled = true
+blocks_to_swap = 16
+sdpa = true
+surprise = 1
+"""
+
+MUSUBI_DATA = """
+[general]
+resolution = [1024, 1024]
+caption_extension = ".txt"
+batch_size = 2
+enable_bucket = true
+
+[[datasets]]
+image_directory = "/data/fox"
+cache_directory = "/data/cache"
+num_repeats = 3
+control_directory = "/data/poses"
+
+[[datasets]]
+image_directory = "/data/hare"
+"""
+
+PIPE = """
+output_dir = "/data/out"
+dataset = "fox.toml"
+epochs = 100
+micro_batch_size_per_gpu = 2
+pipeline_stages = 1
+gradient_accumulation_steps = 4
+gradient_clipping = 0.5
+warmup_steps = 20
+save_every_n_epochs = 5
+eval_every_n_epochs = 1
+activation_checkpointing = true
+save_dtype = "bfloat16"
+surprise = 1
+
+[model]
+type = "flux"
+diffusers_path = "/models/flux"
+dtype = "bfloat16"
+transformer_dtype = "float8"
+flux_shift = true
+
+[adapter]
+type = "lora"
+rank = 32
+dtype = "bfloat16"
+
+[optimizer]
+type = "adamw_optimi"
+lr = 2e-5
+betas = [0.9, 0.99]
+weight_decay = 0.02
+
+[monitoring]
+wandb_api_key = "k-1"
+"""
+
+PIPE_DATA = """
+resolutions = [512, 1024]
+enable_ar_bucket = true
+min_ar = 0.5
+
+[[directory]]
+path = "/data/fox"
+num_repeats = 3
+mask_path = "/data/masks"
+
+[[directory]]
+path = "/data/hare"
+num_repeats = 5
+"""
+
 
 def gui(**changes: Any) -> Recipe:
     return recipes.read(json.dumps({"LoRA_type": "Standard", **changes}))

@@ -49,7 +49,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from foreign_recipes import GUI, JOB, METADATA, TOML
+from foreign_recipes import EASY, GUI, JOB, METADATA, MUSUBI, ONE_TRAINER, PIPE, PIPE_DATA, SIMPLE_TUNER, TOML
 
 MEMORY = Path("/dev/shm")
 SCRATCH = Path(tempfile.mkdtemp(prefix="lora-kiln-fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
@@ -397,7 +397,10 @@ RUN = {
 
 # ---------------------------------------------------------------- all of them
 
-RECIPES = [TOML, json.dumps(GUI), yaml.safe_dump(JOB), json.dumps(JOB), json.dumps(METADATA)]
+RECIPES = [
+    *(TOML, json.dumps(GUI), yaml.safe_dump(JOB), json.dumps(JOB), json.dumps(METADATA)),
+    *(EASY, MUSUBI, PIPE, PIPE_DATA, json.dumps(ONE_TRAINER), json.dumps(SIMPLE_TUNER)),
+]
 TARGETS: dict[str, Target] = {
     "recipe": Target(
         lambda data: recipes.read(as_text(data), "x.toml"), (InputError,), [text.encode() for text in RECIPES]

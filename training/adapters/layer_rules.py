@@ -1,14 +1,18 @@
 """Settings of single layers by name pattern: lines such as `output_blocks.* rank=8 alpha=4 lr=0.5`."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 
 from ..basics.errors import raise_if_any
 
 DIFFUSION_MODEL = "diffusion_model."
 KEYS = ("rank", "alpha", "lr")
+MOST_RULES = 2000
+"""each is compared with each layer"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,12 @@ class LayerRule:
         """Whether a layer's module path fits, with or without `diffusion_model.` before it."""
         # A pattern such as *ff* must not fit every layer by the letters of the prefix.
         whole = self.pattern.startswith(DIFFUSION_MODEL)
-        return fnmatchcase(name if whole else name.removeprefix(DIFFUSION_MODEL), self.pattern)
+        return _matcher(self.pattern).match(name if whole else name.removeprefix(DIFFUSION_MODEL)) is not None
+
+
+@lru_cache(maxsize=2 * MOST_RULES)
+def _matcher(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
 
 
 def parse_layer_rules(text: str) -> tuple[LayerRule, ...]:
@@ -46,9 +55,13 @@ def parse_layer_rules(text: str) -> tuple[LayerRule, ...]:
             rules.append(_rule(words))
         except ValueError as error:
             problems.append(
-                f"layer_rules line {number} is {line.strip()!r}: {error}. Write a pattern and then rank=, alpha= or "
-                "lr=, as in 'output_blocks.* rank=8 alpha=4 lr=0.5'."
+                f"layer_rules line {number} is {line.strip()!r:.200}: {error}. Write a pattern and then rank=, alpha= "
+                "or lr=, as in 'output_blocks.* rank=8 alpha=4 lr=0.5'."
             )
+    if len(rules) > MOST_RULES:
+        problems.append(
+            f"layer_rules has {len(rules):,} rules; it must have at most {MOST_RULES:,}: use wider patterns."
+        )
     raise_if_any("LoRA Config", problems)
     return tuple(rules)
 
@@ -84,7 +97,7 @@ def _rule(words: list[str]) -> LayerRule:
     for word in settings:
         key, _, text = word.partition("=")
         if key not in KEYS:
-            raise ValueError(f"{word!r} is none of rank=, alpha=, lr=")
+            raise ValueError(f"{word!r:.200} is none of rank=, alpha=, lr=")
         if key in values:
             raise ValueError(f"{key} is set twice")
         values[key] = _number(key, text)
@@ -98,7 +111,7 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if key == "rank" and not (value.is_integer() and value >= 0):
-        raise ValueError(f"rank is {text!r}; it must be a whole number from 0 (no adapter) on")
+        raise ValueError(f"rank is {text!r:.200}; it must be a whole number from 0 (no adapter) on")
     if not math.isfinite(value) or (key != "rank" and value <= 0):
-        raise ValueError(f"{key} is {text!r}; it must be a number above 0")
+        raise ValueError(f"{key} is {text!r:.200}; it must be a number above 0")
     return value

@@ -7,9 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+MOST_TOLD = 50
+"""problems of one input that are listed"""
+
 
 class InputError(ValueError):
-    """Unusable input, with every problem found in it.
+    """Unusable input, with every problem found in it; of very many, the first and their number.
 
     Args:
         subject: the input, e.g. "LoRA Config".
@@ -18,7 +21,9 @@ class InputError(ValueError):
 
     def __init__(self, subject: str, problems: Sequence[str]):
         self.subject = subject
-        self.problems = tuple(problems)
+        more = len(problems) - MOST_TOLD
+        told = problems if more <= 1 else [*problems[:MOST_TOLD], f"There are {more:,} more problems."]
+        self.problems = tuple(told)
         lines = "\n".join(f"- {problem}" for problem in self.problems)
         super().__init__(f"{subject} cannot be used:\n{lines}")
 

@@ -73,8 +73,11 @@ SAME = ForeignName()
 NOT_PAGED = ForeignName(
     difference="the same, but its state is not moved out of the GPU's memory when that is full",
 )
+STABLE = ForeignName(difference="AdamW, without the bound on each tensor's step of StableAdamW")
+OTHER_ADAMW = ForeignName(difference="AdamW; the other's own additions are not offered")
 NO_ADEMAMIX = ForeignName(difference="AdamW, without AdEMAMix' second, slower average")
 IN_32_BIT = ForeignName(difference="the same in 32 bit")
+IN_32_BIT_LION = ("lion8bit", "pagedlion8bit", "bnblion8bit", "bnblion8bitpaged")
 
 ADAMW = OptimizerKind(
     name="adamw",
@@ -92,6 +95,18 @@ ADAMW = OptimizerKind(
         "pagedadamw32bit": NOT_PAGED,
         "ademamix8bit": NO_ADEMAMIX,
         "pagedademamix8bit": NO_ADEMAMIX,
+        "adamwbf16": IN_32_BIT,
+        "torchadamw": SAME,
+        "bnbadamw": SAME,
+        "bnbadamwpaged": NOT_PAGED,
+        "torchadam": ForeignName(weight_decay=0.0),
+        "bnbadam": ForeignName(weight_decay=0.0),
+        "optimiadamw": ForeignName(argument="betas=0.9,0.99", weight_decay=0.0),
+        "adamwoptimi": ForeignName(argument="betas=0.9,0.99", weight_decay=0.0),
+        "genericoptim": OTHER_ADAMW,
+        "adamwadv": OTHER_ADAMW,
+        "stableadamw": STABLE,
+        "optimistableadamw": STABLE,
     },
     takes_flat_parameters=True,
     takes_fused=True,
@@ -110,6 +125,11 @@ ADAMW_8BIT = OptimizerKind(
         "adamw8": SAME,
         "pagedadamw8bit": ForeignName(argument="is_paged=True"),
         "adam8bit": ForeignName(weight_decay=0.0),
+        "bnbadamw8bit": SAME,
+        "aoadamw8bit": SAME,
+        "bnbadamw8bitpaged": ForeignName(argument="is_paged=True"),
+        "bnbadam8bit": ForeignName(weight_decay=0.0),
+        "adamw8bitkahan": ForeignName(difference="the same, without Kahan's sums, which 32-bit adapters do not need"),
     },
 )
 ADAFACTOR = OptimizerKind(
@@ -122,7 +142,7 @@ ADAFACTOR = OptimizerKind(
     arguments=("eps", "clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"),
     # By default it scales the rate by the size of the weights, and those of an adapter begin at zero.
     defaults={"scale_parameter": False, "relative_step": False, "warmup_init": False},
-    foreign_names={"adafactor": SAME},
+    foreign_names={"adafactor": SAME, "torchadafactor": SAME},
 )
 LION = OptimizerKind(
     name="lion",
@@ -132,7 +152,7 @@ LION = OptimizerKind(
     rates=LearningRates(1e-7, 8e-5, "2e-5", above="lion moves every number by the whole rate"),
     name_in_files="Lion",
     arguments=("betas",),
-    foreign_names={"lion": SAME, "lion8bit": IN_32_BIT, "pagedlion8bit": IN_32_BIT},
+    foreign_names={"lion": SAME, **dict.fromkeys(IN_32_BIT_LION, IN_32_BIT), "bnblion": SAME, "optimilion": SAME},
 )
 PRODIGY = OptimizerKind(
     name="prodigy",
@@ -149,6 +169,8 @@ PRODIGY = OptimizerKind(
     foreign_names={
         "prodigy": SAME,
         "prodigy8bit": IN_32_BIT,
+        "prodigyplus*": ForeignName(difference="Prodigy, without the averaging of Schedule-Free and further additions"),
+        "prodigyadv": ForeignName(difference="Prodigy; the other's own additions are not offered"),
         "dadapt*": ForeignName(
             difference="D-Adaptation is not offered; its successor takes the same learning rate of 1"
         ),
@@ -166,7 +188,9 @@ SCHEDULE_FREE = OptimizerKind(
     foreign_names={
         "adamwschedulefree": SAME,
         "schedulefreeadamw": SAME,
+        "adamwschedulefree+*": SAME,
         "radamschedulefree": ForeignName(difference="Schedule-Free without RAdam's rectified start"),
+        "schedulefreesgd": ForeignName(difference="Schedule-Free on AdamW instead of SGD: another learning rate fits"),
         "sgdschedulefree": ForeignName(difference="Schedule-Free on AdamW instead of SGD: another learning rate fits"),
     },
     scheduler="constant",

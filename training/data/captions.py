@@ -1,7 +1,6 @@
 """Captions: their files, trigger words and tags."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,9 +190,24 @@ def _and_others(count: int) -> str:
 def with_trigger(caption: str, trigger: str) -> str:
     """The caption with the trigger word prepended, unless it contains the word already."""
     trigger = trigger.strip()
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+    if not trigger or _has_word(caption.casefold(), trigger.casefold()):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Whether the word stands in the text with no letter, digit or underscore beside it."""
+    at = text.find(word[0])
+    while at >= 0:
+        end = at + len(word)
+        if not _is_letter(text[at - 1 : at]) and not _is_letter(text[end : end + 1]) and text.startswith(word, at):
+            return True
+        at = text.find(word[0], at + 1)
+    return False
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def shuffle_tags(caption: str, keep_tokens: int, *key: int | str) -> str:

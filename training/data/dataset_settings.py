@@ -65,9 +65,10 @@ class DatasetSettings:
                 "512 suits SD1.5, 1024 SDXL and later models."
             )
         for entry in filter(None, map(str.strip, self.extra_resolutions.split(","))):
-            if not entry.isdecimal() or not 64 <= int(entry) <= 4096:
+            if not entry.isdecimal() or len(entry) > 9 or not 64 <= int(entry) <= 4096:
                 problems.append(
-                    f"extra_resolutions has {entry!r}; it must be whole numbers from 64 to 4096 with commas between."
+                    f"extra_resolutions has {entry!r:.200}; it must be whole numbers from 64 to 4096 with commas "
+                    "between."
                 )
         if self.bucket_step < 8 or self.bucket_step % 8:
             problems.append(f"bucket_step is {self.bucket_step}; it must be a multiple of 8 pixels; 64 is usual.")

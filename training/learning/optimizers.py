@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +10,12 @@ from typing import Any
 import torch
 
 from ..basics.errors import InputError, raise_if_any
+from ..basics.name_values import cut_settings
 from ..config import OptimizationConfig, OptimizerKind
 from .ema import put_back
 
+LONGEST_VALUE = 200
+"""characters of an argument's value"""
 FIELD_OF = {"params": "", "lr": "learning_rate", "weight_decay": "weight_decay"}
 """Arguments of an optimizer that optimizer_args may not set -> the config's field that sets them; empty: none."""
 
@@ -221,20 +223,20 @@ def _arguments(kind: OptimizerKind, optimizer_class: Any, text: str) -> dict[str
         and parameter.name not in FIELD_OF
     }
     arguments, problems = dict(kind.defaults), []
-    for setting in re.split(r"\s+(?=\w+\s*=)", text.strip()) if text.strip() else []:
+    for setting in cut_settings(text):
         key, _, written = (part.strip() for part in setting.partition("="))
         key = kind.argument_names.get(key, key)
         if FIELD_OF.get(key):
             problems.append(f"optimizer_args sets {key}; it has its own field, {FIELD_OF[key]}: set it there.")
         elif key not in taken:
             listed = ", ".join(f"{known}={default}" for known, default in taken.items())
-            problems.append(f"optimizer_args sets {key!r}, which {kind.name} does not know; it takes: {listed}.")
+            problems.append(f"optimizer_args sets {key!r:.200}, which {kind.name} does not know; it takes: {listed}.")
         else:
             try:
                 arguments[key] = _value(written)
             except ValueError:
                 problems.append(
-                    f"optimizer_args has {setting!r}; it must be name=value with a number, True, False or numbers "
+                    f"optimizer_args has {setting!r:.200}; it must be name=value with a number, True, False or numbers "
                     "with commas between them, as in `betas=0.9,0.99 eps=1e-8`."
                 )
     raise_if_any("LoRA Config", problems)
@@ -247,6 +249,8 @@ def _value(written: str) -> Any:
     Raises:
         ValueError: the text is none of these.
     """
+    if len(written) > LONGEST_VALUE:
+        raise ValueError(written[:LONGEST_VALUE])
     try:
         value = ast.literal_eval(written)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:

@@ -5,13 +5,13 @@ toolkit/optimizer.py, toolkit/scheduler.py, jobs/process/BaseSDTrainProcess.py).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..basics.errors import InputError
 from ..config.optimizers import OptimizerKind
 from . import ai_toolkit_keys as keys
-from .ledger import Entry, Ledger, shown, to_number
+from .ledger import Entry, Ledger, leaves, shown, to_number
 from .recipe import Recipe
 from .techniques import (
     WHOLE_FACTOR,
@@ -77,23 +77,12 @@ def _entries(content: Mapping[str, Any]) -> dict[str, Entry]:
     job = {key: value for key, value in content.items() if key != "config"}
     config = {key: value for key, value in content["config"].items() if key != "process"}
     further = {f"process[{number}]": each for number, each in enumerate(processes) if number}
-    found = [*_leaves(job, ""), *_leaves(config, "config."), *further.items(), *_leaves(processes[0], "")]
+    found = [*leaves(job), *leaves(config, "config."), *further.items(), *leaves(processes[0], "", ("datasets",))]
     entries: dict[str, Entry] = {}
     for path, value in found:
         name = f"job.{path}" if path in entries else path
         entries[name] = Entry(name, value)
     return entries
-
-
-def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif key == "datasets" and isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-            for number, each in enumerate(value):
-                yield from _leaves(each, f"{prefix}{key}[{number}].")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _network(book: Ledger) -> None:

@@ -85,6 +85,8 @@ TYPES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """LoRA_type -> (sd-scripts' network_module, LyCORIS' algorithm, the settings that the GUI passes to it)"""
 
 ARGUMENTS = {*(name for _, _, names in TYPES.values() for name in names)}
+LONGEST_COMMAND = 10_000
+"""characters of additional_parameters"""
 LORAPLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 
 FAMILY_SWITCHES = {"hunyuan": "hunyuan_image_checkbox", "anima": "anima_checkbox", "lumina": "lumina_checkbox"}
@@ -140,9 +142,8 @@ MISSING = {
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a table is the GUI's."""
-    known = sum(key in keys.KNOWN or key in RENAMED or key in ARGUMENTS for key in content)
-    return any(mark in content for mark in MARKS) or known >= 3
+    """Whether a table has keys that only the GUI has."""
+    return any(mark in content for mark in MARKS)
 
 
 @dataclass
@@ -193,6 +194,10 @@ def read(content: Mapping[str, Any]) -> Recipe:
     book = Ledger(settings.entries, defaults=settings.defaults)
     for entry, why in settings.left:
         book.leave(entry, why)
+    if "LoRA_type" not in content:
+        book.note_absent(
+            "LoRA_type", None, "another tab's file: the whole model or an embedding would have been trained"
+        )
     for name, (lost,) in MISSING.items():
         book.miss(name, lost)
     sd_scripts.carry(book)
@@ -298,6 +303,8 @@ def _additional(settings: _Settings) -> None:
     """additional_parameters: arguments as on a command line, which override the other settings."""
     entry = settings.entries.get("additional_parameters")
     if entry is None or not isinstance(entry.value, str) or not entry.value.strip():
+        return
+    if len(entry.value) > LONGEST_COMMAND:
         return
     try:
         words = shlex.split(entry.value)

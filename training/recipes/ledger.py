@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -159,7 +159,8 @@ class Ledger:
 
     def carry_repeated(self, name: str, entries: list[Entry], note: str) -> None:
         """Accounts for further entries of a name as carried over."""
-        self._repeated = [(each, entry) for each, entry in self._repeated if not (each == name and entry in entries)]
+        carried = {id(entry) for entry in entries}
+        self._repeated = [(each, entry) for each, entry in self._repeated if id(entry) not in carried]
         self._carried += [f"{shown_key(entry.path)} = {self._shown(entry)} -> {note}" for entry in entries]
 
     def ignore(self, names: str | tuple[str, ...], why: str) -> None:
@@ -275,6 +276,22 @@ class Ledger:
         if entry.path.lower().endswith(SECRETS) and not is_unset(entry.value):
             return "(hidden)"
         return shown(entry.value if entry.written is None else entry.written)
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "", numbered: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Every value of a table that is no table itself, by its path, such as train.lr.
+
+    Args:
+        numbered: keys of lists of tables that are gone into too, as in datasets[0].resolution.
+    """
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.", numbered)
+        elif key in numbered and isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for number, each in enumerate(value):
+                yield from leaves(each, f"{prefix}{key}[{number}].", numbered)
+        else:
+            yield f"{prefix}{key}", value
 
 
 def as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:

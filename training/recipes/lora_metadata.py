@@ -42,6 +42,16 @@ IN_SUBSETS = (
 """Settings that are in ss_datasets if the run had a dataset file."""
 
 
+def is_header(content: Mapping[str, Any]) -> bool:
+    """Whether a table is the header of a safetensors file."""
+    return isinstance(content.get("__metadata__"), dict)
+
+
+def read_header(content: Mapping[str, Any]) -> Recipe:
+    """Converts the metadata in a header, which names the file's tensors too."""
+    return read(content["__metadata__"], [key for key in content if key != "__metadata__"])
+
+
 def recognises(content: Mapping[str, Any]) -> bool:
     """Whether a table is a LoRA's metadata."""
     return any(key.startswith(("ss_", "modelspec.")) for key in content)

@@ -21,6 +21,9 @@ DEEPEST = 12
 """most levels of nested tables and lists"""
 MOST = 10_000
 """most values, tables and lists in all"""
+LIKE_TOML = re.compile(r"^[ \t]*(\[|[\w.\"'-]+[ \t]*=)", re.MULTILINE)
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where it is there: it is many times faster"""
 NULLS = ("", "~", "null", "Null", "NULL")
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
@@ -66,52 +69,74 @@ def _toml_or_yaml(text: str) -> tuple[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
-        if re.search(r"^\s*(\[|[\w.\"'-]+\s*=)", text, re.MULTILINE) and not re.search(r"^\w+:", text, re.MULTILINE):
+        if text.lstrip().startswith("["):
+            _refuse_list(text)
+        if LIKE_TOML.search(text) and not re.search(r"^\w+:", text, re.MULTILINE):
             raise _refused(f"it looks like TOML, but is none: {error}.") from None
     try:
-        node = yaml.compose(text, Loader=_BoundedLoader)
-        return "YAML", None if node is None else _from_yaml(node)
+        return "YAML", _yaml(text)
+    except UnicodeError:
+        raise _refused("it holds characters that no text has; save it as UTF-8.") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
         problem = getattr(error, "problem", None) or "no text of that form"
+        if "nesting depth" in problem:  # libyaml's own limit
+            raise _too_deep() from None
         raise _refused(f"it is neither TOML, JSON nor YAML: {problem}{line}.") from None
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """Refuses aliases (they can expand without bound), tags, and too many or too deep nodes."""
-
-    depth = 0
-    count = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise _refused("it uses YAML aliases (*name), which are not read: write the values out.")
-        event: Any = self.peek_event()
-        if getattr(event, "anchor", None) is not None:
-            raise _refused("it uses YAML anchors (&name), which are not read: write the values out.")
-        if getattr(event, "tag", None) is not None:
-            raise _refused(f"it uses the YAML tag {event.tag!r}; tags are not read: write plain values.")
-        self.count += 1
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise _too_deep()
-        if self.count > 2 * MOST:
-            raise _too_many()
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+def _refuse_list(text: str) -> None:
+    """Refuses a JSON list, which begins as a TOML table does."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    raise _refused(
+        f"it is a JSON list of {len(content):,}, no table of keys, as OneTrainer's concepts and SimpleTuner's data "
+        "backends are: choose the file with the training's settings."
+    )
 
 
-def _from_yaml(node: yaml.Node) -> Any:
-    """Converts nodes by YAML 1.2's core schema, in which 1e-4 is a number and `no` is text."""
-    if isinstance(node, yaml.SequenceNode):
-        return [_from_yaml(each) for each in node.value]
-    if isinstance(node, yaml.MappingNode):
-        return _once([(str(_from_yaml(key)), _from_yaml(value)) for key, value in node.value])
-    assert isinstance(node, yaml.ScalarNode)
-    text = node.value
-    if node.style is not None:  # quoted or block text
+def _yaml(text: str) -> Any:
+    """Reads one document by its events, without aliases (which can expand without bound) and tags."""
+    outer: list[list[Any]] = [[]]
+    count = documents = 0
+    for event in yaml.parse(text, Loader=YAML_LOADER):
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
+            raise _refused("it holds several YAML documents (---): leave one.")
+        if isinstance(event, yaml.CollectionEndEvent):
+            inner = outer.pop()
+            is_table = isinstance(event, yaml.MappingEndEvent)
+            outer[-1].append(_once(list(zip(map(str, inner[::2]), inner[1::2], strict=True))) if is_table else inner)
+        elif isinstance(event, yaml.NodeEvent):
+            count += 1
+            _check_node(event, len(outer), count)
+            if isinstance(event, yaml.ScalarEvent):
+                outer[-1].append(_scalar(event))
+            else:
+                outer.append([])
+    return outer[0][0] if outer[0] else None
+
+
+def _check_node(event: Any, depth: int, count: int) -> None:
+    if isinstance(event, yaml.AliasEvent):
+        raise _refused("it uses YAML aliases (*name), which are not read: write the values out.")
+    if event.anchor is not None:
+        raise _refused("it uses YAML anchors (&name), which are not read: write the values out.")
+    if event.tag is not None:
+        raise _refused(f"it uses the YAML tag {event.tag!r:.60}; tags are not read: write plain values.")
+    if depth > DEEPEST:
+        raise _too_deep()
+    if count > 2 * MOST:
+        raise _too_many()
+
+
+def _scalar(event: Any) -> Any:
+    """Converts text by YAML 1.2's core schema, in which 1e-4 is a number and `no` is text."""
+    text = event.value
+    if event.style:  # quoted or block text
         return text
     if text in NULLS:
         return None

@@ -1,12 +1,13 @@
 """Settings that several trainers have under the same names: adapters, optimizers, schedulers, number formats."""
 
-import re
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..adapters import KINDS
+from ..basics.name_values import LISTED, cut_settings
 from ..config.optimizers import ADAFACTOR, ADAMW, ForeignName, OptimizerKind, optimizer_by_foreign_name
-from .ledger import Ledger, is_unset, to_number
+from .ledger import Entry, Ledger, is_unset, to_number
 
 NOT_OFFERED = ForeignName(difference="this optimizer is not offered: its learning rate may not fit")
 SCHEDULERS = {
@@ -29,6 +30,11 @@ NUMBER_FORMATS = {
     **dict.fromkeys(("fp16", "float16"), "fp16"),
     **dict.fromkeys(("bf16", "bfloat16"), "bf16"),
 }
+
+
+def in_optimizer_steps(passes: int, per_step: int) -> int:
+    """A number of forward passes as optimizer steps, of which each has `per_step`; rounded up."""
+    return math.ceil(passes / max(per_step, 1))
 
 
 def carry_precision(book: Ledger, key: str, default: str) -> None:
@@ -119,6 +125,15 @@ def carry_optimizer(book: Ledger, key: str, name: str, prefix: str, defaults: De
     return kind
 
 
+def join_betas(entries: dict[str, Entry], first: str, second: str, name: str) -> None:
+    """Makes one argument, `betas`, of the two numbers of a trainer that has them apart; of one alone, nothing."""
+    pair = [entries.get(first), entries.get(second)]
+    given = [entry for entry in pair if entry is not None and not is_unset(entry.value)]
+    if len(given) == 2:
+        del entries[first], entries[second]
+        entries[name] = Entry(", ".join(entry.path for entry in given), [entry.value for entry in given])
+
+
 def _adafactor(book: Ledger, prefix: str) -> dict[str, str]:
     """Accounts for Adafactor's own learning rate, which is not offered: lr counts, as with relative_step=False."""
     relative, warmup = f"{prefix}relative_step", f"{prefix}warmup_init"
@@ -162,7 +177,7 @@ def _plain(value: Any) -> str | None:
 
 def split_arguments(text: str) -> list[str]:
     """`a=1,b=(2, 3)` or `a=1 b=2,3` -> ["a=1", "b=(2, 3)"]."""
-    return [part.strip(" ,") for part in re.split(r"[\s,]+(?=[A-Za-z_]\w*\s*=)", text.strip()) if part.strip(" ,")]
+    return [part.strip(" ,") for part in cut_settings(text, LISTED) if part.strip(" ,")]
 
 
 def unquoted(value: str) -> str:

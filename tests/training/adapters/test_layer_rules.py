@@ -85,3 +85,10 @@ def test_patterns_that_fit_nothing_are_named() -> None:
         check_layer_rules(rules, [TO_Q, TEXT])
     assert ["'*to_z'" in caught.value.problems[0], "'clip_g.*'" in caught.value.problems[1]] == [True, True]
     check_layer_rules(rules[:1], [TO_Q, TEXT])
+
+
+def test_more_rules_than_can_be_compared_are_refused() -> None:
+    text = "\n".join(f"*blocks.{number}.* rank=4" for number in range(2001))
+    with pytest.raises(InputError, match="2,001 rules; it must have at most 2,000"):
+        parse_layer_rules(text)
+    assert len(parse_layer_rules(text.rpartition("\n")[0])) == 2000

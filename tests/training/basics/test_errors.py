@@ -20,6 +20,14 @@ def test_the_parts_stay_at_hand() -> None:
     assert (error.subject, error.problems) == ("Node", ("one", "two"))
 
 
+def test_of_very_many_problems_the_first_are_told_also_after_they_are_passed_on() -> None:
+    error = InputError("Node", [f"{number} is wrong." for number in range(1000)])
+    again = InputError("Recipe", error.problems)
+    assert error.problems == again.problems and len(error.problems) == 51
+    assert error.problems[-1] == "There are 950 more problems."
+    assert len(InputError("Node", ["one"] * 51).problems) == 51
+
+
 class Part(BaseModel, strict=True):
     size: int
 

@@ -19,6 +19,8 @@ from lora_kiln.training.recipes import parse_changes
         ("steps = 2000\nseed = 7", {"steps": 2000, "seed": 7}),
         ("steps=2000, seed=7; rank=4,", {"steps": 2000, "seed": 7, "rank": 4}),
         ("alpha=8", {"alpha": 8.0}),
+        ("steps=2000;;, ,seed=7 ,;", {"steps": 2000, "seed": 7}),
+        ('layer_rules="",; steps=9', {"layer_rules": "", "steps": 9}),
         ("rslora=true deterministic=no", {"rslora": True, "deterministic": False}),
         ('targets="all linear and convolution" rank=4', {"targets": "all linear and convolution", "rank": 4}),
         ("optimizer_args=betas=0.9,0.99", {"optimizer_args": "betas=0.9,0.99"}),
@@ -57,3 +59,12 @@ def test_what_is_no_setting_is_refused_all_at_once(text: str, problems: list[str
     assert len(caught.value.problems) == len(problems)
     for sentence in problems:
         assert any(sentence in problem for problem in caught.value.problems), (sentence, caught.value.problems)
+
+
+def test_of_very_many_names_the_first_are_told() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_changes(" ".join(f"name_{number}=1" for number in range(500)))
+    assert (
+        len(caught.value.problems) == 21
+        and caught.value.problems[-1] == "changes sets 480 more names that no recipe has."
+    )

@@ -99,6 +99,12 @@ def test_training_the_text_encoder_alone_is_said_to_be_lost() -> None:
     assert list_of(recipe, "unet_lr") == ["missing"]
 
 
+def test_the_file_of_another_tab_is_said_to_train_something_else() -> None:
+    recipe = recipes.read(json.dumps({"max_resolution": "512,512", "learning_rate": 1e-5}))
+    assert any("another tab" in line for line in recipe.missing)
+    assert not any("another tab" in line for line in gui().missing)
+
+
 def test_other_lycoris_networks_are_said_to_be_lost() -> None:
     recipe = gui(LoRA_type="LyCORIS/GLoRA")
     assert recipe.config.adapter.kind == "lora" and list_of(recipe, "LoRA_type") == ["missing"]

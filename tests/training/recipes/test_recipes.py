@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +15,25 @@ from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.data.dataset import DatasetSettings
 
-from foreign_recipes import GUI, JOB, METADATA, TOML, accounts
+from foreign_recipes import (
+    EASY,
+    GUI,
+    JOB,
+    METADATA,
+    MUSUBI,
+    MUSUBI_DATA,
+    ONE_TRAINER,
+    PIPE,
+    PIPE_DATA,
+    SIMPLE_TUNER,
+    TOML,
+    accounts,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TOML_KEYS = [
     *("model.pretrained_model_name_or_path", "model.output_name", "network.network_module", "network.network_dim"),
@@ -46,6 +67,37 @@ METADATA_KEYS = [
 ]
 
 
+def paths(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The path of every value that is neither a table nor a list of tables."""
+    for key, value in table.items():
+        tables = value if isinstance(value, list) and value and isinstance(value[0], dict) else []
+        for number, each in enumerate(tables):
+            yield from paths(each, f"{prefix}{key}[{number}].")
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{key}.")
+        elif not tables:
+            yield f"{prefix}{key}"
+
+
+ONE_TRAINER_KEYS = [
+    *(path for path in paths(ONE_TRAINER) if not path.startswith("optimizer.beta")),
+    "optimizer.beta1, optimizer.beta2",
+]
+SIMPLE_TUNER_KEYS = [
+    *(key for key in SIMPLE_TUNER if key != "--optimizer_config"),
+    *("--optimizer_config.weight_decay", "--optimizer_config.eps"),
+]
+NEW = {
+    "easy": (EASY, list(paths(tomllib.loads(EASY)))),
+    "onetrainer": (json.dumps(ONE_TRAINER), ONE_TRAINER_KEYS),
+    "simpletuner": (json.dumps(SIMPLE_TUNER), SIMPLE_TUNER_KEYS),
+    "musubi": (MUSUBI, list(paths(tomllib.loads(MUSUBI)))),
+    "musubi data": (MUSUBI_DATA, list(paths(tomllib.loads(MUSUBI_DATA)))),
+    "diffusion-pipe": (PIPE, list(paths(tomllib.loads(PIPE)))),
+    "diffusion-pipe data": (PIPE_DATA, list(paths(tomllib.loads(PIPE_DATA)))),
+}
+
+
 @pytest.mark.parametrize(
     ("text", "keys"),
     [
@@ -53,8 +105,9 @@ METADATA_KEYS = [
         (json.dumps(GUI), GUI_KEYS),
         (yaml.safe_dump(JOB), JOB_KEYS),
         (json.dumps(METADATA), METADATA_KEYS),
+        *NEW.values(),
     ],
-    ids=["toml", "gui", "job", "metadata"],
+    ids=["toml", "gui", "job", "metadata", *NEW],
 )
 def test_every_key_stands_in_exactly_one_list(text: str, keys: list[str]) -> None:
     found = accounts(recipes.read(text))
@@ -68,13 +121,20 @@ def test_every_key_stands_in_exactly_one_list(text: str, keys: list[str]) -> Non
         (json.dumps(GUI), "widget_of_tomorrow"),
         (yaml.safe_dump(JOB), "surprise.inner"),
         (json.dumps(METADATA), "ss_future"),
+        (EASY, "general_args.args.surprise"),
+        (json.dumps(ONE_TRAINER), "surprise"),
+        (json.dumps(SIMPLE_TUNER), "--surprise"),
+        (MUSUBI, "surprise"),
+        (PIPE, "surprise"),
     ],
 )
 def test_an_unknown_key_is_listed_as_unknown(text: str, key: str) -> None:
     assert "unknown" in next(line for line in recipes.read(text).missing if line.startswith(f"{key} = "))
 
 
-@pytest.mark.parametrize("text", [TOML, json.dumps(GUI), yaml.safe_dump(JOB), json.dumps(METADATA)])
+@pytest.mark.parametrize(
+    "text", [TOML, json.dumps(GUI), yaml.safe_dump(JOB), json.dumps(METADATA), *(text for text, _ in NEW.values())]
+)
 def test_what_comes_out_is_a_config_and_settings_that_load_dataset_has(text: str) -> None:
     recipe = recipes.read(text)
     if text == json.dumps(METADATA):

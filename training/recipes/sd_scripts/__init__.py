@@ -11,23 +11,41 @@ from ..ledger import Ledger
 from ..recipe import Recipe
 from . import keys
 from .data import carry_data
-from .entries import LISTS, argument_entries, file_entries
+from .entries import LISTS, argument_entries, file_entries, first_of_each, renamed, subset_entries
 from .learning import carry_learning
 from .network import carry_network
 from .objective import carry_objective
 from .own import carry_own
 from .saving import carry_saving
 
-__all__ = ["LISTS", "argument_entries", "carry", "keys", "read", "recognises"]
+__all__ = [
+    "LISTS",
+    "argument_entries",
+    "carry",
+    "file_entries",
+    "first_of_each",
+    "keys",
+    "read",
+    "recognises",
+    "renamed",
+    "subset_entries",
+]
 
 SOURCE = "sd-scripts TOML"
 DATA_SOURCE = "sd-scripts dataset file"
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a table has keys of sd-scripts."""
+    """Whether a table has keys that only sd-scripts has."""
     entries, _, _ = file_entries(content)
-    return any(name in keys.KNOWN or name.startswith(tuple(f"{each}." for each in LISTS)) for name in entries)
+    marks = keys.KNOWN - keys.SHARED
+    return any(name in marks or name.startswith(tuple(f"{each}." for each in LISTS)) for name in entries)
+
+
+def has_no_other(content: Mapping[str, Any]) -> bool:
+    """Whether a table has keys of sd-scripts, and none that it does not know."""
+    entries, _, _ = file_entries(content)
+    return bool(entries) and all(name in keys.KNOWN for name in entries)
 
 
 def read(content: Mapping[str, Any]) -> Recipe:
@@ -38,8 +56,15 @@ def read(content: Mapping[str, Any]) -> Recipe:
     return book.recipe(DATA_SOURCE if is_data_only else SOURCE)
 
 
-def carry(book: Ledger) -> None:
-    """Accounts for every key of a file with sd-scripts' names."""
+def carry(
+    book: Ledger, ignored: Mapping[str, str] | None = None, missing: Mapping[str, tuple[Any, ...]] | None = None
+) -> None:
+    """Accounts for every key of a file with sd-scripts' names.
+
+    Args:
+        ignored: further keys, of a relative of that trainer, as in `keys.IGNORED`.
+        missing: likewise, as in `keys.MISSING`.
+    """
     carry_network(book)
     carry_learning(book)
     carry_objective(book)
@@ -47,4 +72,4 @@ def carry(book: Ledger) -> None:
     carry_data(book)
     carry_own(book)
     book.ignore(tuple(name for name in keys.CARRIED if not book.has(name)), "not set")
-    book.account_for_rest(keys.IGNORED, keys.MISSING)
+    book.account_for_rest({**keys.IGNORED, **(ignored or {})}, {**keys.MISSING, **(missing or {})})

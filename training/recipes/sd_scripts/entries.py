@@ -1,9 +1,9 @@
 """The tables of a file -> entries by the name of the command-line argument."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..ledger import Entry, is_unset
+from ..ledger import Entry, is_unset, leaves
 from ..techniques import unquoted
 
 LISTS = ("network_args", "optimizer_args")
@@ -25,13 +25,18 @@ def file_entries(content: Mapping[str, Any]) -> tuple[dict[str, Entry], list[tup
         found += _dataset_entries(tables)
     general = content.get("general")
     if has_datasets and isinstance(general, dict):
-        found += [(_renamed(key), Entry(f"general.{key}", value)) for key, value in general.items()]
+        found += [(renamed(key), Entry(f"general.{key}", value)) for key, value in general.items()]
     is_data_only = has_datasets and not set(content) - {"datasets", "general"}
     rest = {key: value for key, value in content.items() if not (has_datasets and key in ("datasets", "general"))}
-    for path, value in _leaves(rest, ""):
+    for path, value in leaves(rest):  # the trainer ignores the tables' names
         name = path.rsplit(".", 1)[-1]
         made = argument_entries(name, path, value) if name in LISTS else {name: Entry(path, value)}
         found += made.items()
+    return *first_of_each(found), is_data_only
+
+
+def first_of_each(found: Iterable[tuple[str, Entry]]) -> tuple[dict[str, Entry], list[tuple[str, Entry]]]:
+    """(the first entry of each name, the further ones)."""
     entries: dict[str, Entry] = {}
     repeated = []
     for name, entry in found:
@@ -39,34 +44,31 @@ def file_entries(content: Mapping[str, Any]) -> tuple[dict[str, Entry], list[tup
             repeated.append((name, entry))
         else:
             entries[name] = entry
-    return entries, repeated, is_data_only
+    return entries, repeated
 
 
-def _renamed(key: str) -> str:
+def renamed(key: str) -> str:
+    """The name as an argument of a name in a dataset's table."""
     return RENAMED.get(key, key)
 
 
+def subset_entries(subset: Mapping[str, Any], path: str) -> Iterator[tuple[str, Entry]]:
+    """The keys of a folder's table; those of regularisation pictures with a prefix."""
+    prefix = "regularisation." if subset.get("is_reg") is True else ""
+    for key, value in subset.items():
+        yield prefix + renamed(key), Entry(f"{path}.{key}", value)
+
+
 def _dataset_entries(tables: list[dict[str, Any]]) -> Iterator[tuple[str, Entry]]:
-    """The keys of each subset, then of its dataset; those of regularisation pictures with a prefix."""
+    """The keys of each subset, then of its dataset."""
     for number, table in enumerate(tables):
         subsets = table.get("subsets")
         is_list = isinstance(subsets, list) and all(isinstance(each, dict) for each in subsets)
         for inner, subset in enumerate(subsets if isinstance(subsets, list) and is_list else []):
-            prefix = "regularisation." if subset.get("is_reg") is True else ""
-            for key, value in subset.items():
-                yield prefix + _renamed(key), Entry(f"datasets[{number}].subsets[{inner}].{key}", value)
+            yield from subset_entries(subset, f"datasets[{number}].subsets[{inner}]")
         for key, value in table.items():
             if not (key == "subsets" and is_list):
-                yield _renamed(key), Entry(f"datasets[{number}].{key}", value)
-
-
-def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every (path, value) that is not a table; sd-scripts ignores the tables' names."""
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+                yield renamed(key), Entry(f"datasets[{number}].{key}", value)
 
 
 def argument_entries(name: str, path: str, value: Any) -> dict[str, Entry]:

@@ -230,3 +230,15 @@ CARRIED = (
 )
 
 KNOWN = {*IGNORED, *MISSING, *CARRIED}
+
+SHARED = {
+    *("learning_rate", "unet_lr", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "max_train_steps"),
+    *("train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_grad_norm", "mixed_precision"),
+    *("seed", "resolution", "random_crop", "noise_offset", "loss_type", "huber_c", "guidance_scale", "sample_prompts"),
+    *("pretrained_model_name_or_path", "vae", "text_encoder", "clip_l", "t5xxl", "ae", "model_type", "epoch"),
+    *("output_dir", "output_name", "logging_dir", "log_with", "resume", "xformers", "deepspeed", "image_dir"),
+    *("blocks_to_swap", "torch_compile", "dynamo_backend", "dynamo_mode", "attn_mode", "system_prompt"),
+    *("caption_prefix", "caption_suffix", "trigger_word", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"),
+    *("validation_seed", "save_every_n_epochs", "save_every_n_steps", "wandb_api_key", "wandb_run_name"),
+}
+"""those that other trainers have too, so that they say nothing about whose file it is"""

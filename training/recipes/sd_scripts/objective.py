@@ -28,7 +28,7 @@ def carry_objective(book: Ledger) -> None:
 def _loss_and_noise(book: Ledger) -> None:
     book.carry("min_snr_gamma", min_snr_gamma=book.number("min_snr_gamma"))
     book.carry("debiased_estimation_loss", debiased_estimation=book.flag("debiased_estimation_loss"))
-    _loss(book)
+    carry_loss(book)
     book.carry("noise_offset", noise_offset=book.number("noise_offset"))
     book.carry("ip_noise_gamma", ip_noise_gamma=book.number("ip_noise_gamma"))
     for name, of in (
@@ -49,7 +49,8 @@ def _loss_and_noise(book: Ledger) -> None:
     book.carry("max_timestep", max_timestep=book.whole("max_timestep", 1000))
 
 
-def _loss(book: Ledger) -> None:
+def carry_loss(book: Ledger) -> None:
+    """Accounts for the keys of the loss of each element, which a relative of that trainer has too."""
     loss = book.text("loss_type", "l2")
     if loss not in ("l2", "huber", "smooth_l1"):
         book.replace("loss_type", "this loss is not offered", loss="l2")

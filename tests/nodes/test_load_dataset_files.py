@@ -132,6 +132,15 @@ def test_bad_pictures_stop_the_node_where_that_is_asked(pictures: Path) -> None:
         load(bad_pictures="stop")
 
 
+@pytest.mark.parametrize("name", ["raw.CR2", "phone.heic", "new.jxl", "layers.psd"])
+def test_a_picture_that_is_not_read_stops_the_node_too(pictures: Path, name: str) -> None:
+    save(pictures, "good.png")
+    (pictures / name).write_bytes(b"as a camera writes it")
+    assert len(dataset_of().pictures) == 1
+    with pytest.raises(InputError, match=name):
+        load(bad_pictures="stop")
+
+
 def test_what_was_left_out_stands_in_the_dataset_once_a_file(pictures: Path) -> None:
     save(pictures, "good.png")
     for name in ("x.png", "y.png"):

@@ -29,6 +29,7 @@ class CacheKeys:
         self._clip_fingerprint = host.model_fingerprint(clip) if cache else None
         self._vae_fingerprint = host.model_fingerprint(vae) if cache else None
         self._contents: dict[tuple[int, bool], str] = {}
+        self._readings: dict[tuple[int, bool], str] = {}
 
     def text(self, text: str, is_prompt: bool) -> str | None:
         """Of a text's embedding; a text that names an embedding file is not cached, as the file may change."""
@@ -60,8 +61,11 @@ class CacheKeys:
 
     def _reading(self, index: int, is_mask: bool) -> str:
         """How a file's colours are read; "" = as earlier versions did, whose cached values still count."""
-        path = _file(self._dataset.pictures[index], is_mask)
-        return self._cache.picture_facts(path).reading if self._cache and path else ""
+        place = (index, is_mask)
+        if place not in self._readings:
+            path = _file(self._dataset.pictures[index], is_mask)
+            self._readings[place] = self._cache.picture_facts(path).reading if self._cache and path else ""
+        return self._readings[place]
 
     def _content(self, index: int, is_mask: bool) -> str:
         place = (index, is_mask)

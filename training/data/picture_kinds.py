@@ -52,10 +52,10 @@ KINDS = (
     PictureKind("TIFF", (".tif", ".tiff"), ("TIFF",), r"(II|MM)(\0[*+]|[*+]\0)"),
     PictureKind("GIF", (".gif",), ("GIF",), r"GIF8[79]a"),
     PictureKind(
-        "AVIF", (".avif",), ("AVIF",), r"....ftyp(avi[fs]|.{4}(.{4})*?avi[fs])", 12, needs="Pillow 11.3 or later"
+        "AVIF", (".avif",), ("AVIF",), r"....ftyp(avi[fs]|.{4}(.{4})*?avi[fs])", 16, needs="Pillow 11.3 or later"
     ),
     PictureKind(
-        "HEIC", (".heic", ".heif", ".hif"), ("HEIF",), r"....ftyp(he[iv][cxms]|mi[fa][1f]|msf1)", 12,
+        "HEIC", (".heic", ".heif", ".hif"), ("HEIF",), r"....ftyp(he[iv][cxms]|mi[fa][123f]|msf1)", 12,
         "pillow_heif.HeifImagePlugin", "the package pillow-heif",
     ),
     PictureKind(

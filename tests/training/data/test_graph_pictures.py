@@ -60,3 +60,12 @@ def test_the_alpha_of_an_image_is_its_mask() -> None:
     assert torch.equal(pictures_from_images([image], [], masks=[half()])[0].mask_pixels, half()[0])
     image[..., 3] = 1.0
     assert pictures_from_images([image], [])[0].mask_pixels is None
+
+
+def test_an_image_of_which_nothing_would_be_learned_is_said() -> None:
+    clear = torch.zeros(2, 64, 64, 4)
+    clear[0, ..., 3] = 0.5
+    assert len(pictures_from_images([clear], [])) == 2
+    with pytest.raises(InputError, match="image 2 is transparent all over"):
+        pictures_from_images([clear], [], is_masked=True)
+    assert len(pictures_from_images([clear], [], masks=[half(64, 64)], is_masked=True)) == 2

@@ -18,24 +18,16 @@ Heard = Callable[[], list[str]]
 
 
 @pytest.fixture
-def heard() -> Iterator[Callable[[], list[str]]]:
+def heard(host_server: PromptServer) -> Iterator[Callable[[], list[str]]]:
     """Makes the body a running node, and gives the texts that it has put on the page."""
-    before = getattr(PromptServer, "instance", None)
-    loop = asyncio.new_event_loop()
-    server = PromptServer(loop)
 
     def texts() -> list[str]:
-        loop.run_until_complete(asyncio.sleep(0))
-        queued = [server.messages.get_nowait() for _ in range(server.messages.qsize())]
+        host_server.loop.run_until_complete(asyncio.sleep(0))
+        queued = [host_server.messages.get_nowait() for _ in range(host_server.messages.qsize())]
         return [bytes(data[4 + len(NODE) :]).decode() for event, data, _ in queued if event == BinaryEventTypes.TEXT]
 
     with CurrentNodeContext("prompt", NODE):
         yield texts
-    loop.close()
-    if before is None:
-        del PromptServer.instance
-    else:
-        PromptServer.instance = before
 
 
 @pytest.mark.parametrize("text", [MARKUP, "a & b", "<b>", "&lt;", "plain text, 3 of 4", 'a\'s "b"', "\u5b57"])

@@ -43,7 +43,9 @@ class KilnExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.register_model_folder(FOLDER)
-        host.serve_get("/kiln/runs", run_page.runs)
+        if wrong := host.wrong_roots():
+            host.log("%s", wrong)
+        host.serve_get("/kiln/runs", run_page.runs, at_once=1)
         host.serve_get("/kiln/run", run_page.run)
         host.serve_get("/kiln/run/pictures", run_page.pictures)
         host.serve_post("/kiln/run/control", run_page.control)

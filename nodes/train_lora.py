@@ -18,6 +18,7 @@ from ..training.run.prepare import Models
 from ..training.run.progress import SamplePicture
 from ..training.run.resume import CONTINUE, PREVIOUS
 from ..training.run.trainer import train_lora
+from ..training.run.workflows import workflow_of
 from .types import CATEGORY, KilnConfig, KilnDataset, LoraModel, LossMap
 
 MOST_COLUMNS = 12
@@ -121,10 +122,10 @@ class TrainLoRA(io.ComfyNode):
 
 
 def workflow_id(extra_pnginfo: Any) -> str:
-    """The id that the page gave the workflow; empty where there is none, as in API form."""
+    """The id that the page gave the workflow; empty where it gave none, and in API form."""
     workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, dict) else None
-    found = workflow.get("id") if isinstance(workflow, dict) else None
-    return found if isinstance(found, str) and len(found) <= LONGEST_ID else ""
+    found = workflow_of(workflow.get("id")) if isinstance(workflow, dict) else ""
+    return found if len(found) <= LONGEST_ID else ""
 
 
 def samples_sheet(samples: list[SamplePicture]) -> torch.Tensor:

@@ -160,6 +160,23 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def host_server() -> Iterator[Any]:
+    """The host's server object in this process for one test: it queues messages in its `loop`, and listens nowhere."""
+    import asyncio
+
+    from server import PromptServer
+
+    before = getattr(PromptServer, "instance", None)
+    loop = asyncio.new_event_loop()
+    yield PromptServer(loop)
+    loop.close()
+    if before is None:
+        del PromptServer.instance
+    else:
+        PromptServer.instance = before
+
+
+@pytest.fixture
 def lora_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The in-process host's one folder of LoRAs, beside those."""
     import folder_paths

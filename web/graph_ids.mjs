@@ -1,6 +1,6 @@
 // The ids of nodes and workflows, as the server's messages use them. Pure: tested under Node.
 
-const NO_ID = "00000000-0000-0000-0000-000000000000"; // the id of a graph that no workflow was loaded into
+const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a workflow that was cleared, or never loaded: all such share it
 
 /**
  * The ids that the server uses for a node: "5" in the root graph, "12:5" in the subgraph of node 12. A node of a subgraph that
@@ -19,8 +19,8 @@ export function nodePaths(rootGraph, node) {
   return paths;
 }
 
-/** The id that the server knows a workflow's runs by; "" where the workflow has none. */
-export function workflowId(rootGraph) {
-  const id = rootGraph?.id ?? "";
-  return id === NO_ID ? "" : String(id);
-}
+/** The id that a workflow's runs are kept under; "" where it has none. The server's workflows.py has the same rule. */
+export const knownId = (id) => (!id || id === NO_ID ? "" : String(id));
+
+/** The `knownId` of an open workflow, by its root graph. */
+export const workflowId = (rootGraph) => knownId(rootGraph?.id);

@@ -80,10 +80,10 @@ export class LiveRuns {
     try {
       const histories = await this.#server.get("/kiln/runs", { workflow_id: workflow });
       for (const history of histories) this.#store.receiveHistory(history);
+      this.show();
     } catch {
-      return; // not reported: it is tried again on `reconnected` and after silence
+      // not reported: it is tried again on `reconnected` and after silence
     }
-    this.show();
     if (workflow !== currentWorkflow()) await this.#fetchHistories(); // another workflow was opened meanwhile
   }
 }

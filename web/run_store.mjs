@@ -1,4 +1,5 @@
 // The runs that the page knows: joins the messages of each run, and finds the run of a node. Pure: tested under Node.
+import { knownId } from "./graph_ids.mjs";
 import { Series } from "./series.mjs";
 
 const MOST_RUNS = 64; // kept; runs that go on are kept beyond
@@ -67,8 +68,8 @@ export class RunStore {
   /** The newest run of a node, by its workflow's id and its `nodePaths`. Runs without a workflow's id come second. */
   runOf(workflowId, paths) {
     const candidates = [...this.#runs.values()].filter((run) => paths.includes(String(run.node_id)));
-    const own = candidates.filter((run) => run.workflow_id && run.workflow_id === workflowId);
-    const unnamed = candidates.filter((run) => !run.workflow_id);
+    const own = candidates.filter((run) => knownId(run.workflow_id) && run.workflow_id === workflowId);
+    const unnamed = candidates.filter((run) => !knownId(run.workflow_id));
     return (own.length ? own : unnamed).reduce(
       (newest, run) => ((run.started_at ?? Infinity) >= (newest?.started_at ?? -Infinity) ? run : newest),
       undefined,
@@ -105,6 +106,7 @@ function add(run, message, points) {
   const { points: _, validation = [], marks = [], samples = [], ...summary } = message;
   Object.assign(run, summary, { key: runKey(message) });
   run.series.append(points);
+  if (validation.length && validation[0][0] <= run.validation.lastStep) run.validation.cutAfter(validation[0][0] - 1); // made again
   run.validation.append(validation);
   run.marks = union(run.marks, marks, (mark) => `${mark.step} ${mark.kind} ${mark.text}`);
   run.samples = union(run.samples, samples, (sample) => `${sample.subfolder}/${sample.filename}`);

@@ -339,7 +339,7 @@ def picture_seeds() -> list[bytes]:
 def run_folder(path: Path) -> None:
     """A run of before as the page shows it: the same bytes as its record and as its losses."""
     (path.parent / "metrics.jsonl").write_bytes(path.read_bytes())
-    json.dumps(stored_history(path.parent, path.parent.parent, "w", set()), allow_nan=False)
+    json.dumps(stored_history(path.parent, path.parent.parent), allow_nan=False)
 
 
 def checkpoint(path: Path) -> None:

@@ -9,7 +9,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from lora_kiln.nodes.train_lora import MOST_COLUMNS, TrainLoRA, samples_sheet
+from lora_kiln.nodes.train_lora import LONGEST_ID, MOST_COLUMNS, TrainLoRA, samples_sheet, workflow_id
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.config import LoRAConfig
@@ -128,3 +128,18 @@ def test_a_long_run_is_thinned_out_evenly_and_keeps_its_ends() -> None:
     steps = [round(float(value) * 255) - 1 for value in red[is_picture].unique()]
     assert len(steps) == MOST_COLUMNS and (steps[0], steps[-1]) == (0, 99)
     assert {after - before for before, after in pairwise(steps)} == {9}
+
+
+@pytest.mark.parametrize(
+    ("sent", "known"),
+    [
+        ({"workflow": {"id": "aaaa"}}, "aaaa"),
+        ({"workflow": {"id": "00000000-0000-0000-0000-000000000000"}}, ""),  # of a workflow that was cleared
+        ({"workflow": {"id": "a" * (LONGEST_ID + 1)}}, ""),
+        ({"workflow": {"id": 7}}, ""),
+        ({"workflow": []}, ""),
+        (None, ""),
+    ],
+)
+def test_a_workflow_without_an_id_of_its_own_has_none(sent: Any, known: str) -> None:
+    assert workflow_id(sent) == known

@@ -33,5 +33,6 @@ test("a node of another graph has no way, and a subgraph within itself no endles
 test("a graph that was never configured has no id", () => {
   assert.equal(workflowId({ id: "00000000-0000-0000-0000-000000000000" }), "");
   assert.equal(workflowId(undefined), "");
+  assert.equal(workflowId({ id: null }), "");
   assert.equal(workflowId({ id: "aaaa" }), "aaaa");
 });

@@ -19,7 +19,7 @@ function pageWith(histories = [], ids = [5]) {
     async get(path, query) {
       asked.push([path, query.workflow_id]);
       if (histories instanceof Error) throw histories;
-      return histories;
+      return typeof histories === "function" ? histories() : histories;
     },
   };
   const runs = new LiveRuns(server, () => root);
@@ -72,6 +72,27 @@ test("a server that fails changes nothing, and may be asked again", async () => 
   await runs.fetch();
   await runs.fetch();
   assert.deepEqual([view.shown, asked.length], [[], 2]);
+});
+
+test("a workflow opened during a request that fails is asked for too", async () => {
+  const { root, runs, views: [view], asked } = pageWith(() => {
+    if (asked.length === 1) throw new Error("away");
+    return [message(3, { workflow_id: "second" })];
+  });
+  const fetched = runs.fetch();
+  root.id = "second";
+  await fetched;
+  assert.deepEqual(asked.map(([, workflow]) => workflow), ["first", "second"]);
+  assert.equal(view.run.step, 3);
+});
+
+test("a run of a cleared workflow is shown, whichever way its server says that it has no id", () => {
+  for (const workflow_id of ["", undefined, "00000000-0000-0000-0000-000000000000"]) {
+    const { root, runs, views: [view] } = pageWith();
+    root.id = "00000000-0000-0000-0000-000000000000";
+    runs.receive(message(1, { workflow_id }));
+    assert.equal(view.run?.step, 1);
+  }
 });
 
 test("only the silence of an active run makes the page ask", (t) => {

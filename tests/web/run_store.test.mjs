@@ -52,6 +52,11 @@ test("a run that goes on from an earlier step takes the later ones again", () =>
   assert.deepEqual(run.marks.map((mark) => mark.step), [2]);
 });
 
+test("a validation that is made again takes the place of the first", () => {
+  const run = after(message(0, 4, { validation: [[2, 0.4], [4, 0.3]] }), message(4, 4, { validation: [[4, 0.1]] }));
+  assert.deepEqual([run.validation.steps, run.validation.loss], [[2, 4], [0.4, 0.1]]);
+});
+
 test("validation, marks and samples add up too, and double ones are one", () => {
   const mark = { step: 2, kind: "checkpoint", text: "kept" };
   const sample = { step: 2, prompt_index: 0, prompt: "a cat", filename: "2.png", subfolder: "s" };

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from .. import host
 from ..basics.errors import InputError, raise_if_any
 from ..basics.folders import files_below
 from ..basics.paths import PathRefused, check_parts
+from .captioner_files import problems_of_files
 from .captions import with_trigger
 from .hub import HubError, cached_model, download_model
 
@@ -112,12 +113,16 @@ def caption_images(
     Raises:
         InputError: the model cannot be loaded or is not an image-to-text model.
     """
-    processor, model = _load(_folder_of(find_model(model_name)))
+    source = _folder_of(find_model(model_name))
+    raise_if_any("Caption Images", [f"captioner {model_name}: {each}" for each in problems_of_files(Path(source))])
+    processor, model = _load(source)
     captions = []
     with torch.inference_mode(), host.loaded_for_inference(model) as device:
         for index, (open_image, is_prior) in enumerate(zip(images, is_regularisation, strict=True)):
             host.raise_if_interrupted()
-            text = _describe(processor, model, open_image(), settings, device)
+            image = open_image()
+            with _named(f"captioner {model_name} cannot describe a picture"):
+                text = _describe(processor, model, image, settings, device)
             captions.append(settings.compose(text, is_prior))
             on_caption(index, captions[-1])
     return captions
@@ -163,19 +168,27 @@ def _load(source: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     dtype = torch.float16 if host.inference_device().type == "cuda" else torch.float32
-    try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=dtype
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        problem = (
-            f"captioner {source} could not be loaded as an image-to-text model with safetensors weights: {reason} "
-            f"Choose another, or put a complete model into models/{FOLDER}."
-        )
-        raise InputError("Caption Images", [problem]) from error
+    only_here: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    with _named(f"captioner {source} could not be loaded as an image-to-text model with safetensors weights"):
+        processor = AutoProcessor.from_pretrained(source, **only_here)
+        model = AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, dtype=dtype, **only_here)
     return processor, model.eval()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """An error of the body becomes an `InputError` that begins with `what`; interrupts and full memory pass.
+
+    A model's files may hold anything, and each class of transformers fails in its own way on what it does not expect.
+    """
+    try:
+        yield
+    except (host.Interrupted, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        problem = f"{what}: {reason:.300}. Choose another, or put a complete model into models/{FOLDER}."
+        raise InputError("Caption Images", [problem]) from error
 
 
 def _unless_interrupted(tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

@@ -41,6 +41,7 @@ from .folders import (
     resolve_folder,
     runs_root,
     thumbnail_address,
+    wrong_roots,
 )
 from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names

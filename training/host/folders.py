@@ -26,9 +26,26 @@ CACHE_GB = 20.0
 
 def data_roots() -> list[Path]:
     """Folders that data may be read from: the host's input folder first, then those its owner allows."""
-    named = [entry for entry in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if entry.strip()]
     listed, _ = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))
-    return [Path(os.path.abspath(root)) for root in (folder_paths.get_input_directory(), *named, *listed)]
+    return [Path(os.path.abspath(root)) for root in (folder_paths.get_input_directory(), *_named_roots(), *listed)]
+
+
+def wrong_roots() -> str:
+    """A sentence about what LORA_KILN_ROOTS and extra_model_paths.yaml name that is no folder; empty: there is none."""
+    listed, _ = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))
+    entries = [(ROOTS_VARIABLE, each) for each in _named_roots()] + [(DATASETS, each) for each in listed]
+    wrong = [
+        f"{place} names {entry!r:.200}, which is no folder here" for place, entry in entries if not os.path.isdir(entry)
+    ]
+    if not wrong:
+        return ""
+    advice = f"Write whole paths, with {os.pathsep!r} between two in {ROOTS_VARIABLE}, and restart ComfyUI."
+    return f"{', '.join(wrong)}: there is no such folder here. {advice}"
+
+
+def _named_roots() -> list[str]:
+    entries = (entry.strip() for entry in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep))
+    return [os.path.expanduser(entry) for entry in entries if entry]
 
 
 def data_path(name: object, field: str, subject: str) -> Path:
@@ -41,7 +58,7 @@ def data_path(name: object, field: str, subject: str) -> Path:
         return resolve(name, data_roots())
     except PathRefused as error:
         outside = f" Move it there, or let the person who runs the server set {ROOTS_VARIABLE}."
-        advice = outside if isinstance(error, OutsideRefused) else ""
+        advice = f"{outside} {wrong_roots()}".rstrip() if isinstance(error, OutsideRefused) else ""
         raise InputError(subject, [f"{field} is {name!r:.200}, {error}{advice}"]) from None
 
 
@@ -57,7 +74,7 @@ def resolve_folder(name: object, field: str) -> Path:
             f"{field} is {name!r}, but there is no such folder here. Make {path} and put the pictures into it (Add "
             "pictures on the node does both), or choose another folder (R on the canvas shows new ones in the list)."
         )
-        raise InputError("Load Dataset", [problem])
+        raise InputError("Load Dataset", [f"{problem} {wrong_roots()}".rstrip()])
     return path
 
 

@@ -1,5 +1,6 @@
 """The running node as ComfyUI shows it: its id, progress, text and interrupt; the log; events to the page."""
 
+import html
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -39,11 +40,12 @@ def memory() -> dict[str, Any]:
 
 
 def show_text(text: str) -> None:
-    """Shows a line of text on the running node."""
+    """Shows a text on the running node as it stands; the host's page, which gets it, reads HTML."""
     instance = getattr(PromptServer, "instance", None)
     _, node_id = running_node()
     if instance is not None and node_id:
-        instance.send_progress_text(text, node_id)
+        escaped = html.escape(text, quote=False)
+        instance.send_progress_text(escaped.encode(errors="replace"), node_id)  # a file's name may be no UTF-8
 
 
 def progress_bar(total: int) -> Callable[[int], None]:

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class UploadRules:
 UNREADABLE = (ValueError, RecursionError, AssertionError, aiohttp.ClientError, HttpProcessingError)
 """Errors of bodies that are neither multipart nor JSON."""
 Handler = Callable[[web.Request], Awaitable[web.Response]]
+_threads = ThreadPoolExecutor(32, "lora-kiln")
+"""They answer requests. Those of asyncio are few on a small machine, and the host's own requests need them."""
 
 
 def serve_json(path: str, answer: Callable[[], Any]) -> None:
@@ -213,7 +216,7 @@ async def _response(slots: asyncio.Semaphore, work: Callable[[], Any]) -> web.Re
 
     async with slots:
         try:
-            return await asyncio.to_thread(response)
+            return await asyncio.get_running_loop().run_in_executor(_threads, response)
         except Refusal as refusal:
             return _error(refusal.status, str(refusal), **refusal.details)
         except InputError as error:

@@ -1,10 +1,11 @@
 """Requests of the page to a run that goes on."""
 
-import math
+import unicodedata
 from threading import Lock
 from typing import Any
 
 from ..basics.errors import raise_if_any
+from ..basics.numbers import is_finite
 
 ACTIONS = ("pause", "resume", "finish", "checkpoint", "sample", "learning_rate", "sample_prompts")
 MOST_PROMPTS = 16
@@ -64,17 +65,19 @@ def _problems(action: str, value: Any) -> list[str]:
     if action not in ACTIONS:
         return [f"action is {str(action)[:40]!r}; choose one of: {', '.join(ACTIONS)}."]
     if action == "learning_rate":
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not 0 < value <= HIGHEST_FACTOR:
+        if isinstance(value, bool) or not is_finite(value) or not 0 < value <= HIGHEST_FACTOR:
             return [
                 f"value is {str(value)[:40]!r}; the learning rate is multiplied by it: it must be a number above 0, "
                 f"at most {HIGHEST_FACTOR:g}."
             ]
     if action == "sample_prompts":
         if not isinstance(value, list) or len(value) > MOST_PROMPTS or not all(map(_is_prompt, value)):
-            return [f"value must be a list of at most {MOST_PROMPTS} prompts of at most {LONGEST_PROMPT} characters."]
+            prompts = f"at most {MOST_PROMPTS} prompts of at most {LONGEST_PROMPT} characters"
+            return [f"value must be a list of {prompts}, none of them half a character (a surrogate)."]
     return []
 
 
 def _is_prompt(text: Any) -> bool:
-    return isinstance(text, str) and len(text) <= LONGEST_PROMPT
+    """Half of a character, which JSON may hold, could not be written into the run's folder."""
+    is_text = isinstance(text, str) and len(text) <= LONGEST_PROMPT
+    return is_text and not any(unicodedata.category(character) == "Cs" for character in text)

@@ -5,7 +5,9 @@ metrics.jsonl (one line per event), samples/ and checkpoints/. A crash at any mo
 A link in it that leads out of the folder is not followed.
 """
 
+import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +33,10 @@ FORMAT = 1
 RECORD, METRICS, OWNER = "run.json", "metrics.jsonl", "owner.json"
 LARGEST_RECORD = 16 * 2**20
 LONGEST_LINE = 2**18
+BLOCK = 2**16
+"""bytes of metrics.jsonl that are read at a time: other threads wait meanwhile"""
+DEEPEST = 4
+"""levels of a run's folder below the root: a LoRA's name may have three parts"""
 LARGEST_NUMBER = 1e300
 FLUSH_SECONDS = 2.0
 STAMP = "%Y%m%d-%H%M%S"
@@ -84,7 +90,7 @@ class MetricsLine(TypedDict, total=False):
     sample: SampleFile
 
 
-_RECORD, _LINE = TypeAdapter(Record), TypeAdapter(MetricsLine)
+_RECORD, _LINE, _LINES = TypeAdapter(Record), TypeAdapter(MetricsLine), TypeAdapter(list[MetricsLine])
 
 
 class RunFolder:
@@ -261,24 +267,51 @@ def _entries(path: Path) -> dict[str, Any]:
 
 def read_metrics(path: Path) -> list[MetricsLine]:
     """The complete and valid lines of a run's metrics.jsonl."""
-    lines = []
+    return [line for lines in metrics_blocks(path) for line in lines]
+
+
+def metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
+    """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it."""
     try:
         raise_if_leading_out(path / METRICS, path)
         with (path / METRICS).open("rb") as file:
-            while text := file.readline(LONGEST_LINE):
-                try:
-                    lines.append(_LINE.validate_json(text, strict=True))
-                except ValueError:
-                    continue
+            while block := file.read(BLOCK):
+                yield _valid_lines(block + file.readline(LONGEST_LINE))
     except OSError:
-        return []
+        return
+
+
+def _valid_lines(block: bytes) -> list[MetricsLine]:
+    texts = [text for text in block.split(b"\n") if text]
+    with contextlib.suppress(ValueError):  # all at once takes a fourth of the time
+        lines = _LINES.validate_json(b"[" + b",".join(texts) + b"]", strict=True)
+        if len(lines) == len(texts):
+            return lines
+    lines = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            lines.append(_LINE.validate_json(text, strict=True))
     return lines
 
 
 def runs_below(root: Path) -> Iterator[Path]:
     """The folders of all runs, the newest last."""
-    found = [path.parent for folders in ("*", "*/*", "*/*/*") for path in root.glob(f"{folders}/*/{RECORD}")]
-    yield from sorted(found, key=lambda path: path.name)
+    yield from sorted(_run_folders(root, DEEPEST), key=_order)
+
+
+def _run_folders(folder: Path, deeper: int) -> Iterator[Path]:
+    """The folders with a record below a folder; nothing below such a folder is looked at."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:
+        return
+    if deeper < DEEPEST - 1 and any(entry.name == RECORD for entry in found):
+        yield folder
+    elif deeper:
+        for entry in found:
+            if entry.is_dir():
+                yield from _run_folders(folder / entry.name, deeper - 1)
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:

@@ -1,11 +1,13 @@
 """A run's figures and curves as the page takes them; and those of a run that an earlier server made."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .folder import read_metrics, read_record
+from .folder import metrics_blocks, read_record
 from .progress import Progress
+from .workflows import workflow_of
 
 MOST_POINTS = 4000
 """points of a curve that are sent to the page"""
@@ -26,40 +28,44 @@ def figures(progress: Progress) -> dict[str, Any]:
     }
 
 
-def points(progress: Progress, since: int = 0) -> list[list[Any]]:
-    """[step, loss, learning rate] of each step after `since`."""
-    made = zip(progress.losses[since:], progress.learning_rates[since:], strict=False)
-    return [[step, or_none(loss), rate] for step, (loss, rate) in enumerate(made, start=since + 1)]
+def points(progress: Progress, since: int = 0, most: int = MOST_POINTS) -> list[list[Any]]:
+    """[step, loss, learning rate] of the steps after `since`, thinned out to about `most`."""
+    losses, rates = progress.losses[since:], progress.learning_rates[since:]
+    losses = losses[: len(rates)]  # a run that goes back replaces both meanwhile
+    return _curve(range(since + 1, since + 1 + len(losses)), losses, rates, most)
 
 
-def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> dict[str, Any] | None:
-    """A run of an earlier server, from its folder. None: it is of another workflow, known already, or unreadable.
+def stored_history(path: Path, root: Path) -> dict[str, Any] | None:
+    """A run of an earlier server, from its folder. None: it cannot be read, or lacks what the page needs.
 
     Args:
         path: of the run's folder.
         root: of all runs.
-        workflow: the id of the workflow.
-        known: ids of runs that are not wanted.
     """
-    run = path.relative_to(root).as_posix()
-    if run in known:
-        return None
     try:
         record = read_record(path)
     except ValueError:
         return None
     texts = ("workflow_id", "prompt_id", "node_id", "name", "message")
-    if record.get("workflow_id") != workflow or not all(key in record for key in texts):
+    if not all(key in record for key in texts):
         return None
-    lines, progress = read_metrics(path), Progress()
-    progress.load_metrics(lines)
-    steps = [line["step"] for line in lines if "loss" in line]
-    for line in lines:
-        if "loss" in line:
-            progress.add_step(line["loss"], line.get("learning_rate", 0.0))
-    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
-    progress.validations = list(losses.items())
-    curve = [[step, *point[1:]] for step, point in zip(steps, points(progress), strict=True)]
+    progress, validations, events = Progress(), {}, []
+    steps: list[int] = []
+    losses: list[float] = []
+    rates: list[float] = []
+    for lines in metrics_blocks(path):
+        for line in lines:
+            if "loss" in line:
+                steps.append(line["step"])
+                losses.append(line["loss"])
+                rates.append(line.get("learning_rate", 0.0))
+            if "validation_loss" in line:
+                validations[line["step"]] = line["validation_loss"]
+            if "mark" in line or "sample" in line:
+                events.append(line)
+    progress.load_steps(losses, rates)
+    progress.load_events(events)
+    progress.validations = list(validations.items())
     step, elapsed, epochs = steps[-1] if steps else 0, record.get("elapsed", 0.0), record.get("epochs", 0)
     # A run that was killed does not tell its epoch; then it follows from the share of the steps.
     epoch = record.get("epoch") or min(epochs, 1 + max(0, step - 1) * epochs // max(1, record.get("steps", 0)))
@@ -67,7 +73,8 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
     has_ended = state in ENDS
     return {
         **{key: record.get(key) for key in texts},
-        "run": run,
+        "workflow_id": workflow_of(record.get("workflow_id")),
+        "run": path.relative_to(root).as_posix(),
         "state": state if has_ended else "interrupted",
         "message": message if has_ended else STOPPED,
         "phase": "",
@@ -86,25 +93,31 @@ def stored_history(path: Path, root: Path, workflow: str, known: set[str]) -> di
         "notes": record.get("notes", []),
         "sample_prompts": [],
         "controls": [],
-        "points": thinned(curve, MOST_POINTS),
+        "points": _curve(steps, losses, rates, MOST_POINTS),
         "validation": [list(each) for each in progress.validations],
         "marks": progress.marks,
         "samples": progress.samples,
     }
 
 
-def thinned(points: list[list[Any]], most: int) -> list[list[Any]]:
-    """About `most` of the points: the lowest and the highest of each stretch, and the last of all."""
-    if len(points) <= most:
-        return points
-    stretch = math.ceil(2 * len(points) / most)
-    kept: list[list[Any]] = []
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
-        known = [point for point in part if point[1] is not None] or part[:1]
-        low, high = (pick(known, key=lambda point: point[1] or 0.0) for pick in (min, max))
-        kept += sorted([low, high] if low is not high else [low], key=lambda point: point[0])
-    return kept if kept[-1] is points[-1] else [*kept, points[-1]]
+def kept(losses: Sequence[float], most: int) -> list[int]:
+    """The indices that are left of a curve of about `most` points: of each stretch the lowest and the highest loss, and
+    the last of all."""
+    if len(losses) <= most:
+        return list(range(len(losses)))
+    stretch = math.ceil(2 * len(losses) / most)
+    found: list[int] = []
+    for start in range(0, len(losses), stretch):
+        part = losses[start : start + stretch]
+        if not math.isfinite(sum(part)):  # NaN is neither lower nor higher than others
+            known = [loss for loss in part if math.isfinite(loss)]
+            part = [loss if math.isfinite(loss) else known[0] for loss in part] if known else [0.0]
+        found += sorted({start + part.index(min(part)), start + part.index(max(part))})
+    return found if found[-1] == len(losses) - 1 else [*found, len(losses) - 1]
+
+
+def _curve(steps: Sequence[int], losses: Sequence[float], rates: Sequence[float], most: int) -> list[list[Any]]:
+    return [[steps[index], or_none(losses[index]), rates[index]] for index in kept(losses, most)]
 
 
 def or_none(value: float) -> float | None:

@@ -9,14 +9,12 @@ from typing import Any
 from .. import host
 from ..basics.errors import Refusal
 from .controls import ACTIONS, Controls
-from .folder import runs_below
-from .history import MOST_POINTS, figures, or_none, points, stored_history, thinned
+from .history import MOST_POINTS, figures, or_none, points
 from .progress import Progress
+from .stored import stored_histories
 
 EVENT = "kiln.run"
 KEPT_RUNS = 16
-MOST_STORED = 50
-"""folders of earlier runs that are read"""
 SHORTEST_PAUSE = 0.1
 """seconds between two messages about steps"""
 
@@ -64,8 +62,9 @@ class LiveRun:
         self._step_seconds = 0.0
         self._timed = 0
         self._last_sent = 0.0
-        self._sent = {"points": 0, "validation": 0, "marks": 0, "samples": 0}
-        """how many of each the page has"""
+        self._sent: dict[str, list[Any]] = {"validation": [], "marks": [], "samples": []}
+        self._sent_steps = 0
+        """what the page has"""
         _runs.pop(self.run, None)
         _runs[self.run] = self
         while len(_runs) > KEPT_RUNS:
@@ -115,16 +114,16 @@ class LiveRun:
 
     def send_all_again(self) -> None:
         """The run went back: the next message holds its whole history. The page skips what it has."""
-        self._sent = dict.fromkeys(self._sent, 0)
+        self._sent, self._sent_steps = {name: [] for name in self._sent}, 0
 
     def send(self) -> None:
         """Sends the figures and what is new of the curves, marks and samples."""
         self._last_sent = time.monotonic()
-        since = self._sent["points"]
-        curves = self._curves(since)
-        new = {name: each[self._sent[name] :] for name, each in curves.items() if name != "points"}
-        self._sent = {name: len(each) for name, each in curves.items()} | {"points": since + len(curves["points"])}
-        host.send(EVENT, {**self.summary(), **new, "points": thinned(curves["points"], MOST_POINTS)})
+        events, step = self._events(), self.progress.step
+        new = {name: _new(events[name], sent) for name, sent in self._sent.items()}
+        new["points"] = points(self.progress, self._sent_steps)
+        self._sent, self._sent_steps = events, step
+        host.send(EVENT, {**self.summary(), **new})
 
     def release(self) -> None:
         """Keeps what the page may still ask for, and drops the run's models, pictures and data."""
@@ -184,14 +183,12 @@ class LiveRun:
         Args:
             most: points of a curve; longer ones are thinned out.
         """
-        curves = self._curves(0)
-        return {**self.summary(), **curves, "points": thinned(curves["points"], most)}
+        return {**self.summary(), **self._events(), "points": points(self.progress, most=most)}
 
-    def _curves(self, since: int) -> dict[str, list[Any]]:
-        """The whole curves, marks and samples; of the points only those after a step."""
+    def _events(self) -> dict[str, list[Any]]:
+        """All validations, marks and samples."""
         progress = self.progress
         return {
-            "points": points(progress, since),
             "validation": [[step, or_none(loss)] for step, loss in progress.validations],
             "marks": list(progress.marks),
             "samples": list(progress.samples),
@@ -221,14 +218,20 @@ def histories(root: Path | None = None, workflow: str | None = None) -> list[dic
     live = list(_runs.values())
     if workflow is None:
         return [run.history() for run in live]
-    found = {run.run: run.history() for run in live if run.workflow == workflow}
-    newest = {each["node_id"]: each for each in found.values()}
+    newest = {run.node_id: run for run in live if run.workflow == workflow}
+    found = [run.history() for run in newest.values()]
     if root is not None:
-        for path in list(runs_below(root))[-MOST_STORED:][::-1]:
-            stored = stored_history(path, root, workflow, set(found))
-            if stored is not None:
-                newest.setdefault(stored["node_id"], stored)
-    return sorted(newest.values(), key=lambda each: each["started_at"])
+        found += stored_histories(root, workflow, set(newest))
+    return sorted(found, key=lambda each: each["started_at"])
+
+
+def _new(now: list[Any], sent: list[Any]) -> list[Any]:
+    """What of a list was not sent before. A validation that is made again stands at the end, and no longer before."""
+    same = len(sent)
+    if same and now[same - 1 : same] != sent[-1:]:
+        pairs = enumerate(zip(now, sent, strict=False))
+        same = next((index for index, (one, other) in pairs if one != other), len(now))
+    return now[same:]
 
 
 def live_run(run: str) -> LiveRun | None:

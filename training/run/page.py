@@ -1,17 +1,19 @@
 """Answers to the page's HTTP requests about runs."""
 
+import re
 from typing import Any
 
 from .. import host
 from ..basics.errors import Refusal, raise_if_any
 from . import live
+from .workflows import workflow_of
 
 MOST_POINTS = 200_000
 
 
 def runs(query: dict[str, str]) -> list[dict[str, Any]]:
     """The runs of a workflow (query workflow_id), also those of earlier servers; without it all runs of this server."""
-    return live.histories(host.runs_root(), query.get("workflow_id") or None)
+    return live.histories(host.runs_root(), workflow_of(query.get("workflow_id")) or None)
 
 
 def run(query: dict[str, str]) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def run(query: dict[str, str]) -> dict[str, Any]:
         InputError: points is not a number in range.
     """
     points = query.get("points", str(live.MOST_POINTS))
-    if not (points.isascii() and points.isdecimal() and 2 <= int(points[:9]) <= MOST_POINTS):
+    if not (re.fullmatch("[0-9]{1,6}", points) and 2 <= int(points) <= MOST_POINTS):
         raise_if_any("The request", [f"points is {points[:20]!r}; it must be a number from 2 to {MOST_POINTS}."])
     return _live(query.get("run", "")).history(int(points))
 

@@ -18,6 +18,8 @@ LOSSES, BEST = "losses", "best:"
 """Names of tensors in a checkpoint: the losses, and the prefix of the best LoRA's."""
 SMOOTHING = 0.95
 """decay of the exponential average of the losses"""
+AVERAGED = 1000
+"""losses that count in the average: those before have a weight of less than 1e-22"""
 LAST_STEP = 10**9
 
 Step = Annotated[int, Field(ge=0, le=LAST_STEP)]
@@ -131,6 +133,13 @@ class Progress:
         self.learning_rates.append(learning_rate)
         self.losses.append(loss)  # last: its length is the number of steps
 
+    def load_steps(self, losses: list[float], learning_rates: list[float]) -> None:
+        """Takes all steps of a run at once, in place of `add_step` for each. The average needs the newest alone."""
+        self.losses, self.learning_rates = losses, learning_rates
+        self.largest_loss, self._average = max(losses, default=0.0), 0.0
+        for loss in losses[-AVERAGED:]:
+            self._average = SMOOTHING * self._average + (1.0 - SMOOTHING) * loss
+
     def add_validation(self, step: int, loss: float) -> bool:
         """Adds a validation, in place of an earlier one of the same step. True: it is the best so far."""
         others = [each for each in self.validations if each[0] != step]
@@ -223,6 +232,10 @@ class Progress:
         """Adds to the steps of a checkpoint what metrics.jsonl holds: learning rates, marks, samples."""
         rates = {line["step"]: line.get("learning_rate", 0.0) for line in lines if "loss" in line}
         self.learning_rates = [rates.get(step, 0.0) for step in range(1, self.step + 1)]
+        self.load_events(lines)
+
+    def load_events(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the marks and samples from lines of metrics.jsonl."""
         self.marks = [
             Mark(step=line["step"], kind=line["mark"], text=line.get("text", "")) for line in lines if "mark" in line
         ]

@@ -1,7 +1,9 @@
 """The captioner on tiny random models of four architectures, built here and loaded from disk, offline."""
 
+import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import comfy.model_management
@@ -277,3 +279,90 @@ def test_an_interrupt_ends_a_caption_in_its_middle() -> None:
 def test_a_caption_is_put_together(settings: dict, expected: str) -> None:
     assert CaptionSettings(**settings).compose("a cat") == expected
     assert CaptionSettings(**settings).compose("a cat", is_regularisation=True) == "a cat"
+
+
+# ---------------------------------------------------------------- what its files may ask for
+
+
+@pytest.fixture
+def changed(models_folder: Path) -> Iterator[Callable[[str, dict], str]]:
+    """Makes a copy of the tiny BLIP with entries added to one of its files; returns its name."""
+    copies: list[Path] = []
+
+    def change(file: str, entries: dict) -> str:
+        copies.append(models_folder / f"changed-{len(copies)}")
+        shutil.copytree(models_folder / "tiny" / "blip", copies[-1])
+        path = copies[-1] / file
+        content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        for name, value in entries.items():
+            if isinstance(value, dict) and isinstance(content.get(name), dict):
+                content[name].update(value)
+            else:
+                content[name] = value
+        path.write_text(json.dumps(content), "utf-8")
+        return copies[-1].name
+
+    yield change
+    for copy in copies:
+        shutil.rmtree(copy)
+
+
+def refusal(name: str) -> str:
+    """The one sentence of the refusal of a captioner."""
+    with pytest.raises(InputError) as refused:
+        caption_images(name, [picture()], [False], SETTINGS, lambda *_: None)
+    (sentence,) = refused.value.problems
+    assert name in sentence and "\n" not in sentence and len(sentence) < 1000
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "said"),
+    [
+        ("config.json", {"_attn_implementation": "owner/kernel"}, "_attn_implementation is 'owner/kernel'"),
+        ("config.json", {"text_config": {"attn_implementation": "owner/kernel"}}, "text_config.attn_implementation"),
+        ("adapter_config.json", {"base_model_name_or_path": "owner/model", "peft_type": "LORA"}, "owner/model"),
+        ("tokenizer_config.json", {"vocab_file": __file__}, "vocab_file"),
+    ],
+)
+def test_a_captioner_that_names_code_or_files_is_not_loaded(
+    changed: Callable[[str, dict], str], file: str, entries: dict, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *_, **__: loaded.append(1))
+    assert said in refusal(changed(file, entries))
+    assert not loaded
+
+
+def test_an_index_does_not_bring_in_pickled_weights(models_folder: Path, changed: Callable[[str, dict], str]) -> None:
+    name = changed("model.safetensors.index.json", {"metadata": {}})
+    folder = models_folder / name
+    network = transformers.BlipForConditionalGeneration.from_pretrained(models_folder / "tiny" / "blip")
+    torch.save(network.state_dict(), folder / "pytorch_model.bin")
+    os.remove(folder / "model.safetensors")
+    weights = dict.fromkeys(network.state_dict(), "pytorch_model.bin")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    assert "weight_map" in refusal(name)
+
+
+@pytest.mark.parametrize(
+    ("file", "entries"),
+    [
+        ("config.json", {"text_config": 5}),
+        ("config.json", {"text_config": {"num_attention_heads": 0}}),
+        ("config.json", {"text_config": {"hidden_size": "a"}}),
+        ("config.json", {"vision_config": {"patch_size": 0}}),
+        ("config.json", {"vision_config": {"image_size": [1, 2, 3]}}),
+        ("config.json", {"model_type": ["blip"]}),
+        ("config.json", {"text_config": {"bos_token_id": 10**9}}),
+        ("generation_config.json", {"pad_token_id": "a"}),
+        ("generation_config.json", {"num_return_sequences": [1]}),
+        ("tokenizer_config.json", {"model_max_length": "a", "pad_token": 5}),
+        ("processor_config.json", {"image_processor": {"image_mean": [0.5, 0.5]}}),
+        ("processor_config.json", {"image_processor": 5}),
+    ],
+)
+def test_a_changed_captioner_ends_in_one_sentence(
+    changed: Callable[[str, dict], str], file: str, entries: dict
+) -> None:
+    refusal(changed(file, entries))

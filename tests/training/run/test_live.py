@@ -9,8 +9,9 @@ import pytest
 from comfy_execution.utils import CurrentNodeContext
 from lora_kiln.training.basics.errors import InputError, Refusal
 from lora_kiln.training.run import live as events
+from lora_kiln.training.run import page as requests
 from lora_kiln.training.run.controls import Controls
-from lora_kiln.training.run.history import MOST_POINTS, thinned
+from lora_kiln.training.run.history import MOST_POINTS, points
 from lora_kiln.training.run.live import KEPT_RUNS, LiveRun, histories
 from lora_kiln.training.run.progress import SMOOTHING, Mark, Progress, SampleFile
 from server import PromptServer
@@ -171,6 +172,52 @@ def test_new_marks_samples_and_validations_are_told_once(page: Page) -> None:
     assert a_run.history()["best"] == {"step": 1, "validation_loss": 0.5}
 
 
+def test_what_is_made_again_at_a_step_is_told_again(page: Page) -> None:
+    """As a run does that was stopped between its validation and the next step."""
+    a_run = run()
+    for step, loss in [(1, 0.5), (2, 0.4)]:
+        learn(a_run, [1.0])
+        a_run.progress.add_validation(step, loss)
+        sample(a_run, step)
+    page.heard()
+    a_run.progress.add_validation(2, 0.3)
+    a_run.progress.drop_samples(2)
+    a_run.progress.samples.append(SampleFile(step=2, prompt="b", prompt_index=0, filename="b.png", subfolder=""))
+    a_run.send()
+    (heard,) = page.heard()
+    assert heard["validation"] == [[2, 0.3]] and [each["prompt"] for each in heard["samples"]] == ["b"]
+    a_run.send()
+    assert page.heard()[0]["validation"] == []
+
+
+def test_of_a_nodes_runs_the_newest_is_shown() -> None:
+    for prompt in ("p1", "p2"):
+        run(prompt).workflow = "w"
+    assert [each["prompt_id"] for each in histories(None, "w")] == ["p2"]
+
+
+@pytest.mark.parametrize(
+    ("action", "value"),
+    [("learning_rate", 10**400), ("sample_prompts", ["\ud800"]), ("sample_prompts", {"a": 1})],
+    ids=["beyond floats", "half a character", "no list"],
+)
+def test_a_value_that_cannot_be_taken_is_refused_in_words(action: str, value: object) -> None:
+    a_run = run()
+    a_run.training()
+    with pytest.raises(InputError, match="value"):
+        a_run.ask(action, value)
+
+
+@pytest.mark.parametrize(
+    "points",
+    ["9" * 5000, "000000009" + "9" * 5000, "\u00b2", "", "-4", "1"],
+    ids=["long", "long, with zeros", "raised", "empty", "negative", "too few"],
+)
+def test_a_number_of_points_that_is_none_is_refused_in_words(points: str) -> None:
+    with pytest.raises(InputError, match="points"):
+        requests.run({"run": run().run, "points": points})
+
+
 def test_a_run_that_goes_back_forgets_what_came_after(page: Page) -> None:
     a_run = run()
     progress, states = a_run.progress, []
@@ -196,10 +243,10 @@ def test_a_run_that_goes_back_forgets_what_came_after(page: Page) -> None:
 
 
 def test_thinning_keeps_every_spike_and_the_last_point() -> None:
-    points = [[step, 1.0, 0.0] for step in range(1, 10_001)]
-    points[4321][1], points[77][1] = 9.0, -3.0
-    kept = thinned(points, 100)
-    assert len(kept) <= 102 and points[4321] in kept and points[77] in kept and kept[-1] == points[-1]
+    progress = Progress(losses=[1.0] * 10_000, learning_rates=[0.0] * 10_000)
+    progress.losses[4321], progress.losses[77] = 9.0, -3.0
+    kept = points(progress, most=100)
+    assert len(kept) <= 102 and [4322, 9.0, 0.0] in kept and [78, -3.0, 0.0] in kept and kept[-1] == [10_000, 1.0, 0.0]
     assert [point[0] for point in kept] == sorted(point[0] for point in kept)
 
 

@@ -35,8 +35,8 @@ def cached_model(model_id: str) -> Path | None:
     try:
         folder = Path(snapshot_download(model_id, local_files_only=True, allow_patterns=FILES))
         return folder if _is_complete(folder) else None
-    except (OSError, LocalEntryNotFoundError, ValueError, LookupError, TypeError, AttributeError):  # none, or damaged
-        return None
+    except (OSError, LocalEntryNotFoundError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None  # there is none, or it is damaged
 
 
 def download_model(model_id: str, on_wait: Callable[[str], None]) -> Path:

@@ -83,15 +83,15 @@ def dialect_of(kind: str, content: Mapping[str, Any]) -> Dialect:
     """The row of a file.
 
     Args:
-        kind: TOML, JSON or YAML; a TOML of keys that several trainers have is sd-scripts'.
+        kind: TOML, JSON or YAML; a TOML is sd-scripts' if most of its keys are, though other trainers have them too.
 
     Raises:
         InputError: no row recognises the file; says which keys it has.
     """
-    for dialect in (*DIALECTS, *OTHERS):
+    for dialect in (*OTHERS, *DIALECTS):  # EveryDream2 and invoke-training have some keys of sd-scripts
         if dialect.recognises(content):
             return dialect
-    if kind == "TOML" and sd_scripts.has_no_other(content):
+    if kind == "TOML" and sd_scripts.knows_most(content):
         return SD_SCRIPTS
     if not content:
         raise InputError("The recipe", ["it is empty; choose a file that holds settings."])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.optimizers import OptimizerKind
+from . import sd_scripts
 from .ledger import Entry, Ledger, leaves, to_number
 from .recipe import Recipe
 from .sd_scripts.keys import BIT16, CACHE, FAMILY, FOLDERS, GRAPH, LAUNCH, LOGS, MEMORY, STATE, VALIDATION
@@ -91,9 +92,15 @@ MISSING: dict[str, tuple] = {
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a table has keys that only this trainer has."""
-    has_tables = isinstance(content.get("model"), dict) and isinstance(content.get("optimizer"), dict)
-    return any(mark in content for mark in MARKS) or (has_tables and "dataset" in content) or _is_data(content)
+    """Whether a table has keys, or a set of tables, that only this trainer has."""
+    return any(mark in content for mark in MARKS) or _is_run(content) or _is_data(content)
+
+
+def _is_run(content: Mapping[str, Any]) -> bool:
+    """Whether the tables are those of a run; an sd-scripts TOML may give its tables the same names."""
+    model, optimizer = content.get("model"), content.get("optimizer")
+    has_tables = isinstance(model, dict) and "type" in model and isinstance(optimizer, dict)
+    return has_tables and isinstance(content.get("dataset"), str) and not sd_scripts.has_network(content)
 
 
 def _is_data(content: Mapping[str, Any]) -> bool:

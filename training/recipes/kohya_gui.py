@@ -15,7 +15,7 @@ from .recipe import Recipe
 from .sd_scripts import keys
 
 SOURCE = "kohya_ss GUI JSON"
-MARKS = ("LoRA_type", "max_resolution", "lr_warmup", "noise_offset_type", "sdxl_cache_text_encoder_outputs")
+MARKS = ("LoRA_type", "max_resolution", "lr_warmup", "sdxl_cache_text_encoder_outputs")
 """keys of the GUI alone, by which its files are recognised"""
 
 RENAMED = {
@@ -142,8 +142,9 @@ MISSING = {
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether a table has keys that only the GUI has."""
-    return any(mark in content for mark in MARKS)
+    """Whether a table has keys that only the GUI has; it saves LoRA_type where sd-scripts has network_module."""
+    is_for_scripts = "LoRA_type" not in content and sd_scripts.has_network(content, ("network_module",))
+    return any(mark in content for mark in MARKS) and not is_for_scripts
 
 
 @dataclass

@@ -48,7 +48,7 @@ OPTIMIZER = "optimizer.optimizer"
 
 def recognises(content: Mapping[str, Any]) -> bool:
     """Whether a table has keys that only this trainer has."""
-    return any(mark in content for mark in MARKS)
+    return any(mark in content for mark in MARKS) and "network_module" not in content
 
 
 def read(content: Mapping[str, Any]) -> Recipe:

@@ -36,7 +36,7 @@ SWINGING = ("cosine", "cosine_with_restarts", "sine")
 
 def recognises(content: Mapping[str, Any]) -> bool:
     """Whether a table, or the one that its page saves in a table, has keys that only this trainer has."""
-    return any(key.removeprefix("--") in MARKS for key in _settings(content))
+    return any(key.removeprefix("--") in MARKS for key in _settings(content)) and "network_module" not in content
 
 
 def _settings(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,6 +24,8 @@ from foreign_recipes import (
     PIPE_DATA,
     SIMPLE_TUNER,
     TOML,
+    list_of,
+    toml,
 )
 
 if sys.version_info >= (3, 11):
@@ -101,3 +103,38 @@ def test_an_unknown_file_is_told_which_files_are_read() -> None:
 def test_a_list_of_folders_is_refused_as_such(text: str) -> None:
     with pytest.raises(InputError, match="JSON list"):
         recipes.read(text)
+
+
+def test_a_toml_of_shared_keys_and_unknown_ones_is_sd_scripts() -> None:
+    recipe = toml("learning_rate = 2e-4", "max_train_steps = 900", 'my_note = "x"')
+    assert (recipe.source, recipe.config.optimization.steps) == ("sd-scripts TOML", 900)
+    assert list_of(recipe, "my_note") == ["missing"]
+
+
+@pytest.mark.parametrize("text", ['name = "fox"\nversion = "1"', "rank = 8\nlr = 1e-4\nseed = 7"])
+def test_a_toml_of_mostly_unknown_keys_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="holds no key of a recipe"):
+        recipes.read(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"data_root": "/data", "cond_dropout": 0.04, "clip_skip": 0, "lr": 1e-6, "min_snr_gamma": None},
+            "EveryDream2",
+        ),
+        ({"type": "SDXL_LORA", "data_loader": {}, "max_train_epochs": 9, "min_snr_gamma": 5.0}, "invoke-training"),
+    ],
+)
+def test_a_file_known_to_be_of_another_trainer_is_refused_though_it_has_keys_of_sd_scripts(
+    content: dict, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        recipes.read(json.dumps(content))
+
+
+@pytest.mark.parametrize("mark", ['model_family = "sdxl"', 'training_method = "LORA"'])
+def test_a_network_module_is_no_sign_of_simple_tuner_or_one_trainer(mark: str) -> None:
+    recipe = toml(mark, 'network_module = "networks.loha"', "network_dim = 8")
+    assert (recipe.source, recipe.config.adapter.kind) == ("sd-scripts TOML", "loha")

@@ -89,3 +89,18 @@ def test_its_dataset_file_has_no_training() -> None:
     assert list_of(recipe, "min_ar") == ["ignored"]
     square = recipes.read("resolutions = [[1024, 256]]\nenable_ar_bucket = false\n[[directory]]\npath = 'x'").dataset
     assert (square["resolution"], square["longest_side"]) == (512, 512)
+
+
+@pytest.mark.parametrize("dataset", ['dataset = "fox.toml"', ""])
+@pytest.mark.parametrize("module", ["", 'network_module = "networks.lora"'])
+def test_sd_scripts_tables_of_the_same_names_are_not_its_own(dataset: str, module: str) -> None:
+    table = "" if dataset else "[dataset]\nresolution = 512"
+    text = f"{dataset}\n[model]\ntype = 'x'\nnetwork_dim = 8\n{module}\n[optimizer]\nlearning_rate = 1e-4\n{table}"
+    recipe = recipes.read(text)
+    assert (recipe.source, recipe.config.adapter.rank) == ("sd-scripts TOML", 8)
+
+
+def test_a_run_is_told_by_its_tables_alone() -> None:
+    text = "dataset = 'fox.toml'\n[model]\ntype = 'sdxl'\n[adapter]\nrank = 8\n[optimizer]\nlr = 1e-4"
+    recipe = recipes.read(text)
+    assert (recipe.source, recipe.config.adapter.rank) == ("diffusion-pipe TOML", 8)

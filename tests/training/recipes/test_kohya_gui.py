@@ -10,7 +10,7 @@ from lora_kiln.training import recipes
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.recipes import kohya_gui
 
-from foreign_recipes import GUI, accounts, gui, list_of
+from foreign_recipes import GUI, accounts, gui, list_of, toml
 
 
 def test_a_gui_file_becomes_a_config() -> None:
@@ -108,3 +108,25 @@ def test_the_file_of_another_tab_is_said_to_train_something_else() -> None:
 def test_other_lycoris_networks_are_said_to_be_lost() -> None:
     recipe = gui(LoRA_type="LyCORIS/GLoRA")
     assert recipe.config.adapter.kind == "lora" and list_of(recipe, "LoRA_type") == ["missing"]
+
+
+def test_the_toml_that_the_gui_writes_for_sd_scripts_is_sd_scripts() -> None:
+    recipe = toml(
+        'network_module = "lycoris.kohya"',
+        'network_args = ["preset=full", "conv_dim=4", "conv_alpha=1", "algo=loha"]',
+        "network_dim = 16",
+        "network_alpha = 8",
+        'noise_offset_type = "Original"',
+        "max_train_steps = 1600",
+        "lr_warmup_steps = 160",
+        'resolution = "1024,1024"',
+    )
+    assert recipe.source == "sd-scripts TOML"
+    adapter = recipe.config.adapter
+    assert (adapter.kind, adapter.rank, adapter.alpha, adapter.conv_rank) == ("loha", 16, 8.0, 4)
+
+
+@pytest.mark.parametrize("mark", ["lr_warmup = 10", 'max_resolution = "512,512"'])
+def test_a_table_with_a_network_module_is_not_the_guis(mark: str) -> None:
+    recipe = toml(mark, 'network_module = "networks.loha"', "network_dim = 16")
+    assert (recipe.source, recipe.config.adapter.kind) == ("sd-scripts TOML", "loha")

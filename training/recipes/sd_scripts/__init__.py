@@ -24,7 +24,9 @@ __all__ = [
     "carry",
     "file_entries",
     "first_of_each",
+    "has_network",
     "keys",
+    "knows_most",
     "read",
     "recognises",
     "renamed",
@@ -33,6 +35,7 @@ __all__ = [
 
 SOURCE = "sd-scripts TOML"
 DATA_SOURCE = "sd-scripts dataset file"
+NETWORK = ("network_module", "network_dim")
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
@@ -42,10 +45,16 @@ def recognises(content: Mapping[str, Any]) -> bool:
     return any(name in marks or name.startswith(tuple(f"{each}." for each in LISTS)) for name in entries)
 
 
-def has_no_other(content: Mapping[str, Any]) -> bool:
-    """Whether a table has keys of sd-scripts, and none that it does not know."""
+def has_network(content: Mapping[str, Any], names: tuple[str, ...] = NETWORK) -> bool:
+    """Whether a table names a network as sd-scripts and its relatives do, at any level."""
     entries, _, _ = file_entries(content)
-    return bool(entries) and all(name in keys.KNOWN for name in entries)
+    return any(name in entries for name in names)
+
+
+def knows_most(content: Mapping[str, Any]) -> bool:
+    """Whether at least half of a table's keys are sd-scripts'."""
+    entries, _, _ = file_entries(content)
+    return bool(entries) and 2 * sum(name in keys.KNOWN for name in entries) >= len(entries)
 
 
 def read(content: Mapping[str, Any]) -> Recipe:

@@ -17,6 +17,8 @@ TEXT_KEYS = ("text", "caption", "prompt")
 
 LARGEST_CAPTION = 100_000
 """bytes; text encoders read a few hundred words at most"""
+LARGEST_JSON = 4_000_000
+"""bytes; a workflow or other data about the picture may stand beside the caption"""
 LARGEST_METADATA = 64 * 2**20
 """bytes; one line per picture"""
 MOST_PROBLEMS = 20
@@ -109,14 +111,11 @@ def read_metadata(folder: Path, name: str = METADATA) -> tuple[dict[str, str], l
 def read_json_caption(path: Path) -> str | None:
     """The caption in a .json file beside a picture, an object with text, caption or prompt; None in any other file.
 
-    Raises:
-        CaptionFileError: as `read_text`.
+    Such a file may be any program's, so one that cannot be read is no fault of the picture.
     """
     try:
-        return _text_of(json.loads(read_text(path)))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CaptionFileError):
-            raise
+        return _text_of(json.loads(read_text(path, LARGEST_JSON)))
+    except (ValueError, RecursionError, OSError):
         return None
 
 

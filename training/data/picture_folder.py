@@ -207,7 +207,7 @@ class _PictureFiles:
             if picture in captions:
                 return captions[picture], file
         for file in self._captions.of(picture, (JSON,))[:1]:
-            text = read_json_caption(self._allowed(file))
+            text = None if self.leads_out(file) else read_json_caption(file)
             if text is not None:
                 return text, file
             self._unread.append(file)

@@ -89,6 +89,28 @@ def test_json_files_without_a_caption_are_said_once(tmp_path: Path, content: str
     assert contents.problems[0].startswith("c.json and 1 more hold no caption")
 
 
+WORKFLOW = json.dumps({"nodes": ["KSampler"] * 20_000})
+
+
+@pytest.mark.parametrize("content", [WORKFLOW.encode(), b'{"text": "caf\xe9"}', b" " * 5_000_000, None])
+def test_a_json_file_refuses_no_picture(tmp_path: Path, content: bytes | None) -> None:
+    set_folder, file = tmp_path / "set", tmp_path / "set" / "a.json"
+    draw(set_folder, "a.png")
+    if content is None:
+        (tmp_path / "secret.json").write_text('{"text": "secret"}')
+        file.symlink_to(tmp_path / "secret.json")
+    else:
+        file.write_bytes(content)
+    assert captions(set_folder) == {"a.png": ""}
+    assert [said.startswith("a.json holds no caption") for said in read(set_folder).problems] == [True]
+
+
+def test_a_caption_in_a_large_json_file_is_read(tmp_path: Path) -> None:
+    draw(tmp_path, "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"workflow": WORKFLOW, "caption": "a cat"}))
+    assert captions(tmp_path) == {"a.png": "a cat"}
+
+
 def test_captions_that_belong_to_no_picture_are_said_with_count_and_first(tmp_path: Path) -> None:
     draw(tmp_path, "a.png")
     (tmp_path / "texts").mkdir()

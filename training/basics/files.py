@@ -103,7 +103,11 @@ def claim_name(unfinished: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without hard links: an empty file claims the name
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        os.replace(unfinished, path)
+        try:
+            os.replace(unfinished, path)
+        except OSError:
+            path.unlink()
+            raise
     sync(path.parent)
 
 

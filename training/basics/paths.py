@@ -82,10 +82,14 @@ def leads_out(path: Path, roots: Sequence[Path]) -> bool:
     return not any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
+class LinkLeadsOut(OSError):
+    """A link that is not followed."""
+
+
 def raise_if_leading_out(path: Path, folder: Path) -> None:
-    """Raises OSError if a link leads from a path below a folder out of that folder."""
+    """Raises LinkLeadsOut if a link leads from a path below a folder out of that folder."""
     if leads_out(path, [folder]):
-        raise OSError(f"a link leads from {path} out of its folder; it is not followed")
+        raise LinkLeadsOut(f"a link leads from {path} out of its folder; it is not followed")
 
 
 def visible_parts(name: str) -> tuple[str, ...] | None:

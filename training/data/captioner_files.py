@@ -53,8 +53,10 @@ def problems_of_files(folder: Path) -> list[str]:
     if (folder / PROGRAM).exists():
         problems.append(f"{PROGRAM} is a program that may be run: delete it, or choose another captioner.")
     for path in sorted(folder.rglob("*.json")):
-        if path.name not in NOT_LOOKED_AT:
-            problems += [f"{path.relative_to(folder).as_posix()}: {each}" for each in _problems_of_file(path, folder)]
+        name = path.relative_to(folder).as_posix()
+        is_hidden = any(part.startswith(".") for part in name.split("/"))  # no loader opens those
+        if path.name not in NOT_LOOKED_AT and not is_hidden:
+            problems += [f"{name}: {each}" for each in _problems_of_file(path, folder)]
     more = len(problems) - MOST_NAMED
     return problems if more <= 0 else [*problems[:MOST_NAMED], f"{more} more of the kind."]
 

@@ -47,7 +47,7 @@ from .fusion import fuse_layers
 from .images import draw, sampler_names, scheduler_names
 from .latents import decode_latents, encode_pixels, from_model_space, latent_shape, to_model_space
 from .lora_folder import lora_files, lora_folder, lora_path, lora_paths
-from .loras import LayerNames, Rows, base_weight, changeable_names, in_the_hosts_spelling, layer_names, with_lora
+from .loras import LayerNames, Rows, changeable_names, dense_base_weight, in_the_hosts_spelling, layer_names, with_lora
 from .model_patches import (
     captures_with_cuda_malloc,
     check_reached,

@@ -16,12 +16,13 @@ from .families import facts_about
 MakeContext = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def checkpoint_blocks(twin: Any, contexts: Mapping[str, MakeContext] | None = None) -> list[str]:
+def checkpoint_blocks(twin: Any, contexts: Mapping[str, MakeContext] | None = None, draws: bool = False) -> list[str]:
     """Recomputes activations block by block in the backward pass (Chen et al., arXiv:1604.06174).
 
     Args:
         twin: from `trainable_twin`; its blocks are changed in place.
         contexts: name of a block -> makes the context for each of its runs, recomputations included.
+        draws: whether code in the blocks draws from torch's generators: a recomputation then draws the same.
 
     Returns:
         The names of the blocks.
@@ -29,7 +30,7 @@ def checkpoint_blocks(twin: Any, contexts: Mapping[str, MakeContext] | None = No
     names, in_place = [], facts_about(twin).in_place_blocks
     for name, block in repeated_blocks(twin):
         make_context = (contexts or {}).get(name, contextlib.nullcontext)
-        block.forward = _Checkpointed(block, make_context, _is_one_of(block, in_place))
+        block.forward = _Checkpointed(block, make_context, writes_inputs=_is_one_of(block, in_place), draws=draws)
         names.append(name)
     return names
 
@@ -37,8 +38,8 @@ def checkpoint_blocks(twin: Any, contexts: Mapping[str, MakeContext] | None = No
 class _Checkpointed:
     """Replaces a block's forward. It refers to the block weakly: a cycle would keep the twin alive after the run."""
 
-    def __init__(self, block: nn.Module, make_context: MakeContext, writes_inputs: bool):
-        self.make_context = make_context
+    def __init__(self, block: nn.Module, make_context: MakeContext, *, writes_inputs: bool, draws: bool):
+        self.make_context, self.draws = make_context, draws
         self.method = weakref.WeakMethod(block.forward) if isinstance(block.forward, types.MethodType) else None
         self.patched = None if self.method else block.forward
         self.writes_inputs = writes_inputs
@@ -61,12 +62,11 @@ class _Checkpointed:
         # Models write into these dicts (e.g. the block's index): the recomputation must see the same values.
         args = tuple(dict(value) if type(value) is dict else value for value in args)
         kwargs = {name: dict(value) if type(value) is dict else value for name, value in kwargs.items()}
-        # Patches may draw from torch's generators: the recomputation draws the same. While a CUDA graph is recorded
-        # their states cannot be read; models with patches are not recorded.
-        draws = not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
         tensor = next((each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)), None)
         try:
-            return checkpoint(self._forward, tensor, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
+            return checkpoint(
+                self._forward, tensor, *args, use_reentrant=False, preserve_rng_state=self.draws, **kwargs
+            )
         except BaseException as error:
             # After an error torch's saved-tensor hooks stay active for later computations while the frames are alive.
             traceback.clear_frames(error.__traceback__)

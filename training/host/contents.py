@@ -53,23 +53,22 @@ MODULE_STATE = (
 )
 """Attributes of modules that torch and the host's loaders set; tensors and submodules are read otherwise."""
 CLASS_STATE = {"__dict__", "__weakref__", "__doc__", "__static_attributes__", "__firstlineno__", "__module__"}
-LAYERS = (
+ADDITIONS = (
     *("patches", "object_patches", "weight_wrapper_patches", "model_options", "injections", "hook_patches"),
     *("forced_hooks", "wrappers", "callbacks", "additional_models"),
 )
 """Attributes of the host's ModelPatcher that nodes fill."""
 
 _remembered: dict[int, tuple[weakref.ref[Any], dict[str, bytes]]] = {}
-"""id of an object or function -> (itself, its digest when it was first seen, by the graph that made it). Running code
-changes what it holds, and stays the same patch."""
+"""id of an object or function -> (itself, its digest when it was first seen, by the graph that made it)."""
 
 
-def layers(patcher: Any) -> dict[str, Any]:
+def additions(patcher: Any) -> dict[str, Any]:
     """What nodes have put on a ModelPatcher, by attribute; empty where there is nothing."""
-    return _filled({name: getattr(patcher, name, None) for name in LAYERS})
+    return _filled({name: getattr(patcher, name, None) for name in ADDITIONS})
 
 
-def content_digest(value: Any, names: Mapping[int, str] | None = None, graph: str = "") -> str:
+def value_digest(value: Any, names: Mapping[int, str] | None = None, graph: str = "") -> str:
     """A digest of a value's content; equal ones do the same.
 
     Args:
@@ -105,6 +104,10 @@ class _Walk:
         """number of values at which the code that is read becomes too large; 0 outside of code"""
         self._open_modules = 0
         self._remembers = remembers
+        self._has_unknown = False
+        """whether the present value holds anything unknown"""
+        self._unknown: set[int] = set()
+        """ids of values that hold anything unknown"""
 
     def digest(self, value: Any) -> bytes:
         if isinstance(value, PLAIN):
@@ -113,20 +116,28 @@ class _Walk:
         if key in self._names:
             return _hashed("part", self._names[key])
         if key in self._known:
+            self._has_unknown |= key in self._unknown
             return self._known[key]
         if key in self._open:
             return _hashed("again", str(len(self._open) - self._open.index(key)))
         self._kept.append(value)
+        before, self._has_unknown = self._has_unknown, False
         is_code = not isinstance(value, dict | list | tuple | set | frozenset | torch.Tensor | nn.Module)
         if not is_code or self._end_of_code:
             result = self._opened(value)
         else:
             result = self._outermost(value)
+        if self._has_unknown:
+            self._unknown.add(key)
+        self._has_unknown |= before
         self._known[key] = result
         return result
 
     def _outermost(self, value: Any) -> bytes:
-        """The digest of code that is in no other code: the one from when it was first seen in this graph."""
+        """The digest of an object or function that no other one holds.
+
+        Running it may change what it holds. So, within one graph, its digest stays that of the first time.
+        """
         found = _remembered.get(id(value))
         before = found[1] if found and found[0]() is value else {}
         if self._graph in before:
@@ -138,7 +149,8 @@ class _Walk:
             result = self.unknown(value)
         finally:
             self._end_of_code = 0
-        if self._remembers:
+        # Without a graph nothing but its content tells that an object was changed; only what is unknown stays itself.
+        if self._remembers and (self._graph or self._has_unknown):
             before[self._graph] = result
             key = id(value)
             try:
@@ -162,13 +174,18 @@ class _Walk:
 
     def unknown(self, value: Any) -> bytes:
         """Of a value whose content cannot be told."""
+        self._has_unknown = True
         return _hashed("unknown", _name(type(value)), self._graph or uuid.uuid4().hex)
 
     def all(self, values: Iterable[Any]) -> list[bytes]:
         return [self.digest(value) for value in values]
 
     def attributes(self, values: Mapping[str, Any], but: Iterable[str] = ()) -> bytes:
-        """Of attributes by name, in the order of their names."""
+        """The digest of attributes, whatever their order.
+
+        Args:
+            but: names that do not count.
+        """
         return _hashed(*(part for name in sorted({*values} - {*but}) for part in (name, self.digest(values[name]))))
 
     # ---------------------------------------------------------------- kinds of values: what each holds
@@ -227,7 +244,7 @@ class _Walk:
             self._open_modules -= 1
 
     def patcher(self, value: Any) -> list[bytes]:
-        return [self.digest(value.model), self.attributes(layers(value))]
+        return [self.digest(value.model), self.attributes(additions(value))]
 
     def function(self, value: FunctionType) -> list[Any]:
         code = value.__code__

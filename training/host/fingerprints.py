@@ -9,7 +9,7 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import nn
 
-from .contents import content_digest, layers
+from .contents import additions, value_digest
 from .tensors import base_weight, is_packed, plain
 
 SAMPLES = 64
@@ -48,8 +48,9 @@ def model_identity(model: Any, graph: str = "", but: str | None = None) -> str:
     """What a MODEL, CLIP or VAE is known by from one run to the next: its fingerprint, and the code that is on it.
 
     It covers all that nodes put on a model: patches and options with the settings inside them, object patches,
-    wrappers, injections and hooks. What cannot be told equals nothing but itself, and what the same graph makes of the
-    same weights.
+    wrappers, injections and hooks. Where that is code, the graph that made the model counts as well: a setting may lie
+    where no reader looks. What cannot be told equals nothing but itself, and what the same graph makes of the same
+    weights.
 
     Args:
         graph: a digest of the graph that made the model; empty: it is not known.
@@ -60,15 +61,19 @@ def model_identity(model: Any, graph: str = "", but: str | None = None) -> str:
         return fingerprint
     patcher = getattr(model, "patcher", model)
     names = {id(module): name for name, module in _modules(patcher)}
-    code = {"layers": layers(patcher), "hooks": getattr(model, "apply_hooks_to_conds", None)}
-    digest = _weights_digest(patcher, model, but, lambda weight: content_digest(weight, graph=graph))
-    digest.add(content_digest(code, names, graph))
+    code = {"additions": additions(patcher), "hooks": getattr(model, "apply_hooks_to_conds", None)}
+    digest = _weights_digest(patcher, model, but, lambda weight: value_digest(weight, graph=graph))
+    digest.add(value_digest(code, names, graph), graph)
     return digest.text()
 
 
-def sampling_identity(model: Any) -> str:
-    """What a MODEL's sampling is known by: its classes, noise levels and settings (prediction, shift)."""
-    return content_digest(model.get_model_object("model_sampling"))
+def sampling_identity(model: Any, graph: str = "") -> str:
+    """What a MODEL's sampling is known by: its classes, noise levels and settings (prediction, shift).
+
+    Args:
+        graph: as of `model_identity`.
+    """
+    return value_digest(model.get_model_object("model_sampling"), graph=graph)
 
 
 def _weights_digest(
@@ -142,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def _carries_code(patcher: Any, model: Any) -> bool:
-    code = layers(patcher).keys() - {"patches", "object_patches"}
+    code = additions(patcher).keys() - {"patches", "object_patches"}
     return bool(code or getattr(model, "apply_hooks_to_conds", None))
 
 

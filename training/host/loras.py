@@ -14,7 +14,8 @@ import torch
 
 from ..basics.errors import InputError
 from .families import ModelFamily, facts_about
-from .packed import shape_of
+from .packed import format_name, shape_of
+from .tensors import base_weight, is_packed, plain
 
 UNET_PREFIX = "lora_unet_"
 TEXT_PREFIX = "text_encoder"
@@ -78,7 +79,7 @@ def with_lora(
     return comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, text_strength)
 
 
-def base_weight(model: Any, clip: Any, key: str) -> torch.Tensor:
+def dense_base_weight(model: Any, clip: Any, key: str) -> torch.Tensor:
     """One weight of the MODEL's diffusion model or the CLIP's text encoders, without patches: float32, on the CPU.
 
     Raises:
@@ -86,15 +87,15 @@ def base_weight(model: Any, clip: Any, key: str) -> torch.Tensor:
     """
     patcher = model if key.startswith("diffusion_model.") else clip.patcher
     weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
-    weight = weight if key not in patcher.backup else patcher.backup[key].weight
-    if convert is None and type(weight) not in (torch.Tensor, torch.nn.Parameter):
+    weight = base_weight(patcher, key, weight)
+    if convert is None and (is_packed(weight) or type(plain(weight)) not in (torch.Tensor, torch.nn.Parameter)):
         problem = (
-            f"the weights are stored as {type(weight).__name__} ({key}), and a DoRA of diffusers or peft can only be "
+            f"the weights are stored as {format_name(weight)} ({key}), and a DoRA of diffusers or peft can only be "
             "converted by weights that can be read: load the model in another format, or leave the LoRA out."
         )
         raise InputError("MODEL", [problem])
     with torch.inference_mode(False), torch.no_grad():
-        weight = weight.to("cpu", copy=True)
+        weight = plain(weight).to("cpu", copy=True)
         return (weight if convert is None else convert(weight, inplace=False)).float()
 
 

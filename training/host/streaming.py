@@ -47,13 +47,14 @@ class Streamed:
     """Whether the buffers are pinned memory, so that weights are sent while the device computes."""
 
 
-def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
+def stream_blocks(twin: Any, resident_bytes: int, draws: bool = False) -> Streamed:
     """Checkpoints the repeated blocks, and streams the weights of those that do not fit the device.
 
     Args:
         twin: from `trainable_twin(..., in_ram=True)`; its blocks are changed in place.
         resident_bytes: limit for the blocks' weights on the device at any time, including two streamed blocks. If it
             is less than these two, every block is streamed. Norms and biases do not count.
+        draws: as of `checkpoint_blocks`.
     """
     device = torch.device(twin.device)
     blocks = {name: _Block(block) for name, block in repeated_blocks(twin)}
@@ -64,7 +65,8 @@ def stream_blocks(twin: Any, resident_bytes: int) -> Streamed:
             block.move_to(device)
     streamed = [name for name in blocks if is_streamed[name]]
     stream = _Stream(device, [blocks[name] for name in streamed])
-    checkpoint_blocks(twin, {name: partial(stream.on_device, number) for number, name in enumerate(streamed)})
+    contexts = {name: partial(stream.on_device, number) for number, name in enumerate(streamed)}
+    checkpoint_blocks(twin, contexts, draws)
     streamed_bytes = sum(blocks[name].size for name in streamed)
     return Streamed(tuple(blocks), tuple(streamed), streamed_bytes, sum(sizes) - streamed_bytes, stream.is_pinned)
 

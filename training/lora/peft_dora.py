@@ -38,7 +38,7 @@ def with_hosts_dora(
     for module, keys in found.items():
         if module in known and set(keys) <= {DOWN, UP, ALPHA, MAGNITUDE}:
             layer, rows = known[module]
-            weight = host.base_weight(model, clip, weights[layer.kohya])
+            weight = host.dense_base_weight(model, clip, weights[layer.kohya])
             weight = torch.cat([weight[start : start + length] for start, length in rows])
             scale = _hosts_scale({entry: lora[key] for entry, key in keys.items()}, weight)
             if scale is not None:

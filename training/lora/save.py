@@ -1,6 +1,5 @@
 """Writing a LoRA to a new file."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -55,12 +54,8 @@ def _named(unfinished: Path, path: Path) -> Path:
     raise AssertionError  # there is always another number
 
 
-def free_path(path: Path) -> Path:
-    """The path, or with _2, _3 ... before its suffix if it exists, be it as a broken link."""
-    return next(candidate for candidate in _numbered(path) if not os.path.lexists(candidate))
-
-
 def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then with _2, _3 ... before its suffix."""
     yield path
     yield from (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
 

@@ -103,6 +103,7 @@ def targets_of(setup: Setup, adapters: Mapping[str, Adapter], model: Any, text_e
 def _twin(setup: Setup, placement: Placement) -> Any:
     """A trainable twin of MODEL, its weights and activations placed."""
     run, streams = setup.config.run, placement.resident < 1.0
+    draws = bool(host.patch_names(setup.model))
     model = host.trainable_twin(setup.model, setup.dtype, run.base_precision, in_ram=streams)
     if setup.config.objective.zero_terminal_snr:
         host.set_sigmas(model, setup.family.prediction.sigmas)
@@ -114,10 +115,10 @@ def _twin(setup: Setup, placement: Placement) -> Any:
         setup.note(f"8-bit products are computed from rounded numbers in {setup.dtype}, which is slower: {why}.")
     if streams:
         weights = host.weight_bytes(setup.model, setup.dtype, run.base_precision)
-        streamed = host.stream_blocks(model, int(placement.resident * weights))
+        streamed = host.stream_blocks(model, int(placement.resident * weights), draws)
         if not streamed.is_pinned:
             setup.note("Weights from RAM come slower than they could: the system gives no pinned memory.")
-    elif placement.checkpointing and not host.checkpoint_blocks(model):
+    elif placement.checkpointing and not host.checkpoint_blocks(model, draws=draws):
         setup.note("gradient_checkpointing has no effect: this model has no list of blocks.")
     return model
 

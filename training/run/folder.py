@@ -24,7 +24,7 @@ from typing_extensions import Required, TypedDict
 
 from ..basics.errors import raise_if_any
 from ..basics.files import atomic_write
-from ..basics.paths import raise_if_leading_out
+from ..basics.paths import LinkLeadsOut, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
 from .progress import SampleFile, Step
@@ -234,7 +234,9 @@ class RunFolder:
             write()
         except OSError as error:
             self._is_broken = self._is_broken or once
-            note = f"{what} could not be written ({error}): free some space on the disk of {self.path}."
+            is_link = isinstance(error, LinkLeadsOut)
+            remedy = "remove that link" if is_link else f"free some space on the disk of {self.path}"
+            note = f"{what} could not be written ({error}): {remedy}."
             if note not in self.notes:
                 self.notes.append(note)
 
@@ -296,7 +298,7 @@ def _valid_lines(block: bytes) -> list[MetricsLine]:
 
 def runs_below(root: Path) -> Iterator[Path]:
     """The folders of all runs, the newest last."""
-    yield from sorted(_run_folders(root, DEEPEST), key=_order)
+    yield from sorted(_run_folders(root, DEEPEST), key=lambda path: (_order(path), path.name))
 
 
 def _run_folders(folder: Path, deeper: int) -> Iterator[Path]:

@@ -95,10 +95,11 @@ def origin_of(
     inputs = {"model": models.model, "clip": models.clip, "vae": models.vae}
     identities = {name: host.model_identity(each, graph.get(name, "")) for name, each in inputs.items()}
     unused = None if host.takes_pooled_text(models.model) else host.POOLING
+    in_use = host.model_identity(models.clip, graph.get(CLIP, ""), but=unused) if unused else identities[CLIP]
     facts = {
         **identities,
-        CLIP_IN_USE: host.model_identity(models.clip, graph.get(CLIP, ""), but=unused),
-        "sampling": host.sampling_identity(models.model),
+        CLIP_IN_USE: in_use,
+        "sampling": host.sampling_identity(models.model, graph.get("model", "")),
         "start": lora_digest(start),
     }
     return Origin(config, dataset_facts(dataset, cache), facts)

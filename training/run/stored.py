@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import Required, TypedDict
 
-from .folder import LARGEST_RECORD, METRICS, RECORD, Number, runs_below
-from .history import stored_history
+from .folder import LARGEST_RECORD, METRICS, RECORD, Number, open_in, runs_below
+from .history import STOPPED, stored_history
 from .workflows import workflow_of
 
 MOST_RUNS = 20_000
@@ -65,7 +65,7 @@ def stored_histories(root: Path, workflow: str, nodes: set[str]) -> list[dict[st
             if len(shown) < MOST_SHOWN and run.node not in nodes and run.node not in shown:
                 history = _history(run, root)
                 if history is not None:
-                    shown[run.node] = history
+                    shown[run.node] = _or_open_elsewhere(history, run.path)
         return list(shown.values())
 
 
@@ -101,6 +101,14 @@ def _history(run: _Run, root: Path) -> dict[str, Any] | None:
     while len(_histories) > MOST_KEPT:
         del _histories[next(iter(_histories))]
     return known[1]
+
+
+def _or_open_elsewhere(history: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The history; of a run that another process has open it says so."""
+    owner = open_in(path) if history["message"] == STOPPED else None
+    if owner is None:
+        return history
+    return {**history, "state": "training", "phase": "training", "message": f"It goes on in {owner}."}
 
 
 def _stamp(path: Path) -> Stamp:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_kiln.training.host.contents import MOST_VALUES, content_digest
+from lora_kiln.training.host.contents import MOST_VALUES, value_digest
 from torch import nn
 
 
@@ -154,8 +154,8 @@ MAKERS: list[Callable[[float], Any]] = [
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_same_made_anew_is_the_same_and_another_setting_is_seen(make: Callable[[float], Any]) -> None:
-    assert content_digest(make(1.0)) == content_digest(make(1.0))
-    assert content_digest(make(1.0)) != content_digest(make(2.0))
+    assert value_digest(make(1.0)) == value_digest(make(1.0))
+    assert value_digest(make(1.0)) != value_digest(make(2.0))
 
 
 def test_types_and_order_count_and_the_order_of_names_does_not() -> None:
@@ -175,8 +175,8 @@ def test_types_and_order_count_and_the_order_of_names_does_not() -> None:
         [1, 2],
         [2, 1],
     ]
-    assert len({content_digest(value) for value in values}) == len(values)
-    assert content_digest({"a": 1, "b": 2}) == content_digest({"b": 2, "a": 1})
+    assert len({value_digest(value) for value in values}) == len(values)
+    assert value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1})
 
 
 def counting() -> Callable:
@@ -203,30 +203,37 @@ UNKNOWN: list[Callable[[], Any]] = [
 @pytest.mark.parametrize("make", UNKNOWN)
 def test_what_cannot_be_told_equals_only_what_the_same_graph_makes(make: Callable[[], Any]) -> None:
     values = [make(), make()]
-    first, second = map(content_digest, values)
+    first, second = map(value_digest, values)
     assert first != second
-    of_graph = [content_digest(value, graph=graph) for value in values for graph in "ab"]
+    of_graph = [value_digest(value, graph=graph) for value in values for graph in "ab"]
     assert of_graph[0] == of_graph[2] != of_graph[1] == of_graph[3]
     assert first not in of_graph
 
 
 def test_a_patch_that_has_run_is_still_the_same() -> None:
     patch, settings = counting(), Settings(1.0)
-    before = content_digest([patch, settings.patch]), content_digest({"a": settings}, graph="a")
+    before = value_digest([patch, settings.patch]), value_digest({"a": settings}, graph="a")
     assert patch() == 1
     settings.scale = 2.0
-    method = content_digest({"a": settings}, graph="a")
+    method = value_digest({"a": settings}, graph="a")
     assert method == before[1]
-    assert content_digest({"a": settings}, graph="b") != before[1]
-    assert content_digest([patch]) == content_digest([patch]) != content_digest([counting()])
+    assert value_digest({"a": settings}, graph="b") != before[1]
+    assert value_digest([patch]) == value_digest([patch]) != value_digest([counting()])
+
+
+def test_without_a_graph_an_object_counts_by_what_it_holds_now() -> None:
+    settings = Settings(1.0)
+    before = value_digest({"a": settings})
+    settings.scale = 3.0
+    assert value_digest({"a": settings}) != before
 
 
 def test_tools_without_settings_do_not_count() -> None:
-    assert content_digest([threading.Lock()]) == content_digest([threading.Lock()])
+    assert value_digest([threading.Lock()]) == value_digest([threading.Lock()])
 
 
 def test_modules_that_are_described_elsewhere_count_by_name() -> None:
     one, other = module(1.0), module(2.0)
     names = {id(one): "net", id(other): "net"}
-    assert content_digest(closure(one), names) == content_digest(closure(other), names)  # pyright: ignore[reportArgumentType]
-    assert content_digest([one], names) != content_digest([one], {id(one): "other"})
+    assert value_digest(closure(one), names) == value_digest(closure(other), names)  # pyright: ignore[reportArgumentType]
+    assert value_digest([one], names) != value_digest([one], {id(one): "other"})

@@ -253,6 +253,27 @@ def test_what_a_node_puts_on_a_model_counts_with_its_settings(make: Callable[[An
     assert model_identity(make(one, False), "graph") == model_identity(make(one, False), "graph")
 
 
+SETTINGS = {"strength": 1.0}
+
+
+def test_of_code_the_graph_counts_where_a_setting_lies_out_of_sight(small: models.Small) -> None:
+    patched = small.model.clone()
+    patched.set_model_attn2_output_patch(lambda n, extra: n * SETTINGS["strength"])
+    assert model_identity(patched, "strength 1") != model_identity(patched, "strength 3")
+    assert model_identity(patched, "strength 1") == model_identity(patched, "strength 1")
+
+
+def test_sampling_that_cannot_be_read_is_known_by_the_graph(small: models.Small) -> None:
+    patched = small.model.clone()
+    patched.add_object_patch("model_sampling", SamplingWithGenerator())
+    assert sampling_identity(patched, "a") == sampling_identity(patched, "a") != sampling_identity(patched, "b")
+
+
+class SamplingWithGenerator:
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+
+
 @pytest.fixture(scope="module")
 def two_models() -> tuple[Any, Any]:
     return models.sd15().model, models.sd15(9).model

@@ -34,7 +34,7 @@ def gradients(model: Any, small: models.Small, checkpointing: bool = False) -> G
     with host.training_mode():
         twin = host.trainable_twin(model, torch.float32)
         if checkpointing:
-            host.checkpoint_blocks(twin)
+            host.checkpoint_blocks(twin, draws=True)
         return Probe(models.Small(model, small.clip, small.vae), 3.0, twin, targets="attention").gradients()
 
 

@@ -187,7 +187,7 @@ def gradients(small: models.Small, model: Any, checkpointing: bool = False) -> l
     with host.training_mode():
         twin = host.trainable_twin(model, torch.float32)
         if checkpointing:
-            host.checkpoint_blocks(twin)
+            host.checkpoint_blocks(twin, draws=True)
         sigma = 3.0 if host.family(model).prediction.name != "flow" else 0.6
         torch.manual_seed(1)
         return Probe(models.Small(model, small.clip, small.vae), sigma, twin, targets="attention").gradients()

@@ -173,6 +173,6 @@ def test_a_method_patched_onto_the_model_runs_on_the_twin():
         plain = host.trainable_twin(small.model, torch.float32)
         small.model.add_object_patch("diffusion_model.forward", types.MethodType(forward, inner))
         twin = host.trainable_twin(small.model, torch.float32)
-    assert twin.diffusion_model.forward.__self__ is twin.diffusion_model
+    assert twin.diffusion_model.forward.function.__self__ is twin.diffusion_model
     assert "forward" not in vars(plain.diffusion_model)
     assert "forward" not in vars(inner)

@@ -12,7 +12,7 @@ from lora_kiln.training.adapters import LoRA, adapter_from_tensors
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.lora.export import AS_TRAINED, as_format, in_precision, knows_layers, lora_tensors, notes_about
 from lora_kiln.training.lora.lora import DTYPES, LoRAModel
-from lora_kiln.training.lora.save import check_name, free_path, save_lora
+from lora_kiln.training.lora.save import check_name, save_lora
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -327,10 +327,6 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
 def test_nothing_half_written_is_left_behind(tmp_path: Path) -> None:
     save_lora(tmp_path / "a.safetensors", TENSORS, {})
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-def test_a_free_path_stays(tmp_path: Path) -> None:
-    assert free_path(tmp_path / "a.b.safetensors") == tmp_path / "a.b.safetensors"
 
 
 # ---------------------------------------------------------------- names

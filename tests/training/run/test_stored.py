@@ -3,11 +3,13 @@
 import json
 import os
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_kiln.training.run import stored
+from filelock import FileLock
+from lora_kiln.training.run import live, stored
 from lora_kiln.training.run.folder import BLOCK, LARGEST_RECORD, LONGEST_LINE, read_metrics, runs_below
 from lora_kiln.training.run.live import histories
 from lora_kiln.training.run.progress import Progress
@@ -23,6 +25,7 @@ RECORD = {
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "_runs", {})
     monkeypatch.setattr(stored, "_histories", {})
+    monkeypatch.setattr(live, "_runs", OrderedDict())
 
 
 def metrics_text(steps: int) -> str:
@@ -61,6 +64,17 @@ def test_a_run_that_cannot_be_read_gives_way_to_the_one_before(tmp_path: Path) -
     with (make_run(tmp_path, "anna/4", started_at=4.0) / "run.json").open("a") as file:
         file.write(" " * LARGEST_RECORD)
     assert shown(tmp_path) == ["anna/1"]
+
+
+def test_a_run_that_another_process_has_open_goes_on(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "anna/1", metrics_text(3), state="running")
+    (path / "owner.json").write_text('{"pid": 4711, "host": "attic", "since": "2026-01-01 00:00:00"}')
+    with FileLock(path / "lock"):
+        (run,) = histories(tmp_path, "w")
+        assert (run["state"], run["step"], run["controls"]) == ("training", 3, [])
+        assert run["message"] == "It goes on in process 4711 on attic, since 2026-01-01 00:00:00."
+    (run,) = histories(tmp_path, "w")
+    assert run["state"] == "interrupted" and "The server ended while it ran" in run["message"]
 
 
 def test_what_changes_on_the_disk_is_seen(tmp_path: Path) -> None:

@@ -254,10 +254,11 @@ def _read(
             raise_if_any("Load Dataset", [*(problem for each in found for problem in each.problems), problem])
         own += found[-1].pictures
     problems = tuple(problem for each in found for problem in each.problems)
+    notes = tuple(note for each in found for note in each.notes)
     if stop_at_problems:
         raise_if_any("Load Dataset", problems)
     settings_files = tuple(name for each in found for name in each.settings_files)
-    return Dataset(tuple(own), settings, name, problems, settings_files)
+    return Dataset(tuple(own), settings, name, problems, settings_files, notes)
 
 
 def _read_folder(path: Path, settings: DatasetSettings, is_regularisation: bool, repeats: int) -> FolderContents:
@@ -293,7 +294,7 @@ def _summary(dataset: Dataset) -> str:
         lines.append(f"{uncaptioned} without caption")
     if dataset.problems:
         lines += [f"{len(dataset.problems)} left out:", *dataset.problems[:10]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *dataset.notes])
 
 
 def _folders() -> list[str]:

@@ -38,6 +38,11 @@ export class Dataset {
     return (this.scan && this.regularisation?.scan?.pictures) || EMPTY;
   }
 
+  /** Sentences about files beside the pictures. */
+  get notes() {
+    return [...(this.scan?.notes ?? []), ...(this.regularisation?.scan?.notes ?? [])];
+  }
+
   /** Sentences about the files that were left out. */
   get problems() {
     return [...(this.scan?.problems ?? []), ...(this.regularisation?.scan?.problems ?? [])];

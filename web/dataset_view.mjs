@@ -112,11 +112,11 @@ export class DatasetView {
 
   /** Shows the dataset as it is now. */
   paint() {
-    const { folder, scan, pictures, regularisationPictures, problems } = this.#dataset;
+    const { folder, scan, pictures, regularisationPictures, problems, notes } = this.#dataset;
     this.edit.disabled = !pictures.length;
     this.root.dataset.pictures = String(pictures.length);
     this.save.paint();
-    this.problems.show(problems);
+    this.problems.show(problems, notes);
     const parts = scan ? summary(pictures, folder.captions) : [];
     if (regularisationPictures.length) parts.push(`${regularisationPictures.length} for regularisation`);
     const elsewhere = unsavedElsewhere(folder).map(([name, count]) => `${count} unsaved in ${name}`);
@@ -186,17 +186,18 @@ function scrollByWheelInVueNodes(root, sheet) {
   sheet.addEventListener("pointerleave", () => sheet.blur());
 }
 
-/** The files that were left out, as sentences that a click unfolds: {root, show(sentences)}. */
+/** The files that were left out, and notes about others, as sentences that a click unfolds: {root, show(problems, notes)}. */
 function listOfProblems() {
   const head = element("summary");
   const list = element("ul");
   const root = element("details", { className: "kiln-problems", hidden: true }, [head, list]);
   return {
     root,
-    show(problems) {
-      root.hidden = !problems.length;
-      head.textContent = `${plural(problems.length, "file")} left out`;
-      list.replaceChildren(...problems.map((text) => element("li", { textContent: text })));
+    show(problems, notes = []) {
+      root.hidden = !(problems.length + notes.length);
+      const leftOut = problems.length ? [`${plural(problems.length, "file")} left out`] : [];
+      head.textContent = [...leftOut, ...(notes.length ? [plural(notes.length, "note")] : [])].join(", ");
+      list.replaceChildren(...[...problems, ...notes].map((text) => element("li", { textContent: text })));
     },
   };
 }

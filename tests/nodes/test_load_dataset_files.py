@@ -141,6 +141,14 @@ def test_a_picture_that_is_not_read_stops_the_node_too(pictures: Path, name: str
         load(bad_pictures="stop")
 
 
+def test_files_beside_the_pictures_stop_nothing_and_are_said(pictures: Path) -> None:
+    save(pictures, "good.png")
+    (pictures / "readme.txt").write_text("about these pictures")
+    dataset = load(bad_pictures="stop").result[0]
+    assert names(dataset) == ["good.png"] and not dataset.problems
+    assert dataset.notes == ("readme.txt belongs to no picture: name a caption as its picture.",)
+
+
 def test_what_was_left_out_stands_in_the_dataset_once_a_file(pictures: Path) -> None:
     save(pictures, "good.png")
     for name in ("x.png", "y.png"):

@@ -22,8 +22,8 @@ function datasetWith(answer) {
   return { dataset: new Dataset(server, on), queries, events };
 }
 
-const scanOf = (names, problems = []) => ({
-  done: 1, total: 1, locked: "", problems, pictures: names.map((name) => ({ name, caption: "" })),
+const scanOf = (names, problems = [], notes = []) => ({
+  done: 1, total: 1, locked: "", problems, notes, pictures: names.map((name) => ({ name, caption: "" })),
 });
 const namesOf = (pictures) => pictures.map(({ name }) => name);
 
@@ -46,11 +46,12 @@ test("without a folder there is nothing, and no request", async () => {
 
 test("a regularisation folder is scanned with the same settings", async () => {
   const [folder, regularisation] = [freshName(), freshName()];
-  const { dataset, queries } = datasetWith((query) => scanOf([`of ${query.folder}`], [`problem of ${query.folder}`]));
+  const { dataset, queries } = datasetWith(({ folder: each }) => scanOf([`of ${each}`], [`problem of ${each}`], [`note on ${each}`]));
   await dataset.refresh({ folder, resolution: 256 }, regularisation);
   assert.deepEqual(queries[1], { folder: regularisation, resolution: 256 });
   assert.deepEqual(namesOf(dataset.regularisationPictures), [`of ${regularisation}`]);
   assert.deepEqual(dataset.problems, [`problem of ${folder}`, `problem of ${regularisation}`]);
+  assert.deepEqual(dataset.notes, [`note on ${folder}`, `note on ${regularisation}`]);
   await dataset.refresh({ folder }, folder);
   assert.equal(dataset.regularisation, null); // the same folder: its pictures are shown already
 });

@@ -93,6 +93,8 @@ class Dataset:
     """a sentence for each file that was left out"""
     settings_files: tuple[str, ...] = ()
     """the dataset.toml files that were read"""
+    notes: tuple[str, ...] = ()
+    """sentences about files beside the pictures that are not read, or read for several"""
 
     def fits(self, resolution: int | None = None) -> list[Fit]:
         """Each picture's bucket and centre crop at one resolution; None = the main one."""

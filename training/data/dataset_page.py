@@ -75,8 +75,8 @@ def describe(query: dict[str, str]) -> dict[str, Any]:
         `height` (pixels, upright), `bucket` [width, height], `crop` [left, top, width, height] (the trained area, as
         fractions of the picture), `caption`, `source` (name of the caption's file, or ""), `repeats`, `regularisation`,
         `enlarged` (smaller than its bucket), `same_as` (the first picture with the same content, or None), `version`
-        (changes with the content); `problems`: a sentence for each unusable file; `locked`: why captions cannot be
-        saved here, or "".
+        (changes with the content); `problems`: a sentence for each unusable file; `notes`: sentences about files beside
+        the pictures; `locked`: why captions cannot be saved here, or "".
 
     Raises:
         InputError: folder or settings cannot be used.
@@ -116,6 +116,7 @@ def describe(query: dict[str, str]) -> dict[str, Any]:
         "total": total,
         "pictures": pictures,
         "problems": list(contents.problems),
+        "notes": list(contents.notes),
         "locked": _why_locked(folder),
     }
 

@@ -23,7 +23,7 @@ from .captions import (
 from .dataset import Picture
 from .dataset_settings import DatasetSettings
 from .folder_settings import SETTINGS_FILE, FolderSettings, read_folder_settings
-from .picture_kinds import ENDINGS, OTHER_ENDINGS
+from .picture_kinds import ENDINGS, KINDS, OTHER_ENDINGS, PHOTOS
 from .pictures import PictureError, PictureFacts, picture_facts, same_aspect
 
 MASK_MARKS = ("_mask", "-masklabel")
@@ -47,7 +47,9 @@ class FolderContents:
     pictures: tuple[Picture, ...]
     """usable pictures, in name order"""
     problems: tuple[str, ...]
-    """a sentence for each unusable file, and for captions that belong to no picture or to several"""
+    """a sentence for each picture that is not used, and for captions that do not find theirs"""
+    notes: tuple[str, ...]
+    """sentences about files beside the pictures that are not read, or read for several"""
     settings_files: tuple[str, ...]
     """the settings files that were read"""
 
@@ -116,7 +118,8 @@ def read_folder(
             folder=here,
         )
         pictures.append(picture)
-    return FolderContents(tuple(pictures), (*files.problems, *problems), folder_settings.file_names)
+    notes, names = tuple(files.notes()), folder_settings.file_names
+    return FolderContents(tuple(pictures), (*files.problems(), *problems), notes, names)
 
 
 def current_captions(folder: Path) -> dict[str, str | None]:
@@ -164,13 +167,14 @@ class _PictureFiles:
         files, nameless = [], []
         for path in files_below(root, None, within, left_out):
             (files if is_unicode(str(path)) else nameless).append(path)
-        images = [path for path in files if path.suffix.lower() in ENDINGS]
+        images = _without_twins([path for path in files if path.suffix.lower() in ENDINGS])
         mask_files = _mask_files(images)
         self.pictures = [path for path in images if path not in mask_files]
         self.masks: dict[Path, Path] = {}
         """picture, without its ending -> its mask; the first of several"""
         for mask, picture in mask_files.items():
             self.masks.setdefault(picture, mask)
+        self._files, self._images = files, images
         self._captions = CaptionFiles([*files, *left_out])
         self._metadata: dict[Path, tuple[Path, dict[Path, str]]] = {}
         """folder -> its metadata.jsonl, and picture -> caption in it"""
@@ -184,15 +188,36 @@ class _PictureFiles:
                 if path.suffix.lower() in ENDINGS or _is_metadata(path) or path.is_dir()
             ),
             *self._read_metadata(files, images),
-            *self._misplaced(files, images),
-            *_unread_pictures(files, images),
         ]
 
-    @property
     def problems(self) -> list[str]:
-        """A sentence for each kind of file that is not used; complete once all captions were asked for."""
-        unread = _counted("hold no caption that is known: write it into a .txt file.", "holds", self._unread, self.root)
-        return [*self._problems, *unread]
+        """A sentence for each picture that is not read, and for captions that do not find theirs."""
+        return [*self._problems, *_unread_pictures(self._files, self._images)]
+
+    def notes(self) -> list[str]:
+        """Sentences about files that are not read, or read for several pictures; once all captions were asked for."""
+        files, used = self._files, {file for image in self._images for file in self._captions.of(image)}
+        hidden = [file for picture in self.pictures for file in self._captions.overlooked(picture)]
+        before = "another caption file of the picture goes before: keep one of them."
+        lone = [path for path in files if path.suffix.lower() in SIDECARS and path not in used]
+        lists = [path for path in files if path.suffix.lower() in LISTS and not _is_metadata(path)]
+        first = {picture: file for picture in self.pictures for file in self._captions.of(picture)[:1]}
+        shared = [file for file, count in Counter(first.values()).items() if count > 1]
+        share = (
+            "stand beside several pictures, which share a caption: give each one of its full name, such as a.png.txt."
+        )
+        stems = Counter(path.with_suffix("") for path in self.pictures)
+        twins = [path for path in self.pictures if path.suffix.lower() in PHOTOS and stems[path.with_suffix("")] > 1]
+        return [
+            *_counted("belong to no picture: name a caption as its picture.", "belongs", lone, self.root),
+            *_counted(f"are not read, as {before}", "is", hidden, self.root),
+            *_counted(f"are not read: put captions into .txt files or {METADATA}.", "is", lists, self.root),
+            *_counted(share, "stands", shared, self.root),
+            *_counted("hold no caption that is known: write it into a .txt file.", "holds", self._unread, self.root),
+            *_counted(
+                "stand beside a picture of the same name: if both are one, keep one.", "stands", twins, self.root
+            ),
+        ]
 
     def leads_out(self, file: Path) -> bool:
         """Whether a file is a link that leads out of the folders that may be read."""
@@ -227,25 +252,6 @@ class _PictureFiles:
             self._metadata[path.parent] = (path, captions)
             all_problems += problems + unmatched
         return all_problems
-
-    def _misplaced(self, files: Iterable[Path], images: Iterable[Path]) -> list[str]:
-        """Sentences about caption files that are read for no picture, or for several."""
-        used = {file for image in images for file in self._captions.of(image)}
-        hidden = [file for picture in self.pictures for file in self._captions.overlooked(picture)]
-        before = "another caption file of the picture goes before: keep one of them."
-        lone = [path for path in files if path.suffix.lower() in SIDECARS and path not in used]
-        lists = [path for path in files if path.suffix.lower() in LISTS and not _is_metadata(path)]
-        first = {picture: file for picture in self.pictures for file in self._captions.of(picture)[:1]}
-        shared = [file for file, count in Counter(first.values()).items() if count > 1]
-        share = (
-            "stand beside several pictures, which share a caption: give each one of its full name, such as a.png.txt."
-        )
-        return [
-            *_counted("belong to no picture: name a caption as its picture.", "belongs", lone, self.root),
-            *_counted(f"are not read, as {before}", "is", hidden, self.root),
-            *_counted(f"are not read: put captions into .txt files or {METADATA}.", "is", lists, self.root),
-            *_counted(share, "stands", shared, self.root),
-        ]
 
 
 class _InheritedSettings:
@@ -305,6 +311,13 @@ def _counted(what: str, verb: str, files: Sequence[Path], root: Path) -> list[st
 def _up_to(folder: Path, root: Path) -> list[Path]:
     """A folder and the folders above it up to root, nearest first."""
     return [folder, *(above for above in folder.parents if above.is_relative_to(root))] if folder != root else [root]
+
+
+def _without_twins(images: list[Path]) -> list[Path]:
+    """The pictures, but those that nothing here can read beside one of the same name that can be: phones store both."""
+    unread = {ending for kind in KINDS if not kind.is_readable for ending in kind.endings}
+    stems = {path.with_suffix("") for path in images if path.suffix.lower() not in unread}
+    return [path for path in images if path.suffix.lower() not in unread or path.with_suffix("") not in stems]
 
 
 def _mask_files(images: Sequence[Path]) -> dict[Path, Path]:

@@ -65,6 +65,8 @@ KINDS = (
 )  # fmt: skip
 """The kinds that are read. Pillow's readers of all others stay shut: some start programs or open further files."""
 ENDINGS = tuple(ending for kind in KINDS for ending in kind.endings)
+PHOTOS = (".heic", ".heif", ".hif")
+"""endings of pictures that phones store beside a JPEG of the same"""
 OTHER_ENDINGS = (
     *(".psd", ".psb", ".xcf", ".kra", ".clip", ".svg", ".tga", ".ico", ".exr", ".hdr", ".dds", ".qoi", ".pcx"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".jxr", ".ppm", ".pgm", ".pbm", ".pnm"),

@@ -83,6 +83,8 @@ class _Places:
         """name of a picture as sent, without ending -> its path in the new folder, without ending"""
         self._taken_stems: set[str] = set()
         """those paths, folded"""
+        self._numbers: dict[str, int] = {}
+        """such a path, folded -> the last number that was appended to it; 1 = none"""
         self._bases: dict[str, PurePosixPath | None] = {}
         """name of a picture as sent, with and without ending -> path of its caption, without ending; None = refused"""
         self._near: dict[str, set[str]] = {}
@@ -141,11 +143,16 @@ class _Places:
 
     def _free(self, path: PurePosixPath) -> PurePosixPath:
         """The path of a picture without its ending, with a number appended where it is taken."""
-        number, free = 1, path
-        while folded(str(free)) in self._taken_stems:
+        base = folded(str(path))
+        number = self._numbers.get(base, 0) + 1
+        while folded(str(free := _numbered(path, number))) in self._taken_stems:
             number += 1
-            free = path.with_name(f"{path.name}-{number}")
+        self._numbers[base] = number
         return free
+
+
+def _numbered(path: PurePosixPath, number: int) -> PurePosixPath:
+    return path if number == 1 else path.with_name(f"{path.name}-{number}")
 
 
 def safe_path(name: str) -> PurePosixPath | None:

@@ -155,7 +155,7 @@ def prepare(
         notes=notes,
     )
     _check(prepared)
-    notes.add(*training.problems, *host.warnings_about(models.model))
+    notes.add(*training.problems, *training.notes, *host.warnings_about(models.model))
     return prepared
 
 

@@ -85,8 +85,8 @@ def test_json_files_without_a_caption_are_said_once(tmp_path: Path, content: str
         (tmp_path / f"{name}.json").write_text(content)
     (tmp_path / "e.txt").write_text("needs none")
     contents = read(tmp_path)
-    assert len(contents.pictures) == 3 and len(contents.problems) == 1
-    assert contents.problems[0].startswith("c.json and 1 more hold no caption")
+    assert len(contents.pictures) == 3 and len(contents.notes) == 1
+    assert contents.notes[0].startswith("c.json and 1 more hold no caption")
 
 
 WORKFLOW = json.dumps({"nodes": ["KSampler"] * 20_000})
@@ -102,7 +102,7 @@ def test_a_json_file_refuses_no_picture(tmp_path: Path, content: bytes | None) -
     else:
         file.write_bytes(content)
     assert captions(set_folder) == {"a.png": ""}
-    assert [said.startswith("a.json holds no caption") for said in read(set_folder).problems] == [True]
+    assert [said.startswith("a.json holds no caption") for said in read(set_folder).notes] == [True]
 
 
 def test_a_caption_in_a_large_json_file_is_read(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_captions_that_belong_to_no_picture_are_said_with_count_and_first(tmp_pa
     (tmp_path / "texts").mkdir()
     for name in ("b.txt", "c.caption", "a.txt", "texts/a.txt"):
         (tmp_path / name).write_text("of whom")
-    problems = read(tmp_path).problems
-    assert len(problems) == 1 and problems[0].startswith("b.txt and 2 more belong to no picture")
+    notes = read(tmp_path).notes
+    assert len(notes) == 1 and notes[0].startswith("b.txt and 2 more belong to no picture")
     for name in ("c.caption", "texts/a.txt"):
         (tmp_path / name).unlink()
-    assert read(tmp_path).problems == ("b.txt belongs to no picture: name a caption as its picture.",)
+    assert read(tmp_path).notes == ("b.txt belongs to no picture: name a caption as its picture.",)
 
 
 @pytest.mark.parametrize(("read_file", "other"), [("a.txt", "a.caption"), ("a.txt", "A.txt"), ("a.png.txt", "a.txt")])
@@ -130,8 +130,8 @@ def test_a_second_caption_of_a_picture_is_said(tmp_path: Path, read_file: str, o
     assert captions(tmp_path)["a.png"] == "second" and not read(tmp_path).problems
     (tmp_path / read_file).write_text("first")
     assert captions(tmp_path)["a.png"] == "first"
-    (problem,) = read(tmp_path).problems
-    assert problem.startswith(f"{other} is not read, as another caption file of the picture goes before")
+    (note,) = read(tmp_path).notes
+    assert note.startswith(f"{other} is not read, as another caption file of the picture goes before")
 
 
 def test_a_caption_of_an_unusable_picture_has_its_picture(tmp_path: Path) -> None:
@@ -145,15 +145,15 @@ def test_a_caption_of_an_unusable_picture_has_its_picture(tmp_path: Path) -> Non
 def test_lists_of_captions_that_are_not_read_are_said(tmp_path: Path, name: str) -> None:
     draw(tmp_path, "a.png")
     (tmp_path / name).write_text("a.png,a cat")
-    assert read(tmp_path).problems == (f"{name} is not read: put captions into .txt files or metadata.jsonl.",)
+    assert read(tmp_path).notes == (f"{name} is not read: put captions into .txt files or metadata.jsonl.",)
 
 
 def test_a_caption_beside_two_pictures_is_said(tmp_path: Path) -> None:
     draw(tmp_path, "a.jpg", "a.png")
     (tmp_path / "a.txt").write_text("of which")
     assert captions(tmp_path) == {"a.jpg": "of which", "a.png": "of which"}
-    (problem,) = read(tmp_path).problems
-    assert problem.startswith("a.txt stands beside several pictures, which share a caption") and "a.png.txt" in problem
+    (note,) = read(tmp_path).notes
+    assert note.startswith("a.txt stands beside several pictures, which share a caption") and "a.png.txt" in note
     (tmp_path / "a.png.txt").write_text("of the second")
     assert captions(tmp_path) == {"a.jpg": "of which", "a.png": "of the second"} and not read(tmp_path).problems
 

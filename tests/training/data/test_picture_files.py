@@ -296,6 +296,21 @@ def test_a_kind_whose_package_is_not_installed_is_said(tmp_path: Path, monkeypat
     assert f"needs {kinds[0].needs} in ComfyUI's Python: install it" in found.problems[0]
 
 
+def test_a_phones_pair_is_one_picture_where_only_one_can_be_read(tmp_path: Path, monkeypatch) -> None:
+    picture_kinds.readable()
+    (tmp_path / "IMG_1.HEIC").write_bytes(saved("HEIF"))
+    scene().save(tmp_path / "IMG_1.JPG")
+    (tmp_path / "IMG_1.txt").write_text("a scene")
+    both = read_folder(tmp_path, DatasetSettings())
+    assert len(both.pictures) == 2 and not both.problems
+    assert both.notes[-1].startswith("IMG_1.HEIC stands beside a picture of the same name")
+    left = frozenset(Image.OPEN) - {"HEIF"}
+    monkeypatch.setattr(picture_kinds, "readable", lambda: left)
+    one = read_folder(tmp_path, DatasetSettings())
+    assert [(each.name, each.caption) for each in one.pictures] == [("IMG_1.JPG", "a scene")]
+    assert not one.problems and not one.notes
+
+
 def test_a_picture_of_a_kind_that_is_never_read_is_said(tmp_path: Path) -> None:
     scene().save(tmp_path / "a.png")
     (tmp_path / "a.psd").write_bytes(b"the layers of a.png")

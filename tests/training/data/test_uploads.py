@@ -1,6 +1,7 @@
 """What a person drops on a node becomes a new folder, whatever the files are called and hold."""
 
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lora_kiln.training.data.captions import SIDECARS
 from lora_kiln.training.data.dataset_settings import DatasetSettings
 from lora_kiln.training.data.picture_folder import read_folder
 from lora_kiln.training.data.picture_kinds import ENDINGS
-from lora_kiln.training.data.uploads import LONGEST_NAME, add, largest, safe_path
+from lora_kiln.training.data.uploads import LONGEST_NAME, _Places, add, largest, safe_path
 from lora_kiln.training.host import Upload
 from PIL import Image
 
@@ -49,6 +50,15 @@ def test_pictures_and_captions_become_a_folder(folders: Path, spool) -> None:
 def test_a_name_that_is_taken_gets_a_number(folders: Path, spool) -> None:
     names = [add({"name": "cats"}, spool({"a.png": "red"}))["folder"] for _ in range(3)]
     assert names == ["cats", "cats-2", "cats-3"]
+
+
+def test_many_long_names_with_one_beginning_are_placed_in_no_time(spool) -> None:
+    """The bound is generous: it took minutes where each name was tried from the first number on."""
+    (one,) = spool({"a.png": "red"})
+    places, start = _Places(), time.process_time()
+    for number in range(3000):
+        assert places.add(Upload(f"{'a long prompt ' * 12}{number}.png", one.path, True)) == ""
+    assert len(places.files) == 3000 and time.process_time() - start < 10
 
 
 def test_what_is_no_picture_is_left_out_with_a_reason(folders: Path, spool) -> None:

@@ -149,7 +149,7 @@ def test_a_dora_of_diffusers_on_weights_that_cannot_be_read_is_refused_in_words(
 
     model = models.sd15().model
     layer = model.model.get_submodule(KEY.removesuffix(".weight"))
-    layer.weight = torch.nn.Parameter(layer.weight.clone().as_subclass(Packed), requires_grad=False)
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8).as_subclass(Packed), requires_grad=False)
     start = {
         f"{TO_Q}.lora_A.weight": torch.ones(2, models.WIDTH), f"{TO_Q}.lora_B.weight": torch.ones(models.WIDTH, 2),
         f"{TO_Q}.lora_magnitude_vector.weight": torch.ones(models.WIDTH),

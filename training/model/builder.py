@@ -12,6 +12,7 @@ from ..adapters import Adapter
 from ..adapters.attach import Target, attached
 from ..adapters.layer_rules import DIFFUSION_MODEL
 from ..adapters.shared_input import AdaptedForward, Readers, block_names, share, watched
+from ..basics.memory import is_device_full
 from ..learning.fitting import Placement, free_memory, placements
 from .assembly import make_learner
 from .learner import Learner
@@ -108,8 +109,8 @@ class Builder:
                         "Layers that read the same tensor are computed one by one, which is slower: together they do "
                         "not fit into the GPU's memory."
                     )
-                except torch.OutOfMemoryError:
-                    if len(left) == 1:
+                except Exception as error:
+                    if len(left) == 1 or not is_device_full(error):
                         raise
                     left.pop(0)
                 else:
@@ -140,7 +141,9 @@ class Builder:
             try:
                 networks.shared.extend(map(share, groups))
                 try_out(learner, placement)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not is_device_full(error):
+                    raise
                 raise NoRoomTogether from error
         return learner
 

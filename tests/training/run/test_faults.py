@@ -177,6 +177,10 @@ def too_much_for_python() -> None:
     bytearray(2**62)
 
 
+def too_much_for_a_mac() -> None:
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 17.83 GB, max allowed: 18.13 GB).")
+
+
 def too_much_on_the_gpu() -> None:
     if torch.cuda.is_available():
         torch.empty(2**50, device="cuda")
@@ -188,6 +192,7 @@ def too_much_on_the_gpu() -> None:
     [
         (too_much_ram, MemoryError, "memory .RAM. is full. Close other programs"),
         (too_much_for_python, MemoryError, "memory .RAM. is full. Close other programs"),
+        (too_much_for_a_mac, torch.OutOfMemoryError, "GPU's memory is full. In LoRA Config turn gradient_checkpoint"),
         (too_much_on_the_gpu, torch.OutOfMemoryError, "GPU's memory is full. In LoRA Config turn gradient_checkpoint"),
     ],
 )

@@ -23,8 +23,8 @@ PAGING_FILE_TOO_SMALL = 1455
 def is_device_full(error: BaseException) -> bool:
     """Whether an error says that a device's memory is full.
 
-    Only CUDA and newer builds of XPU raise `torch.OutOfMemoryError` for it. Other devices, libraries such as cuBLAS, and
-    CUDA itself outside of PyTorch's allocator raise a RuntimeError that says so in words.
+    Only the allocators of CUDA and of newer XPU raise `torch.OutOfMemoryError`. Other devices, libraries such as
+    cuBLAS, and CUDA itself raise a RuntimeError that says so in words.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True

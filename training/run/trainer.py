@@ -118,7 +118,8 @@ def _try_largest_batch(prepared: Prepared, inputs: Inputs, learner: Learner, pla
     """Makes the forward and backward pass of the largest batch, without an optimizer step."""
     source, step = inputs.batches, learner.engine.step
     number, micro = prepared.data.plan.largest()
-    batch = replace(on_device(source.batch(learner.networks, number, micro), prepared.base.device), bins=None)
+    say = prepared.notes.add
+    batch = replace(on_device(source.batch(learner.networks, number, micro), prepared.base.device, say), bins=None)
     try:
         first = next(parts(batch, placement.pictures))
         step.accumulate(source.with_live_text(learner.networks, first, number, micro))
@@ -135,8 +136,8 @@ def _try_patches(prepared: Prepared, inputs: Inputs, learner: Learner) -> None:
     model, networks = prepared.models.model, learner.networks
     if not host.patch_names(model):
         return
-    step = learner.engine.step
-    batch = replace(on_device(inputs.batches.batch(networks, 0, 0), prepared.base.device), bins=None)
+    step, say = learner.engine.step, prepared.notes.add
+    batch = replace(on_device(inputs.batches.batch(networks, 0, 0), prepared.base.device, say), bins=None)
     first = batch if prepared.trains_text else next(parts(batch, 1))
     try:
         step.accumulate(inputs.batches.with_live_text(networks, first, 0, 0))
@@ -172,7 +173,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
     passes = range(config.optimization.gradient_accumulation)
     order = ((step, micro) for step in range(start, steps) for micro in passes)
     show_steps = host.progress_bar(steps)
-    with prefetched(partial(source.batch, networks), order, prepared.base.device) as batch_made_at:
+    with prefetched(partial(source.batch, networks), order, prepared.base.device, prepared.notes.add) as batch_made_at:
         if config.run.sample_every and start == 0:
             pauses.sample(0)
         recorder.show("training")
@@ -204,6 +205,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
             on_pause=pauses.pause,
             start=start,
             rate_factor_at=progress.rate_factor_at,
+            say=prepared.notes.add,
         )
     show_steps(steps)
 

@@ -361,7 +361,7 @@ def when_the_cache_goes(
     monkeypatch.setattr(
         trainer,
         "prefetched",  # as on a GPU: a thread makes the batches
-        lambda make, order, device: made_ahead(lambda *place: on_device(make(*place), device), order),
+        lambda make, order, device, say: made_ahead(lambda *place: on_device(make(*place), device, say), order),
     )
     return at_step(1, forget), encoded_by
 

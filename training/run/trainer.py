@@ -89,7 +89,8 @@ def train_lora(
             if dataset_facts(dataset, cache) != origin.dataset:
                 raise_if_any("The dataset", ["pictures, masks or captions changed while they were read: queue again."])
             host.make_room(prepared.base.device)
-            return _train(prepared, inputs, recorder)
+            with host.bounded_memory(prepared.base.device):
+                return _train(prepared, inputs, recorder)
 
 
 def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:

@@ -48,6 +48,15 @@ def about_precision(precision: str, has_bf16: bool, has_fp16: bool, takes_fp16: 
     return ""
 
 
+def about_fitting(device: torch.device) -> str:
+    """What to set by hand on a device on which runs are not fitted into the memory."""
+    return (
+        f"fit_memory does nothing on {device.type}: only runs on NVIDIA's and AMD's GPUs (cuda) are fitted into the "
+        "memory. If memory runs out, or all becomes slow: in LoRA Config turn gradient_checkpointing on, lower "
+        "batch_size and raise gradient_accumulation; or lower resolution in Load Dataset."
+    )
+
+
 @dataclass
 class Builder:
     """Builds learners, placed so that they fit into the memory."""
@@ -71,6 +80,8 @@ class Builder:
         setup, run, batch_size = self.setup, self.setup.config.run, self.setup.config.optimization.batch_size
         asked = Placement(run.gradient_checkpointing, batch_size)
         if setup.device.type != "cuda":
+            if run.fit_memory and setup.device.type != "cpu":
+                setup.note(about_fitting(setup.device))
             return self._placed(asked, attachments)
         has_bf16, has_fp16 = host.has_bf16(setup.device), host.has_fp16(setup.device)
         if words := about_precision(run.precision, has_bf16, has_fp16, host.takes_fp16(setup.model)):

@@ -182,6 +182,18 @@ def test_a_twin_goes_when_its_run_ends_though_its_layers_know_each_other() -> No
             gc.enable()
 
 
+@pytest.mark.parametrize(
+    ("device", "fit_memory", "times"), [("mps", True, 1), ("xpu", True, 1), ("mps", False, 0), ("cpu", True, 0)]
+)
+def test_a_gpu_on_which_nothing_is_fitted_is_told_what_to_set(device, fit_memory, times, monkeypatch) -> None:
+    monkeypatch.setattr(Builder, "_placed", lambda *_: None)
+    with Workshop(fit_memory=fit_memory) as shop:
+        vars(shop.builder.setup)["device"] = torch.device(device)
+        shop.builder.fitted(shop.try_out, shop.stack)
+        assert len(shop.said) == times
+        assert all(f"fit_memory does nothing on {device}" in note for note in shop.said)
+
+
 def test_where_nothing_fits_the_last_word_is_memory() -> None:
     with Workshop() as shop:
 

@@ -22,6 +22,7 @@ from ..learning.prefetch import on_device, prefetched
 from ..lora.lora import LoRAModel
 from ..model.learner import Learner
 from .origin import NO_GRAPH, dataset_facts, origin_of
+from .pace import Pace
 from .pauses import Pauses
 from .prepare import Inputs, Models, Prepared, encode, prepare
 from .progress import SamplePicture
@@ -181,6 +182,8 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
         if progress.completed < start and pauses.is_due(start) and pauses.pause(start):
             return
 
+        pace, is_gpu = Pace(), prepared.base.device.type == "cuda"
+
         def batch_at(step: int, micro: int) -> Batch:
             host.raise_if_interrupted()
             show_steps(progress.step)
@@ -194,7 +197,15 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
                 what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
                 raise Diverged(what, step, config.optimization.learning_rate)
             progress.add_step(loss, learning_rate)
+            if is_gpu and (words := pace.stepped()):
+                prepared.notes.add(words)
             recorder.stepped()
+
+        def on_pause(step: int) -> bool | None:
+            try:
+                return pauses.pause(step)
+            finally:
+                pace.rest()
 
         train(
             learner.engine,
@@ -203,7 +214,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
             steps,
             on_step=on_step,
             pauses_at=pauses.is_wanted,
-            on_pause=pauses.pause,
+            on_pause=on_pause,
             start=start,
             rate_factor_at=progress.rate_factor_at,
             say=prepared.notes.add,

@@ -7,46 +7,55 @@ from time import monotonic
 
 WINDOW = 10
 """steps that are looked at together: outcomes of a GPU's steps come in bursts"""
+LEAST = 1.0
+"""seconds of a step that may be told: a short one is mostly Python, and not the GPU's"""
 FAR = 10.0
-"""times the fastest pace so far that steps must take to be told; pictures of other sizes do not reach it"""
+"""times the expected pace that steps must take to be told; pictures of other sizes do not reach it"""
 
 
 class Pace:
-    """Times the steps of a run by when their outcomes are known, without waiting for the GPU."""
+    """Times the steps of a run by when their outcomes are known, without waiting for the GPU.
 
-    def __init__(self, clock: Callable[[], float] = monotonic):
+    Args:
+        is_watched: whether slow steps are told: on a device whose memory may overflow.
+        clock: gives seconds.
+    """
+
+    def __init__(self, is_watched: bool, clock: Callable[[], float] = monotonic):
         self._clock = clock
+        self._is_watched = is_watched
         self._last = clock()
-        self._is_told = False
         self._recent: deque[float] = deque(maxlen=WINDOW)
-        self.fastest = float("inf")
-        """seconds a step, on average over the fastest WINDOW steps in a row"""
+        self.expected = float("inf")
+        """seconds a step: of the pass that was tried out, or on average over the fastest WINDOW steps in a row"""
 
     def rest(self) -> None:
         """The time since the last step does not count: validation, samples or the user took it."""
         self._last = self._clock()
 
     def stepped(self) -> str:
-        """To be called when a step is done. Once a note, if steps take far longer than earlier ones; else empty."""
+        """To be called when a step is done. Once a note, if steps take far longer than expected; else empty."""
         before, self._last = self._last, self._clock()
         self._recent.append(self._last - before)
-        if len(self._recent) < WINDOW or self._is_told:
+        if len(self._recent) < WINDOW or not self._is_watched:
             return ""
-        self.fastest = min(self.fastest, sum(self._recent) / WINDOW)
+        self.expected = min(self.expected, sum(self._recent) / WINDOW)
         usual = median(self._recent)  # one step that had to wait is not told
-        self._is_told = usual > FAR * self.fastest
-        return slow_words(usual, self.fastest) if self._is_told else ""
+        if usual <= max(LEAST, FAR * self.expected):
+            return ""
+        self._is_watched = False
+        return slow_words(usual, self.expected)
 
 
-def slow_words(now: float, before: float) -> str:
-    """Says that steps take far longer than they did, why that may be, and what to do.
+def slow_words(now: float, expected: float) -> str:
+    """Says that steps take far longer than expected, why that may be, and what to do.
 
     Args:
-        now, before: seconds a step.
+        now, expected: seconds a step.
     """
     return (
-        f"A step takes {now:.2g} s, where it took {before:.2g} s: probably the GPU's memory has overflowed into the "
-        "computer's RAM, or another program uses the GPU. Close other programs; or stop, and queue again with "
+        f"A step takes {now:.2g} s, where {expected:.2g} s were enough: probably the GPU's memory has overflowed into "
+        "the computer's RAM, or another program uses the GPU. Close other programs; or stop, and queue again with "
         "gradient_checkpointing, a lower batch_size or a lower resolution. Under Windows set 'CUDA - Sysmem Fallback "
         "Policy' to 'Prefer No Sysmem Fallback' in NVIDIA's control panel: then the run sees that memory is full."
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from time import monotonic
 
 import torch
 
@@ -101,11 +102,12 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     with host.patches_blamed(prepared.models.model), ExitStack() as attachments:
         if device.type == "cuda":  # graphs, kernels and events belong to the current device
             attachments.enter_context(torch.cuda.device(device))
-        learner = prepared.builder().fitted(partial(_try_largest_batch, prepared, inputs), attachments)
+        pace = Pace(device.type == "cuda")
+        learner = prepared.builder().fitted(partial(_try_largest_batch, prepared, inputs, pace), attachments)
         attachments.callback(learner.engine.release)
         _try_patches(prepared, inputs, learner)
         recorder.load(learner)
-        _train_to_end(prepared, inputs, learner, recorder)
+        _train_to_end(prepared, inputs, learner, recorder, pace)
     if learner.loss_scale is not None and (skipped := int(learner.loss_scale.skipped)):
         prepared.notes.add(
             f"{skipped} steps moved nothing, since their gradients were too large for fp16: precision bf16 loses none."
@@ -116,15 +118,20 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     return Trained(lora, progress.losses, progress.pictures, _report(prepared, learner, recorder))
 
 
-def _try_largest_batch(prepared: Prepared, inputs: Inputs, learner: Learner, placement: Placement) -> None:
-    """Makes the forward and backward pass of the largest batch, without an optimizer step."""
+def _try_largest_batch(prepared: Prepared, inputs: Inputs, pace: Pace, learner: Learner, placement: Placement) -> None:
+    """Makes the forward and backward pass of the largest batch, without an optimizer step, and times it."""
     source, step = inputs.batches, learner.engine.step
     number, micro = prepared.data.plan.largest()
     say = prepared.notes.add
     batch = replace(on_device(source.batch(learner.networks, number, micro), prepared.base.device, say), bins=None)
     try:
         first = next(parts(batch, placement.pictures))
+        begun = monotonic()
         step.accumulate(source.with_live_text(learner.networks, first, number, micro))
+        if prepared.base.device.type == "cuda":
+            torch.cuda.synchronize(prepared.base.device)
+        passes = prepared.config.optimization.gradient_accumulation * len(batch.x_0) / len(first.x_0)
+        pace.expected = passes * (monotonic() - begun)
     finally:
         step.reset()
 
@@ -152,7 +159,7 @@ def _try_patches(prepared: Prepared, inputs: Inputs, learner: Learner) -> None:
     host.check_reached(model, gradients)
 
 
-def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder: Recorder) -> None:
+def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder: Recorder, pace: Pace) -> None:
     """Trains to the last step. If the run diverges and may step back, goes on from the last good checkpoint."""
     models, config, progress = prepared.models, prepared.config, recorder.progress
     resolution = prepared.data.training.settings.resolution
@@ -162,13 +169,13 @@ def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder
         recorder.checkpoint()
     while not progress.is_over:
         try:
-            return _train_on(prepared, inputs, learner, pauses)
+            return _train_on(prepared, inputs, learner, pauses, pace)
         except Diverged as error:
             if not recorder.step_back(learner, error):
                 raise
 
 
-def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Pauses) -> None:
+def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Pauses, pace: Pace) -> None:
     """Trains from the last step done to the end, or until a pause ends the run."""
     config, source, networks, recorder = prepared.config, inputs.batches, learner.networks, pauses.recorder
     progress, steps, start = recorder.progress, prepared.data.plan.steps, recorder.progress.step
@@ -182,7 +189,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
         if progress.completed < start and pauses.is_due(start) and pauses.pause(start):
             return
 
-        pace, is_gpu = Pace(), prepared.base.device.type == "cuda"
+        pace.rest()
 
         def batch_at(step: int, micro: int) -> Batch:
             host.raise_if_interrupted()
@@ -197,7 +204,7 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
                 what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
                 raise Diverged(what, step, config.optimization.learning_rate)
             progress.add_step(loss, learning_rate)
-            if is_gpu and (words := pace.stepped()):
+            if words := pace.stepped():
                 prepared.notes.add(words)
             recorder.stepped()
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from statistics import median
+from statistics import median_low
 from time import monotonic
 
 WINDOW = 10
@@ -40,7 +40,7 @@ class Pace:
         if len(self._recent) < WINDOW or not self._is_watched:
             return ""
         self.expected = min(self.expected, sum(self._recent) / WINDOW)
-        usual = median(self._recent)  # one step that had to wait is not told
+        usual = median_low(self._recent)  # one step that had to wait is not told
         if usual <= max(LEAST, FAR * self.expected):
             return ""
         self._is_watched = False

@@ -15,6 +15,7 @@ from PIL import Image
 from .. import host
 from ..basics.errors import InputError, raise_if_any
 from ..basics.folders import files_below
+from ..basics.memory import is_memory_full
 from ..basics.paths import PathRefused, check_parts
 from .captioner_files import problems_of_files
 from .captions import with_trigger
@@ -183,9 +184,11 @@ def _named(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (host.Interrupted, torch.OutOfMemoryError, MemoryError):
+    except host.Interrupted:
         raise
     except Exception as error:
+        if is_memory_full(error):
+            raise
         reason = " ".join(f"{type(error).__name__} {error}".split())
         problem = f"{what}: {reason:.300}. Choose another, or put a complete model into models/{FOLDER}."
         raise InputError("Caption Images", [problem]) from error

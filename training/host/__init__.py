@@ -1,8 +1,8 @@
 """The only package that imports ComfyUI; the other rooms use it as `host.name`.
 
 `families` is the table of model families. `twin` copies a MODEL for training, `packed` knows weights in formats of
-other packs, `streaming` and `quantise` let it take less GPU memory, `fusion`, `attention`, `products` and `rotation`
-make it faster, `blocks` adds gradient checkpointing.
+other packs, `streaming` and `quantise` let it take less GPU memory, `memory_bound` keeps it within the GPU's, `fusion`,
+`attention`, `products` and `rotation` make it faster, `blocks` adds gradient checkpointing.
 `text_encoder`, `latents`, `conditioning` and `model_sampling` give what a training step needs of CLIP, VAE and MODEL;
 `compatibility` checks that they belong together, `model_patches` and `guard` are about code of other nodes. `loras`
 names layers in LoRA files. `folders` and `lora_folder` are files, `page` and `routes` the way to the browser.
@@ -48,6 +48,7 @@ from .images import draw, sampler_names, scheduler_names
 from .latents import decode_latents, encode_pixels, from_model_space, latent_shape, to_model_space
 from .lora_folder import lora_files, lora_folder, lora_path, lora_paths
 from .loras import LayerNames, Rows, changeable_names, dense_base_weight, in_the_hosts_spelling, layer_names, with_lora
+from .memory_bound import bounded_memory
 from .model_patches import (
     captures_with_cuda_malloc,
     check_reached,

@@ -8,6 +8,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..basics.memory import is_device_full
 from .device import HALF, first_line, has_kernels
 from .page import log
 
@@ -66,9 +67,9 @@ def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: in
 
     try:
         try_cross_attention(device, dtype, keys, width)
-    except torch.OutOfMemoryError:  # says nothing about later calls
-        raise
     except Exception as error:  # Triton's compiler raises many kinds; torch's attention always works
+        if is_device_full(error):  # says nothing about later calls
+            raise
         log("Attention to captions goes by torch's own kernel, which is slower: %s", first_line(error))
         return False
     return True

@@ -6,6 +6,8 @@ from typing import Any
 import comfy.model_management
 import torch
 
+from ..basics.memory import is_device_full
+
 
 def training_device(model: Any) -> torch.device:
     """The device on which the MODEL computes."""
@@ -62,9 +64,9 @@ def kernel_obstacle(device: torch.device) -> str:
         from ..kernels import geglu
 
         geglu(torch.zeros(1, 2, device=device))
-    except torch.OutOfMemoryError:  # says nothing about later calls
-        raise
     except Exception as error:  # Triton's compiler raises many kinds, and none may end a run
+        if is_device_full(error):  # says nothing about later calls
+            raise
         return first_line(error)
     return ""
 

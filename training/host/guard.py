@@ -10,12 +10,13 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..basics.errors import InputError, raise_if_any
+from ..basics.memory import is_memory_full
 from .device import first_line
 from .page import Interrupted
 
 HAND_OVER = "Give Train LoRA the MODEL from before the node that adds it."
-PASSES_ON = (InputError, Interrupted, torch.OutOfMemoryError)
-"""Exceptions that are not the code's fault."""
+PASSES_ON = (InputError, Interrupted)
+"""Exceptions that are not the code's fault, beside those that say that memory is full."""
 
 
 def name_of(code: Any) -> str:
@@ -98,6 +99,8 @@ def blamed(name: str) -> Iterator[None]:
     except PASSES_ON:
         raise
     except Exception as error:
+        if is_memory_full(error):
+            raise
         what = f"{type(error).__name__}: {first_line(error)}"
         problem = f"its patch {name} does not work in training ({what}). {HAND_OVER}"
         raise InputError("MODEL", [problem]) from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..adapters.products import LayerProducts
+from ..basics.memory import is_device_full
 from .device import has_kernels
 from .fusion import has_functions, is_unchanged
 from .quantise import FP8, LARGEST, dense, is_host_linear, is_multiplied, is_quantised
@@ -86,9 +87,9 @@ def fp8_matmul_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     some, ones = torch.zeros(MULTIPLE, MULTIPLE, device=device).to(FP8), torch.ones(MULTIPLE, 1, device=device)
     try:
         torch._scaled_mm(some, some.T, ones, ones.T, out_dtype=dtype, use_fast_accum=True)
-    except torch.OutOfMemoryError:  # says nothing about later calls
-        raise
     except (RuntimeError, NotImplementedError, ValueError) as error:  # shown to the user by the builder
+        if is_device_full(error):  # says nothing about later calls
+            raise
         return str(error).strip().split("\n")[0]
     return ""
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..basics.memory import is_device_full
 from ..basics.pytree import form_of, tensors_of, with_tensors
 from .batches import Batch
 from .step import Step
@@ -107,7 +108,7 @@ class GraphEngine:
         if self._update is None:
             self.step.update()
         else:
-            _replay(self._update)
+            self._update.replay()
 
     def release(self) -> None:
         """Drops all graphs and their memory; they are captured again at their next use."""
@@ -167,7 +168,7 @@ class GraphEngine:
             _ABORTED.append(broken if _is_cuda_error(broken) else str(broken))
         if not isinstance(broken, Exception) or isinstance(broken, self.interrupts):
             raise broken
-        if isinstance(broken, torch.OutOfMemoryError):  # graphs hold memory: without them there may be enough
+        if is_device_full(broken):  # graphs hold memory: without them there may be enough
             self.release()
         with contextlib.suppress(RuntimeError):
             torch.cuda.synchronize()
@@ -230,13 +231,4 @@ class _Graph:
 
     def replay(self, tensors: list[Tensor]) -> None:
         torch._foreach_copy_(self.inputs, tensors)
-        _replay(self.graph)
-
-
-def _replay(graph: torch.cuda.CUDAGraph) -> None:
-    try:
-        graph.replay()
-    except RuntimeError as error:  # cudaMallocAsync allocates at the replay, not at the capture
-        if "out of memory" not in str(error):
-            raise
-        raise torch.OutOfMemoryError(str(error)) from error
+        self.graph.replay()

@@ -9,6 +9,7 @@ import torch
 from ..adapters import Adapter
 from ..adapters.base import Dropped
 from ..adapters.shared_input import SharedInput
+from ..basics.memory import is_device_full
 from .batches import Batch, parts
 from .engine import Engine
 from .step import Step
@@ -132,7 +133,9 @@ class FittingEngine:
                     adapter.dropped = each
                 for part in parts(batch, self.most):
                     self.engine.accumulate(part)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_device_full(error):
+                raise
             return False
         return True
 

@@ -23,6 +23,7 @@ def train(
     rate_factor_at: Callable[[int], float] = lambda step: 1.0,
     pauses_at: Callable[[int], bool] = lambda step: False,
     on_pause: Callable[[int], bool | None] = lambda step: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Trains the parameters of the engine's step.
 
@@ -37,12 +38,13 @@ def train(
         pauses_at: whether `on_pause` is called after so many steps; asked once a step.
         on_pause: called with the steps done, all of them reported to `on_step`; True ends the run. An exception ends
             it too.
+        say: called with a sentence where the loop is slower than it could be.
 
     Raises:
         Diverged: the loss or a gradient is not finite; the parameters are those before that step.
     """
     optimizer = engine.step.optimizer
-    with reported(Outcomes(engine.step), on_step) as outcomes:
+    with reported(Outcomes(engine.step, say), on_step) as outcomes:
         for step in range(start, steps):
             factor = learning_rate_factor(optimization, step, steps) * rate_factor_at(step)
             set_learning_rates(optimizer, factor)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..basics.errors import InputError, raise_if_any
+from ..basics.memory import is_memory_full
 from ..basics.name_values import cut_settings
 from ..config import OptimizationConfig, OptimizerKind
 from .ema import put_back
@@ -54,7 +55,7 @@ def make_optimizer(optimization: OptimizationConfig, groups: Sequence[Mapping[st
             param_groups, lr=optimization.learning_rate, weight_decay=optimization.weight_decay, **arguments
         )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if not optimization.optimizer_args.strip():
+        if not optimization.optimizer_args.strip() or is_memory_full(error):
             raise
         problem = f"optimizer_args is {optimization.optimizer_args!r}, which {kind.name} refuses: {error}"
         raise InputError("LoRA Config", [problem]) from error

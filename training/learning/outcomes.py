@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from ..basics.pinned import pinned
 from .step import Step
 
 LAG = 2
@@ -33,10 +34,15 @@ class Diverged(RuntimeError):
 
 
 class Outcomes:
-    """The outcomes of a step's updates, in order."""
+    """The outcomes of a step's updates, in order.
 
-    def __init__(self, step: Step):
+    Args:
+        say: called with a sentence where the system gives no pinned memory, so that each step waits for the one before.
+    """
+
+    def __init__(self, step: Step, say: Callable[[str], None]):
         self.step = step
+        self.say = say
         self.is_async = step.outcome.is_cuda and step.is_capturable
         self._pending: deque[tuple[int, float, torch.Tensor | list[float], torch.cuda.Event | None]] = deque()
 
@@ -45,7 +51,7 @@ class Outcomes:
         if not self.is_async:
             self._pending.append((number, learning_rate, self.step.outcome.tolist(), None))
             return
-        outcome = torch.empty(2, pin_memory=True)
+        outcome = pinned(torch.empty(2), self.say)
         outcome.copy_(self.step.outcome, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()

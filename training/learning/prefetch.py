@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from ..basics.pinned import pinned
 from ..basics.pytree import tensors_of, with_tensors
 from .batches import Batch
 
@@ -23,7 +24,10 @@ class NotHere(RuntimeError):
 
 @contextmanager
 def prefetched(
-    make: Callable[[int, int], Batch], order: Iterator[tuple[int, int]], device: torch.device
+    make: Callable[[int, int], Batch],
+    order: Iterator[tuple[int, int]],
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> Iterator[Callable[[int, int], Batch]]:
     """Yields a function like `make` whose batches lie on the device.
 
@@ -32,16 +36,17 @@ def prefetched(
     Args:
         make: the batch of (step, forward pass), on the CPU.
         order: every (step, forward pass), in the order of the requests.
+        say: as of `on_device`.
     """
     if device.type != "cuda":
-        yield lambda step, micro: on_device(make(step, micro), device)
+        yield lambda step, micro: on_device(make(step, micro), device, say)
         return
     stream = torch.cuda.Stream(device)
 
     def bring(step: int, micro: int) -> tuple[Batch, torch.cuda.Event]:
         batch = make(step, micro)
         with torch.cuda.stream(stream):
-            batch = on_device(batch, device)
+            batch = on_device(batch, device, say)
             arrived = torch.cuda.Event()
             arrived.record(stream)
         return batch, arrived
@@ -89,11 +94,15 @@ def made_ahead(
                 future.cancel()
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device; to a GPU they are copied asynchronously, in the current stream."""
+def on_device(batch: Batch, device: torch.device, say: Callable[[str], None]) -> Batch:
+    """The batch with its tensors on the device; to a GPU they are copied asynchronously, in the current stream.
+
+    Args:
+        say: called with a sentence where the system gives no pinned memory, so that copies are not asynchronous.
+    """
     tensors = tensors_of(batch)
     if device.type == "cuda":
-        moved = [t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in tensors]
+        moved = [t if t.is_cuda else pinned(t, say).to(device, non_blocking=True) for t in tensors]
     else:
         moved = [tensor.to(device) for tensor in tensors]
     return with_tensors(batch, moved)

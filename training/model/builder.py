@@ -12,6 +12,7 @@ from ..adapters import Adapter
 from ..adapters.attach import Target, attached
 from ..adapters.layer_rules import DIFFUSION_MODEL
 from ..adapters.shared_input import AdaptedForward, Readers, block_names, share, watched
+from ..basics.memory import is_device_full
 from ..learning.fitting import Placement, free_memory, placements
 from .assembly import make_learner
 from .learner import Learner
@@ -47,6 +48,15 @@ def about_precision(precision: str, has_bf16: bool, has_fp16: bool, takes_fp16: 
     return ""
 
 
+def about_fitting(device: torch.device) -> str:
+    """What to set by hand on a device on which runs are not fitted into the memory."""
+    return (
+        f"fit_memory does nothing on {device.type}: only runs on NVIDIA's and AMD's GPUs (cuda) are fitted into the "
+        "memory. If memory runs out, or all becomes slow: in LoRA Config turn gradient_checkpointing on, lower "
+        "batch_size and raise gradient_accumulation; or lower resolution in Load Dataset."
+    )
+
+
 @dataclass
 class Builder:
     """Builds learners, placed so that they fit into the memory."""
@@ -70,6 +80,8 @@ class Builder:
         setup, run, batch_size = self.setup, self.setup.config.run, self.setup.config.optimization.batch_size
         asked = Placement(run.gradient_checkpointing, batch_size)
         if setup.device.type != "cuda":
+            if run.fit_memory and setup.device.type != "cpu":
+                setup.note(about_fitting(setup.device))
             return self._placed(asked, attachments)
         has_bf16, has_fp16 = host.has_bf16(setup.device), host.has_fp16(setup.device)
         if words := about_precision(run.precision, has_bf16, has_fp16, host.takes_fp16(setup.model)):
@@ -108,8 +120,8 @@ class Builder:
                         "Layers that read the same tensor are computed one by one, which is slower: together they do "
                         "not fit into the GPU's memory."
                     )
-                except torch.OutOfMemoryError:
-                    if len(left) == 1:
+                except Exception as error:
+                    if len(left) == 1 or not is_device_full(error):
                         raise
                     left.pop(0)
                 else:
@@ -140,7 +152,9 @@ class Builder:
             try:
                 networks.shared.extend(map(share, groups))
                 try_out(learner, placement)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not is_device_full(error):
+                    raise
                 raise NoRoomTogether from error
         return learner
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..adapters.flat import FlatParameters
+from ..basics.memory import is_memory_full
 from ..learning.ema import EMA
 from ..learning.engine import Engine
 from ..learning.loss_scale import LossScale
@@ -80,6 +81,8 @@ class Learner:
         try:
             load_optimizer_state(self.optimizer, tensors, plain["optimizer"])
         except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+            if is_memory_full(error):
+                raise
             raise Damaged(f"the checkpoint's optimizer does not fit this recipe: {error}") from error
         for flat in self.flats:
             flat.refresh()

@@ -72,7 +72,7 @@ class Pauses:
                 batch = noised(conditions.encoded.latent(sample), prediction, run.seed, number)
                 conds = [conditions.of(networks, sample)] * len(batch.x_0)
                 cond = host.batch_conds(networks.model, conds, batch.x_0, host.training_guidance(networks.model))
-                batches.append(on_device(replace(batch, cond=cond), self.prepared.base.device))
+                batches.append(on_device(replace(batch, cond=cond), self.prepared.base.device, self.prepared.notes.add))
             seed_generators(run.seed, "validation", "model")
             loss = mean_loss(self.learner.predict, prediction, batches)
         if progress.add_validation(step, loss) and run.keep_best:

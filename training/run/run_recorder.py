@@ -1,7 +1,6 @@
 """The recorder of a run: its progress goes to its folder and to the page; a run that fails leaves what it learned."""
 
 import contextlib
-import errno
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ import torch
 
 from .. import host
 from ..basics.errors import InputError
+from ..basics.memory import is_device_full, is_ram_full
 from ..learning.loop import Diverged
 from ..lora.run_files import PARTIAL, delete_partials
 from ..model.learner import Learner
@@ -338,11 +338,9 @@ class RunRecorder:
 
 def full_memory(error: Exception) -> Exception | None:
     """An error with advice in place of one that says that memory is full; None for other errors."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_device_full(error):
         return torch.OutOfMemoryError(OUT_OF_MEMORY)
-    is_ram = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    is_ram = is_ram or "can't allocate memory" in str(error)  # PyTorch's words
-    return MemoryError(OUT_OF_RAM) if is_ram else None
+    return MemoryError(OUT_OF_RAM) if is_ram_full(error) else None
 
 
 @contextmanager

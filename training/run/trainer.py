@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from time import monotonic
 
 import torch
 
@@ -22,6 +23,7 @@ from ..learning.prefetch import on_device, prefetched
 from ..lora.lora import LoRAModel
 from ..model.learner import Learner
 from .origin import NO_GRAPH, dataset_facts, origin_of
+from .pace import Pace
 from .pauses import Pauses
 from .prepare import Inputs, Models, Prepared, encode, prepare
 from .progress import SamplePicture
@@ -89,7 +91,8 @@ def train_lora(
             if dataset_facts(dataset, cache) != origin.dataset:
                 raise_if_any("The dataset", ["pictures, masks or captions changed while they were read: queue again."])
             host.make_room(prepared.base.device)
-            return _train(prepared, inputs, recorder)
+            with host.bounded_memory(prepared.base.device):
+                return _train(prepared, inputs, recorder)
 
 
 def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
@@ -99,11 +102,12 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     with host.patches_blamed(prepared.models.model), ExitStack() as attachments:
         if device.type == "cuda":  # graphs, kernels and events belong to the current device
             attachments.enter_context(torch.cuda.device(device))
-        learner = prepared.builder().fitted(partial(_try_largest_batch, prepared, inputs), attachments)
+        pace = Pace(device.type == "cuda")
+        learner = prepared.builder().fitted(partial(_try_largest_batch, prepared, inputs, pace), attachments)
         attachments.callback(learner.engine.release)
         _try_patches(prepared, inputs, learner)
         recorder.load(learner)
-        _train_to_end(prepared, inputs, learner, recorder)
+        _train_to_end(prepared, inputs, learner, recorder, pace)
     if learner.loss_scale is not None and (skipped := int(learner.loss_scale.skipped)):
         prepared.notes.add(
             f"{skipped} steps moved nothing, since their gradients were too large for fp16: precision bf16 loses none."
@@ -114,14 +118,20 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     return Trained(lora, progress.losses, progress.pictures, _report(prepared, learner, recorder))
 
 
-def _try_largest_batch(prepared: Prepared, inputs: Inputs, learner: Learner, placement: Placement) -> None:
-    """Makes the forward and backward pass of the largest batch, without an optimizer step."""
+def _try_largest_batch(prepared: Prepared, inputs: Inputs, pace: Pace, learner: Learner, placement: Placement) -> None:
+    """Makes the forward and backward pass of the largest batch, without an optimizer step, and times it."""
     source, step = inputs.batches, learner.engine.step
     number, micro = prepared.data.plan.largest()
-    batch = replace(on_device(source.batch(learner.networks, number, micro), prepared.base.device), bins=None)
+    say = prepared.notes.add
+    batch = replace(on_device(source.batch(learner.networks, number, micro), prepared.base.device, say), bins=None)
     try:
         first = next(parts(batch, placement.pictures))
+        begun = monotonic()
         step.accumulate(source.with_live_text(learner.networks, first, number, micro))
+        if prepared.base.device.type == "cuda":
+            torch.cuda.synchronize(prepared.base.device)
+        passes = prepared.config.optimization.gradient_accumulation * len(batch.x_0) / len(first.x_0)
+        pace.expected = passes * (monotonic() - begun)
     finally:
         step.reset()
 
@@ -135,8 +145,8 @@ def _try_patches(prepared: Prepared, inputs: Inputs, learner: Learner) -> None:
     model, networks = prepared.models.model, learner.networks
     if not host.patch_names(model):
         return
-    step = learner.engine.step
-    batch = replace(on_device(inputs.batches.batch(networks, 0, 0), prepared.base.device), bins=None)
+    step, say = learner.engine.step, prepared.notes.add
+    batch = replace(on_device(inputs.batches.batch(networks, 0, 0), prepared.base.device, say), bins=None)
     first = batch if prepared.trains_text else next(parts(batch, 1))
     try:
         step.accumulate(inputs.batches.with_live_text(networks, first, 0, 0))
@@ -149,7 +159,7 @@ def _try_patches(prepared: Prepared, inputs: Inputs, learner: Learner) -> None:
     host.check_reached(model, gradients)
 
 
-def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder: Recorder) -> None:
+def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder: Recorder, pace: Pace) -> None:
     """Trains to the last step. If the run diverges and may step back, goes on from the last good checkpoint."""
     models, config, progress = prepared.models, prepared.config, recorder.progress
     resolution = prepared.data.training.settings.resolution
@@ -159,25 +169,27 @@ def _train_to_end(prepared: Prepared, inputs: Inputs, learner: Learner, recorder
         recorder.checkpoint()
     while not progress.is_over:
         try:
-            return _train_on(prepared, inputs, learner, pauses)
+            return _train_on(prepared, inputs, learner, pauses, pace)
         except Diverged as error:
             if not recorder.step_back(learner, error):
                 raise
 
 
-def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Pauses) -> None:
+def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Pauses, pace: Pace) -> None:
     """Trains from the last step done to the end, or until a pause ends the run."""
     config, source, networks, recorder = prepared.config, inputs.batches, learner.networks, pauses.recorder
     progress, steps, start = recorder.progress, prepared.data.plan.steps, recorder.progress.step
     passes = range(config.optimization.gradient_accumulation)
     order = ((step, micro) for step in range(start, steps) for micro in passes)
     show_steps = host.progress_bar(steps)
-    with prefetched(partial(source.batch, networks), order, prepared.base.device) as batch_made_at:
+    with prefetched(partial(source.batch, networks), order, prepared.base.device, prepared.notes.add) as batch_made_at:
         if config.run.sample_every and start == 0:
             pauses.sample(0)
         recorder.show("training")
         if progress.completed < start and pauses.is_due(start) and pauses.pause(start):
             return
+
+        pace.rest()
 
         def batch_at(step: int, micro: int) -> Batch:
             host.raise_if_interrupted()
@@ -192,7 +204,15 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
                 what = f"The loss is {loss:.3g}, more than {EXPLODED:g} times the largest before it,"
                 raise Diverged(what, step, config.optimization.learning_rate)
             progress.add_step(loss, learning_rate)
+            if words := pace.stepped():
+                prepared.notes.add(words)
             recorder.stepped()
+
+        def on_pause(step: int) -> bool | None:
+            try:
+                return pauses.pause(step)
+            finally:
+                pace.rest()
 
         train(
             learner.engine,
@@ -201,9 +221,10 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
             steps,
             on_step=on_step,
             pauses_at=pauses.is_wanted,
-            on_pause=pauses.pause,
+            on_pause=on_pause,
             start=start,
             rate_factor_at=progress.rate_factor_at,
+            say=prepared.notes.add,
         )
     show_steps(steps)
 

@@ -127,12 +127,12 @@ def test_a_patch_that_raises_is_named_with_its_error(small: models.Small) -> Non
         gradients(model, small)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, host.Interrupted])
-def test_what_is_no_fault_of_a_patch_passes(error: type[BaseException]) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("MPS backend out of memory"), MemoryError(), host.Interrupted()])
+def test_what_is_no_fault_of_a_patch_passes(error: BaseException) -> None:
     def breaks_off(h: torch.Tensor) -> torch.Tensor:
         raise error
 
-    with pytest.raises(error), torch.enable_grad():
+    with pytest.raises(type(error)), torch.enable_grad():
         Guarded(breaks_off, "breaks_off")(torch.zeros(1))
 
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from lora_kiln.training.basics.pinned import NOT_PINNED
 from lora_kiln.training.learning.batches import Batch
 from lora_kiln.training.learning.prefetch import AHEAD, NotHere, made_ahead, on_device, prefetched
 
@@ -23,15 +24,27 @@ def test_each_batch_comes_when_it_is_asked_for() -> None:
         return batch(step, micro)
 
     order = [(step, micro) for step in range(2) for micro in range(2)]
-    with prefetched(make, iter(order), CPU) as batch_at:
+    with prefetched(make, iter(order), CPU, print) as batch_at:
         for place in order:
             assert batch_at(*place).x_0[0, 0] == 10 * place[0] + place[1] and made[-1] == place
     assert made == order
 
 
 def test_all_tensors_go_to_the_device() -> None:
-    moved = on_device(batch(0, 0), torch.device("meta"))
+    moved = on_device(batch(0, 0), torch.device("meta"), print)
     assert moved.x_0.is_meta and moved.cond[0][1]["c"].is_meta and moved.mask is None
+
+
+def test_without_pinned_memory_data_goes_from_ordinary_memory_and_that_is_said(monkeypatch) -> None:
+    def refuses(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    said, sent = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuses)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: sent.append(tensor) or tensor)
+    expected = batch(0, 0)
+    assert torch.equal(on_device(expected, torch.device("cuda"), said.append).x_0, expected.x_0)
+    assert sent and said and set(said) == {NOT_PINNED}
 
 
 def test_a_thread_makes_what_is_asked_for_next_and_leaves_what_it_may_not() -> None:

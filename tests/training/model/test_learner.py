@@ -106,7 +106,7 @@ def test_without_memory_for_it_they_go_one_by_one_and_it_is_said() -> None:
         def try_out(learner: Learner, placement: Placement) -> None:
             shop.try_out(learner, placement)
             if len(shop.passes) == 2:
-                raise torch.OutOfMemoryError("full")
+                raise RuntimeError("CUDA error: out of memory")
 
         learner = shop.fitted(ASKED, SPARING, try_out=try_out)
         assert shop.passes == [ASKED] * 3  # built anew: memory with gaps would not do
@@ -159,7 +159,7 @@ def test_what_did_not_fit_is_gone_before_the_next_is_built() -> None:
             shop.try_out(learner, placement)
             if placement == ASKED:
                 first.extend(map(weakref.ref, learner.networks.model.parameters()))
-                raise torch.OutOfMemoryError("full")
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
         learner = shop.fitted(ASKED, SPARING, try_out=try_out)
         assert shop.passes == [ASKED, SPARING, SPARING] and alive and not any(alive) and learner.networks.shared
@@ -182,6 +182,18 @@ def test_a_twin_goes_when_its_run_ends_though_its_layers_know_each_other() -> No
             gc.enable()
 
 
+@pytest.mark.parametrize(
+    ("device", "fit_memory", "times"), [("mps", True, 1), ("xpu", True, 1), ("mps", False, 0), ("cpu", True, 0)]
+)
+def test_a_gpu_on_which_nothing_is_fitted_is_told_what_to_set(device, fit_memory, times, monkeypatch) -> None:
+    monkeypatch.setattr(Builder, "_placed", lambda *_: None)
+    with Workshop(fit_memory=fit_memory) as shop:
+        vars(shop.builder.setup)["device"] = torch.device(device)
+        shop.builder.fitted(shop.try_out, shop.stack)
+        assert len(shop.said) == times
+        assert all(f"fit_memory does nothing on {device}" in note for note in shop.said)
+
+
 def test_where_nothing_fits_the_last_word_is_memory() -> None:
     with Workshop() as shop:
 
@@ -199,6 +211,20 @@ def learned(learner: Learner, shop: Workshop, steps: int) -> None:
     for step in range(steps):
         shop.backward(learner, seed=step)
         learner.engine.update()
+
+
+def test_memory_that_runs_out_while_a_state_is_loaded_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Workshop() as shop:
+        learner = shop.fitted(ASKED)
+        learned(learner, shop, 1)
+        tensors, plain = learner.state()
+
+        def full(*_: Any) -> None:
+            raise torch.OutOfMemoryError("full")
+
+        monkeypatch.setattr(learner.optimizer, "load_state_dict", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            learner.load(tensors, plain, same_pictures=True)
 
 
 @pytest.mark.parametrize("values", [{}, {"ema_decay": 0.9}, {"optimizer": "lion", "ema_decay": 0.9}])

@@ -177,6 +177,10 @@ def too_much_for_python() -> None:
     bytearray(2**62)
 
 
+def too_much_for_a_mac() -> None:
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 17.83 GB, max allowed: 18.13 GB).")
+
+
 def too_much_on_the_gpu() -> None:
     if torch.cuda.is_available():
         torch.empty(2**50, device="cuda")
@@ -188,6 +192,7 @@ def too_much_on_the_gpu() -> None:
     [
         (too_much_ram, MemoryError, "memory .RAM. is full. Close other programs"),
         (too_much_for_python, MemoryError, "memory .RAM. is full. Close other programs"),
+        (too_much_for_a_mac, torch.OutOfMemoryError, "GPU's memory is full. In LoRA Config turn gradient_checkpoint"),
         (too_much_on_the_gpu, torch.OutOfMemoryError, "GPU's memory is full. In LoRA Config turn gradient_checkpoint"),
     ],
 )
@@ -356,7 +361,7 @@ def when_the_cache_goes(
     monkeypatch.setattr(
         trainer,
         "prefetched",  # as on a GPU: a thread makes the batches
-        lambda make, order, device: made_ahead(lambda *place: on_device(make(*place), device), order),
+        lambda make, order, device, say: made_ahead(lambda *place: on_device(make(*place), device, say), order),
     )
     return at_step(1, forget), encoded_by
 

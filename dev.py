@@ -24,7 +24,7 @@ sys.path.insert(0, str(TESTS))  # of this process alone: Setup.environ says what
 from environment import HOSTS, NEWEST, Problem, atheris, cache_dir, chromium, comfy_cli, say, set_up  # noqa: E402
 
 CI = os.environ.get("CI", "").lower() == "true"
-BENCHES = {"quality": "kit.bench", "speed": "bench.speed", "memory": "bench.memory"}
+BENCHES = {"quality": "kit.bench", "speed": "bench.speed", "memory": "bench.memory", "recipes": "bench.recipes"}
 
 
 # ---------------------------------------------------------------- the verbs
@@ -211,10 +211,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--listen", default="127.0.0.1", metavar="ADDR", help="default: 127.0.0.1")
 
     made = verb(bench, "measure what the trainer promises", measured, placed)
-    what = "what a LoRA learns, how fast a step is, or how small a card may be and how many the pictures"
+    what = "what a LoRA learns, how fast a step is, alone or with each recipe, or how small a card may be"
     made.add_argument("what", choices=BENCHES, help=what)
     made.add_argument("--add", nargs="+", default=[], metavar="FILE", help="figures of earlier runs to join")
-    made.epilog = "further arguments go to the bench: see tests/kit/bench.py, tests/bench/speed.py and memory.py"
+    made.epilog = "further arguments go to the bench: see tests/kit/bench.py and tests/bench"
     return top
 
 

@@ -16,6 +16,7 @@ from host import link
 
 FOLDER = "kiln_bench"  # in ComfyUI's input folder
 RANK = 16
+CONFIG_NODES = ("KilnLoRAConfig", "KilnAdapterOptions", "KilnLossOptions", "KilnOptimizerOptions", "KilnRunOptions")
 BLOCK_LEVEL = 2  # the core's checkpoint_depth for blocks; its default, 1, wraps the whole model and saves nothing
 
 JSON = dict[str, Any]
@@ -126,7 +127,7 @@ def config_nodes(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[JS
     rest = dict(recipe)
     nodes: JSON = {}
     before: Link = []
-    for kind in ("KilnLoRAConfig", "KilnAdapterOptions", "KilnLossOptions", "KilnOptimizerOptions"):
+    for kind in CONFIG_NODES:
         own = {name: rest.pop(name) for name in list(rest) if name in inputs_of(info, kind)}
         if own or not before:
             nodes[kind] = filled(info, kind, **own, **({"config": before} if before else {}))

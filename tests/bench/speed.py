@@ -133,16 +133,29 @@ class Bench:
         return cell
 
     def train(
-        self, model: Model, peer: str, batch: int, checkpointing: bool, steps: int, skip: int, folder: str
+        self,
+        model: Model,
+        peer: str,
+        batch: int,
+        checkpointing: bool,
+        steps: int,
+        skip: int,
+        folder: str,
+        **config: Any,
     ) -> Run:
-        """A run of ours or the core's in the server."""
+        """A run of ours or the core's in the server.
+
+        Args:
+            config: further fields of our recipe, which win.
+        """
         self._runs += 1
         name, folder = f"{time.time()} {self._runs}", f"kiln_bench/{model.name}-{folder}"
         if peer in OURS:
-            prompt = our_prompt(
-                self.info, model, folder, name, steps=steps, batch_size=batch, gradient_checkpointing=checkpointing,
-                precision=self.precision, fit_memory=False, base_precision=OURS[peer],
-            )  # fmt: skip
+            recipe: dict[str, Any] = {
+                "steps": steps, "batch_size": batch, "gradient_checkpointing": checkpointing,
+                "precision": self.precision, "fit_memory": False, "base_precision": OURS[peer], **config,
+            }  # fmt: skip
+            prompt = our_prompt(self.info, model, folder, name, **recipe)
         else:
             prompt = core_prompt(
                 self.info, model, folder, name, steps=steps, batch_size=batch, gradient_checkpointing=checkpointing,

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..basics.errors import raise_if_any
 from ..basics.randomness import tensor_generator
-from . import KINDS, Adapter, new_adapter
+from . import Adapter, new_adapter
 from .base import CONVOLUTIONS, is_linear, layer_shape
+from .dropout import check_dropout
 from .layer_rules import DIFFUSION_MODEL, LayerRule, check_layer_rules, parse_layer_rules, rule_for
 from .products import PLAIN, LayerProducts
 from .settings import BLOCK_TARGETS, AdapterConfig
@@ -183,52 +183,6 @@ def attached(
         unshare(forwards.values())  # breaks their reference cycle
 
 
-def draw_dropout(adapters: Mapping[str, Adapter], settings: AdapterConfig, seed: int, step: int, micro: int) -> None:
-    """Draws all dropout of one forward pass and its backward pass; it holds until the next draw or clear.
-
-    Args:
-        step, micro: the optimizer step and the batch within it; the masks depend on them and the seed only.
-    """
-    if not settings.has_dropout:
-        return clear_dropout(adapters)
-    coins = torch.rand(len(adapters), generator=tensor_generator(seed, step, micro, "module dropout"))
-    is_left_out = coins < settings.module_dropout
-    if is_left_out.all():  # a pass without any adapter would have nothing to learn
-        is_left_out[coins.argmax()] = False
-    for (key, adapter), left_out in zip(adapters.items(), is_left_out.tolist(), strict=True):
-        generator = tensor_generator(seed, step, micro, key, "dropout")
-        adapter.draw_dropout(generator, settings.dropout, settings.rank_dropout, left_out)
-
-
-def clear_dropout(adapters: Mapping[str, Adapter]) -> None:
-    """Turns dropout off until the next draw, as samples and validation need it."""
-    for adapter in adapters.values():
-        adapter.clear_dropout()
-
-
-def check_dropout(adapters: Iterable[Adapter | type[Adapter]], settings: AdapterConfig) -> None:
-    """Refuses a dropout that one of the adapters, or kinds of adapters, does not support.
-
-    Raises:
-        InputError: naming the field and the adapter.
-    """
-    adapters = list(adapters)
-    ranks = sorted({adapter.kind for adapter in adapters if not adapter.has_rank_dropout})
-    inputs = sorted({adapter.kind for adapter in adapters if not adapter.has_input_dropout})
-    problems = []
-    if settings.rank_dropout and ranks:
-        problems.append(
-            f"rank_dropout is {settings.rank_dropout:g}, but {' and '.join(ranks)} has no ranks to leave out: "
-            f"set it to 0, or choose {_either(name for name, kind in KINDS.items() if kind.has_rank_dropout)}."
-        )
-    if settings.dropout and inputs:
-        problems.append(
-            f"dropout is {settings.dropout:g}, but {' and '.join(inputs)} turns outputs and has no inputs of its own: "
-            "set it to 0 and use module_dropout."
-        )
-    raise_if_any("LoRA Config", problems)
-
-
 def can_adapt(target: Target) -> bool:
     """Whether the layer is of a kind that is trained: linear, or a convolution of one group."""
     module = target.module
@@ -245,11 +199,6 @@ def describe(adapters: Mapping[str, Adapter]) -> str:
     model = [adapter for key, adapter in adapters.items() if key.startswith(DIFFUSION_MODEL)]
     text = [adapter for key, adapter in adapters.items() if not key.startswith(DIFFUSION_MODEL)]
     return "; ".join([*([_count(model)] if model else []), *([f"{_count(text)} in the text encoders"] if text else [])])
-
-
-def _either(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _count(adapters: Sequence[Adapter]) -> str:

@@ -24,13 +24,20 @@ class Dropped:
     """share of the inputs set to zero"""
     seed: int = 0
     """of the choice of the inputs"""
-    ranks: Tensor | None = None
-    """(rank,) factor on each rank: 0 drops it; None: no rank dropout"""
+    of_all: Tensor | None = None
+    """(all ranks,) factors on the ranks of several adapters, side by side; None: no rank dropout"""
+    place: tuple[int, int | None] = (0, None)
+    """where those of the adapter begin and end"""
 
     @property
-    def is_nothing(self) -> bool:
-        """Whether nothing is dropped."""
-        return not self.is_whole and not self.inputs and self.ranks is None
+    def ranks(self) -> Tensor | None:
+        """(rank,) factor on each rank: 0 drops it; None: no rank dropout."""
+        return None if self.of_all is None else self.of_all[slice(*self.place)]
+
+    @property
+    def only_ranks(self) -> bool:
+        """Whether nothing but ranks is dropped."""
+        return not self.is_whole and not self.inputs
 
 
 NOTHING = Dropped()
@@ -68,6 +75,8 @@ class Adapter(nn.Module, ABC):
     notes: ClassVar[tuple[str, ...]] = ()
     """sentences that every run with it reports"""
     has_rank_dropout: ClassVar[bool] = False
+    is_off_without_ranks: ClassVar[bool] = False
+    """Dropping all its ranks drops it whole."""
     has_input_dropout: ClassVar[bool] = True
     has_rank_limit: ClassVar[bool] = True
     """False: a rank above every layer's has a meaning of its own"""
@@ -159,8 +168,7 @@ class Adapter(nn.Module, ABC):
         """
         seed, ranks = int(torch.randint(2**62, (), generator=generator)), None
         if rank_dropout:
-            keep = torch.rand(self.rank, generator=generator) >= rank_dropout
-            ranks = (keep / (1 - rank_dropout)).to(next(self.parameters()).device)
+            ranks = rank_factors(self.rank, rank_dropout, generator).to(next(self.parameters()).device)
         self.dropped = Dropped(is_left_out, dropout, seed, ranks)
 
     def clear_dropout(self) -> None:
@@ -186,6 +194,11 @@ class AddedAdapter(Adapter):
     @abstractmethod
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The adapter's addend to the layer's output for the input x, in the number format of x."""
+
+
+def rank_factors(ranks: int, share: float, generator: torch.Generator) -> Tensor:
+    """(ranks,) float32 on the CPU: 0 for the share to drop, and what keeps the mean for the others."""
+    return (torch.rand(ranks, generator=generator) >= share) / (1 - share)
 
 
 def is_linear(layer: nn.Module) -> bool:

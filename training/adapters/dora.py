@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, AdapterNames, dense, dense_weight, layer_shape, saved
+from .base import Adapter, AdapterNames, dense, dense_weight, is_linear, layer_shape, saved
 from .lora import LoRA, init_lora, read_factors
 from .products import PLAIN, LayerProducts
 
@@ -26,10 +26,13 @@ class DoRA(LoRA):
     kind = "dora"
     names = AdapterNames(title="DoRA", lycoris=("locon",), lycoris_arguments={"dora_wd": True}, ai_toolkit=("dora",))
     needs_weight = True
+    is_off_without_ranks = False
 
     def __init__(self, down: Tensor, up: Tensor, magnitude: Tensor, alpha: float):
         super().__init__(down, up, alpha)
         self.magnitude = nn.Parameter(magnitude)
+        self._squares: Tensor | None = None
+        """of the layer's columns, which are frozen"""
 
     @classmethod
     def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
@@ -45,20 +48,29 @@ class DoRA(LoRA):
         return cls(down, up, norms, alpha)
 
     def fused(self, layer: nn.Module, x: Tensor, products: LayerProducts = PLAIN) -> Tensor | None:
-        return None
+        if not is_linear(layer) or self._is_by_rows(layer) or not self.can_fuse(layer, x, products):
+            return None
+        return super().fused(layer, self._scaled(layer, x), products)
 
     def adapted(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        weight = dense_weight(layer).to(self.up.dtype)
-        if self._is_by_rows(weight):
-            return self._adapted_by_rows(layer, base, x, weight)
-        with torch.no_grad():
-            norms = column_norms(weight, self.down, self.up * self.scale) + EPS
-        # Scaling W's columns equals scaling the input's channels, so the merged weight is never made. In float32: in
-        # bf16 the factors would change in steps of 0.4 %.
-        scaled = x * _along_channels(self.magnitude / norms, layer)
-        return super().adapted(layer, base, scaled.to(x.dtype))
+        if self._is_by_rows(layer):
+            return self._adapted_by_rows(layer, base, x)
+        return super().adapted(layer, base, self._scaled(layer, x))
 
-    def _adapted_by_rows(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    def _scaled(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The input with each channel times magnitude / norm: scaling W's columns, so the merged weight is never made.
+
+        In float32: in bf16 the factors would change in steps of 0.4 %.
+        """
+        weight = dense(layer.weight).detach()  # pyright: ignore
+        with torch.no_grad():
+            if self._squares is None:
+                self._squares = square_sums(weight.to(self.up.dtype))
+            norms = column_norms(weight, self.down, self.up * self.scale, self._squares) + EPS
+        return (x * _along_channels(self.magnitude / norms, layer)).to(x.dtype)
+
+    def _adapted_by_rows(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        weight = dense_weight(layer).to(self.up.dtype)
         output = super().adapted(layer, base, x)
         rows = _along_channels(self.magnitude / row_norms(weight), layer)
         if layer.bias is None:
@@ -70,7 +82,7 @@ class DoRA(LoRA):
     def merged(self, weight: Tensor) -> Tensor:
         weight = weight.to(self.up.dtype)
         changed = weight + super().difference(weight)
-        if self._is_by_rows(weight):
+        if self.magnitude.shape[0] == weight.shape[0]:
             return changed * (self.magnitude / row_norms(weight)).reshape(-1, *(1 for _ in weight.shape[1:]))
         norms = changed.transpose(0, 1).flatten(1).norm(dim=1) + EPS
         return changed * (self.magnitude.flatten() / norms).reshape(1, -1, *(1 for _ in weight.shape[2:]))
@@ -90,24 +102,30 @@ class DoRA(LoRA):
             return None
         return cls(*factors, tensors["dora_scale"], factors[0].shape[0] if alpha is None else alpha)
 
-    def _is_by_rows(self, weight: Tensor) -> bool:
-        return self.magnitude.shape[0] == weight.shape[0]
+    def _is_by_rows(self, layer: nn.Module) -> bool:
+        return self.magnitude.shape[0] == layer_shape(layer)[0]
 
 
-def column_norms(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def square_sums(weight: Tensor) -> Tensor:
+    """||weight||^2 for each input column: (in,)."""
+    return weight.transpose(0, 1).flatten(1).square().sum(1)
+
+
+def column_norms(weight: Tensor, down: Tensor, up: Tensor, squares: Tensor | None = None) -> Tensor:
     """||weight + up @ down|| for each input column, without computing the sum: (1, in, *1s).
 
     Args:
-        weight: (out, in, *kernel).
+        weight: (out, in, *kernel). In bf16 its product with up is computed in bf16: an error of 0.4 % in a term that is
+            small beside ||weight||^2.
         down: (rank, in, *kernel) or (rank, in * prod(kernel)).
         up: (out, rank, *1s), already multiplied by the scale.
+        squares: the weight's `square_sums`, if they are known.
     """
-    columns = weight.reshape(*weight.shape[:2], -1)  # (out, in, k)
     up = up.flatten(1)
-    down = down.reshape(down.shape[0], *columns.shape[1:])
-    cross = torch.einsum("or,oik->rik", up, columns)
-    square = torch.einsum("rs,sik->rik", up.T @ up, down)
-    squared = columns.square().sum((0, 2)) + ((2 * cross + square) * down).sum((0, 2))
+    down = down.reshape(down.shape[0], -1)  # (rank, in * k)
+    cross = (up.T.to(weight.dtype) @ weight.flatten(1)).to(down.dtype)
+    added = ((2 * cross + (up.T @ up) @ down) * down).sum(0).unflatten(0, (weight.shape[1], -1)).sum(1)
+    squared = added + (square_sums(weight.to(down.dtype)) if squares is None else squares)
     return squared.clamp(min=0).sqrt().reshape(1, -1, *(1 for _ in weight.shape[2:]))
 
 

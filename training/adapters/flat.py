@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from . import Adapter
@@ -69,6 +70,12 @@ class FlatParameters:
             laid[place] = ordered[start : start + size]
             start += size
         return laid
+
+    @torch.no_grad()
+    def joined(self, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Tensors of the shapes of `parameters` as one, in the adapters' order, as `in_order` gives it."""
+        flat = [tensor.flatten() for tensor in tensors]
+        return torch.cat([F.pad(each, (0, -each.numel() % ALIGNMENT)) for each in flat])
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -10,8 +10,21 @@ from torch.autograd.function import once_differentiable
 from .products import LayerProducts
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A LoRA as `LowRankLinear` trains it."""
+
+    down: nn.Parameter
+    """float32, with its `.grad`"""
+    up: nn.Parameter
+    """float32, with its `.grad`"""
+    scale: float
+    ranks: Tensor | None
+    """(rank,) factor on each rank; None: 1"""
+
+
 class LowRankLinear(torch.autograd.Function):
-    """y = x W^T + b + scale (x down^T) up^T, all in the arithmetic of x.
+    """y = x W^T + b + scale (x down^T) ranks up^T, all in the arithmetic of x.
 
     The low-rank products are accumulated into the layer's output and gradient (GEMM's beta), which saves separate
     passes over the activations. Gradients of down and up are added, in float32, to the parameters' `.grad`.
@@ -25,9 +38,8 @@ class LowRankLinear(torch.autograd.Function):
         bias: Tensor | None,
         down: Tensor,
         up: Tensor,
-        scale: float,
-        down_parameter: nn.Parameter,
-        up_parameter: nn.Parameter,
+        learned: Tensor,
+        trained: Trained,
         products: LayerProducts,
     ) -> Tensor:
         """(rows, in) -> (rows, out).
@@ -35,13 +47,15 @@ class LowRankLinear(torch.autograd.Function):
         Args:
             weight: (out, in), plain or quantised.
             down: (rank, in); up: (out, rank), in the number format of x: the parameters or their copies.
-            down_parameter, up_parameter: float32, each with its `.grad`.
+            learned: one of the trained parameters; without one autograd would skip the backward pass.
             products: multiply by the weight.
         """
         hidden = x @ down.T
-        output = products.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
+        if trained.ranks is not None:
+            hidden.mul_(trained.ranks)
+        output = products.linear(x, weight, bias).addmm_(hidden, up.T, alpha=trained.scale)
         ctx.save_for_backward(x, hidden, weight, down, up)
-        ctx.scale, ctx.parameters, ctx.products = scale, (down_parameter, up_parameter), products
+        ctx.trained, ctx.products = trained, products
         return output
 
     @staticmethod
@@ -49,14 +63,17 @@ class LowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, hidden, weight, down, up = ctx.saved_tensors
         gradient = gradients[0]
-        toward_hidden = torch.addmm(hidden, gradient, up, beta=0, alpha=ctx.scale)
-        down_parameter, up_parameter = ctx.parameters
-        _add_product(down_parameter.grad.view(down.shape), toward_hidden.T, rows, 1.0)
-        _add_product(up_parameter.grad.view(up.shape), gradient.T, hidden, ctx.scale)
+        trained: Trained = ctx.trained
+        assert trained.down.grad is not None and trained.up.grad is not None
+        toward_hidden = torch.addmm(hidden, gradient, up, beta=0, alpha=trained.scale)
+        if trained.ranks is not None:
+            toward_hidden.mul_(trained.ranks)
+        _add_product(trained.down.grad.view(down.shape), toward_hidden.T, rows, 1.0)
+        _add_product(trained.up.grad.view(up.shape), gradient.T, hidden, trained.scale)
         toward_x = None
         if ctx.needs_input_grad[0]:
             toward_x = ctx.products.linear_backward(gradient, weight).addmm_(toward_hidden, down)
-        return toward_x, *(None,) * 8
+        return toward_x, *(None,) * 7
 
 
 @dataclass(frozen=True)
@@ -89,36 +106,41 @@ class LowRankLinears(torch.autograd.Function):
     """`LowRankLinear` for several layers that read one input, in as many matrix products as a single layer takes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, learned: Tensor, layers: Joined) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, learned: Tensor, layers: Joined, ranks: Tensor | None) -> tuple[Tensor, ...]:
         """(rows, in) -> (rows, out) for each layer.
 
         Args:
             learned: any trained parameter; without one autograd would skip the backward pass.
+            ranks: (layers * rank,) factor on each rank; None: 1.
         """
         features = layers.up.shape[1]
         hidden = x @ layers.down.T
+        if ranks is not None:
+            hidden.mul_(ranks)
         output = nn.functional.linear(x, layers.weight, layers.bias)
         layers.by_layer(output).baddbmm_(layers.by_layer(hidden), layers.up.transpose(1, 2), alpha=layers.scale)
         ctx.save_for_backward(x, hidden, layers.weight, layers.down, layers.up)
-        ctx.layers = layers
+        ctx.layers, ctx.ranks = layers, ranks
         # Not as views: autograd forbids in-place writes to a Function's views, and models write into these outputs.
         return tuple(torch.ops.aten.unsafe_split(output, features, 1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, hidden, weight, down, up = ctx.saved_tensors
         layers: Joined = ctx.layers
         gradient = torch.cat(gradients, 1)
         by_layer = layers.by_layer(gradient)
         toward_hidden = torch.empty_like(hidden)
         layers.by_layer(toward_hidden).baddbmm_(by_layer, up, beta=0, alpha=layers.scale)
+        if ctx.ranks is not None:
+            toward_hidden.mul_(ctx.ranks)
         _add_product(layers.down_gradient, toward_hidden.T, rows, 1.0)
         _add_product(layers.up_gradient, by_layer.transpose(1, 2), layers.by_layer(hidden), layers.scale)
         toward_x = None
         if ctx.needs_input_grad[0]:
             toward_x = (gradient @ weight).addmm_(toward_hidden, down)
-        return toward_x, None, None
+        return toward_x, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, scale: float) -> None:

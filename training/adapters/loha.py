@@ -24,6 +24,7 @@ class LoHa(AddedAdapter):
     kind = "loha"
     names = AdapterNames(title="LoHa", lycoris=("loha",), kohya=("networks.loha",))
     has_rank_dropout = True
+    is_off_without_ranks = True
 
     def __init__(self, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, alpha: float):
         super().__init__(w1_b.shape[0], alpha)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, AdapterNames, AddedAdapter, apply_weight, is_linear, layer_shape, mix_channels, saved
-from .fused_linear import LowRankLinear
+from .fused_linear import LowRankLinear, Trained
 from .products import PLAIN, LayerProducts
 
 PAIRS = (
@@ -43,6 +43,7 @@ class LoRA(AddedAdapter):
         ai_toolkit=("lora", "locon"),
     )
     has_rank_dropout = True
+    is_off_without_ranks = True
 
     def __init__(self, down: Tensor, up: Tensor, alpha: float):
         super().__init__(down.shape[0], alpha)
@@ -60,14 +61,14 @@ class LoRA(AddedAdapter):
         return low_rank(layer, x, self.down, up)
 
     def can_fuse(self, layer: Any, x: Tensor, products: LayerProducts = PLAIN) -> bool:
-        """Whether `fused` can compute the layer: it is training, without dropout, all in the number format of x."""
+        """Whether `fused` can compute the layer: in training, all in the format of x, no dropout but of ranks."""
         weight, down = layer.weight, self.copies.get("down", self.down)
         is_alike = products.is_quantised(weight)
         is_alike = is_alike or (type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype)
         is_alike = is_alike and x.dtype == down.dtype and (layer.bias is None or layer.bias.dtype == x.dtype)
         has_gradients = self.down.grad is not None and self.up.grad is not None
         is_here = x.device == weight.device
-        return is_alike and is_here and has_gradients and self.dropped.is_nothing and torch.is_grad_enabled()
+        return is_alike and is_here and has_gradients and self.dropped.only_ranks and torch.is_grad_enabled()
 
     def fused(self, layer: Any, x: Tensor, products: LayerProducts = PLAIN) -> Tensor | None:
         if not self.can_fuse(layer, x, products):
@@ -88,7 +89,8 @@ class LoRA(AddedAdapter):
         down = self.copies.get("down", self.down).detach().flatten(1)
         up = self.copies.get("up", self.up).detach().flatten(1)
         # The view is made outside: autograd forbids in-place writes to a Function's views, and models write into it.
-        rows = LowRankLinear.apply(x.flatten(0, -2), weight, bias, down, up, self.scale, self.down, self.up, products)
+        trained = Trained(self.down, self.up, self.scale, self.dropped.ranks)
+        rows = LowRankLinear.apply(x.flatten(0, -2), weight, bias, down, up, self.down, trained, products)
         return rows.view(*x.shape[:-1], -1)  # pyright: ignore[reportAttributeAccessIssue]
 
     def difference(self, weight: Tensor | None = None) -> Tensor:

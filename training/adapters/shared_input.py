@@ -67,7 +67,12 @@ class SharedInput:
         if not self._is_same(x) or member not in self._outputs:
             if x.dim() < 2 or not all(_can_fuse(each, x) for each in self.members):
                 return None
-            rows = LowRankLinears.apply(x.flatten(0, -2), _down(self.members[0]), self.layers)
+            ranks = [each.adapter.dropped.ranks for each in self.members]
+            dropped = [each for each in ranks if each is not None]
+            if 0 < len(dropped) < len(ranks):
+                return None
+            joined = torch.cat(dropped) if dropped else None
+            rows = LowRankLinears.apply(x.flatten(0, -2), _down(self.members[0]), self.layers, joined)
             shape = *x.shape[:-1], -1
             self._outputs = {each: part.view(shape) for each, part in zip(self.members, rows, strict=True)}  # pyright: ignore
             self._read = x, x._version

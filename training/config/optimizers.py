@@ -63,8 +63,10 @@ class OptimizerKind:
     averages_weights: bool = False
     """It averages the weights itself, which leaves nothing to an EMA."""
     takes_flat_parameters: bool = False
-    """It moves every number by itself, so one flat tensor a learning rate serves it. Checkpoints have the parameters
-    in this form."""
+    """It moves every number by itself, or by sums over all of them, so one flat tensor a learning rate serves it.
+    Checkpoints have the parameters in this form."""
+    module_on_device: str = ""
+    """Module of `learning` whose class of the same name makes the same steps without waiting for the device."""
     takes_fused: bool = False
     """Its class has the argument `fused`: the whole step as one kernel."""
 
@@ -143,6 +145,7 @@ ADAFACTOR = OptimizerKind(
     # By default it scales the rate by the size of the weights, and those of an adapter begin at zero.
     defaults={"scale_parameter": False, "relative_step": False, "warmup_init": False},
     foreign_names={"adafactor": SAME, "torchadafactor": SAME},
+    module_on_device="adafactor",
 )
 LION = OptimizerKind(
     name="lion",
@@ -153,6 +156,7 @@ LION = OptimizerKind(
     name_in_files="Lion",
     arguments=("betas",),
     foreign_names={"lion": SAME, **dict.fromkeys(IN_32_BIT_LION, IN_32_BIT), "bnblion": SAME, "optimilion": SAME},
+    takes_flat_parameters=True,
 )
 PRODIGY = OptimizerKind(
     name="prodigy",
@@ -176,6 +180,8 @@ PRODIGY = OptimizerKind(
         ),
     },
     finds_rate=True,
+    takes_flat_parameters=True,
+    module_on_device="prodigy",
 )
 SCHEDULE_FREE = OptimizerKind(
     name="schedule_free",
@@ -195,6 +201,7 @@ SCHEDULE_FREE = OptimizerKind(
     },
     scheduler="constant",
     averages_weights=True,
+    takes_flat_parameters=True,
 )
 
 OPTIMIZERS: dict[str, OptimizerKind] = {

@@ -9,12 +9,13 @@ import dataclasses
 import gc
 import os
 import traceback
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..adapters import Adapter
 from ..basics.memory import is_device_full
 from ..basics.pytree import form_of, tensors_of, with_tensors
 from .batches import Batch
@@ -68,13 +69,23 @@ class EagerEngine:
 class GraphEngine:
     """Replays CUDA graphs: one for each shape of batch, and one for the update. Each part runs eagerly the first time.
 
+    The update of an optimizer that is not capturable is not recorded.
+
     Args:
         say: called once with a sentence, where a part of the step cannot be captured.
+        adapters: the trained ones; factors on their ranks, drawn before `accumulate`, are inputs of the graphs.
         interrupts: exceptions by which a user stops a run; a capture passes them on.
     """
 
-    def __init__(self, step: Step, say: Callable[[str], None], interrupts: tuple[type[BaseException], ...] = ()):
+    def __init__(
+        self,
+        step: Step,
+        say: Callable[[str], None],
+        interrupts: tuple[type[BaseException], ...] = (),
+        adapters: Iterable[Adapter] = (),
+    ):
         self.step = step
+        self.adapters = list(adapters)
         self.say = say
         self.interrupts = interrupts
         self._pool = torch.cuda.graph_pool_handle()
@@ -102,7 +113,7 @@ class GraphEngine:
 
     def update(self) -> None:
         """See `Step.update`."""
-        if self._update is None and self._has_updated and self.is_recording:
+        if self._update is None and self._has_updated and self.is_recording and self.step.is_capturable:
             self._update = self._record(self.step.update)
         self._has_updated = True
         if self._update is None:
@@ -127,24 +138,47 @@ class GraphEngine:
         if is_in_groups or not (self.is_recording or self._graphs):
             return None, []
         try:
-            tensors, form = tensors_of(batch), form_of(batch)
+            inputs = batch, self._rank_factors()
+            tensors, form = tensors_of(inputs), form_of(inputs)
         except TypeError as error:
             self._give_up(error)
             return None, []
         graph = self._graphs.get(form)
         if graph is None and form in self._seen and self.is_recording and len(self._graphs) < MOST_GRAPHS:
-            graph = self._record_batch(batch, tensors, form)
+            graph = self._record_batch(inputs, tensors, form)
         self._seen.add(form)
         return graph, tensors
 
-    def _record_batch(self, batch: Batch, tensors: list[Tensor], form: Hashable) -> "_Graph | None":
-        inputs = [tensor.clone() for tensor in tensors]
-        static = with_tensors(batch, inputs)
-        graph = self._record(lambda: self.step.accumulate(static))
+    def _record_batch(
+        self, inputs: tuple[Batch, list[Tensor]], tensors: list[Tensor], form: Hashable
+    ) -> "_Graph | None":
+        own = [tensor.clone() for tensor in tensors]
+        batch, factors = with_tensors(inputs, own)
+        with self._reading(factors):
+            graph = self._record(lambda: self.step.accumulate(batch))
         if graph is None:
             return None
-        self._graphs[form] = _Graph(graph, inputs)
+        self._graphs[form] = _Graph(graph, own)
         return self._graphs[form]
+
+    def _rank_factors(self) -> list[Tensor]:
+        """The factors on ranks that the adapters read, each tensor once."""
+        found = (each.dropped.of_all for each in self.adapters)
+        return list({id(factors): factors for factors in found if factors is not None}.values())
+
+    @contextlib.contextmanager
+    def _reading(self, factors: list[Tensor]) -> Iterator[None]:
+        """Within the context the adapters read these tensors instead of those of `_rank_factors`."""
+        before = [each.dropped for each in self.adapters]
+        others = {id(old): new for old, new in zip(self._rank_factors(), factors, strict=True)}
+        for adapter, dropped in zip(self.adapters, before, strict=True):
+            if dropped.of_all is not None:
+                adapter.dropped = dataclasses.replace(dropped, of_all=others[id(dropped.of_all)])
+        try:
+            yield
+        finally:
+            for adapter, dropped in zip(self.adapters, before, strict=True):
+                adapter.dropped = dropped
 
     def _record(self, part: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """Captures a part of the step without running it; None where that fails."""
@@ -227,7 +261,7 @@ def _trim_graph_memory(device: torch.device) -> None:
 class _Graph:
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
-    """the batch that it reads"""
+    """the batch and the factors on ranks that it reads"""
 
     def replay(self, tensors: list[Tensor]) -> None:
         torch._foreach_copy_(self.inputs, tensors)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ..config import OptimizationConfig
 from .batches import Batch
 from .engine import Engine
-from .optimizers import rate_factor, set_learning_rates
+from .optimizers import set_learning_rates
 from .outcomes import Diverged, Outcomes, reported
 from .schedules import learning_rate_factor
 
@@ -48,7 +48,7 @@ def train(
         for step in range(start, steps):
             factor = learning_rate_factor(optimization, step, steps) * rate_factor_at(step)
             set_learning_rates(optimizer, factor)
-            learning_rate = optimization.learning_rate * factor * rate_factor(optimizer)
+            learning_rate = optimization.learning_rate * factor
             for micro in range(optimization.gradient_accumulation):
                 engine.accumulate(batch_at(step, micro))
             engine.update()

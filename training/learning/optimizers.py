@@ -108,13 +108,33 @@ def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
     return all(group.get("capturable", False) and group.get("fused", False) for group in optimizer.param_groups)
 
 
-def step_unless(optimizer: Any, failed: torch.Tensor) -> None:
-    """Makes the optimizer's step unless `failed` () is 1, which a capturable step reads on the device."""
+def step_unless(optimizer: Any, failed: torch.Tensor, goes_on: bool = True) -> None:
+    """Makes the optimizer's step unless `failed` () is 1, which a capturable step reads on the device.
+
+    Args:
+        goes_on: steps may follow a failed one. If not, nothing waits for the device: a failed step leaves the
+            parameters as they are, but not what the optimizer has gathered, which is of no use any more.
+    """
     if is_capturable(optimizer):
         optimizer.found_inf = failed  # what torch's GradScaler sets
         optimizer.step()
-    elif not failed.item():
-        optimizer.step()
+    elif goes_on or not failed.is_cuda:
+        if not failed.item():
+            optimizer.step()
+    else:
+        _step_or_undo(optimizer, failed)
+
+
+@torch.no_grad()
+def _step_or_undo(optimizer: torch.optim.Optimizer, failed: torch.Tensor) -> None:
+    parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+    has_failed = {device: (failed > 0).to(device) for device in {each.device for each in parameters}}
+    before = [each.detach().clone() for each in parameters]
+    for each in parameters:  # not a number may reach the optimizer's averages
+        each.grad.masked_fill_(has_failed[each.device], 0.0)
+    optimizer.step()
+    for each, old in zip(parameters, before, strict=True):
+        each.copy_(torch.where(has_failed[each.device], old, each))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -159,7 +179,9 @@ def load_optimizer_state(
     fresh = optimizer.state_dict()
     if len(plain["groups"]) != len(fresh["param_groups"]):
         raise ValueError("the checkpoint's optimizer has other groups of parameters")
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["state"].items()}
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(entries) for index, entries in plain["state"].items() if entries
+    }
     groups = [
         {**optimizer.defaults, **saved, **{key: own[key] for key in NOT_IN_CHECKPOINTS if key in own}}
         for own, saved in zip(fresh["param_groups"], plain["groups"], strict=True)
@@ -176,8 +198,8 @@ def _is_fused_on_gpu(group: Mapping[str, Any]) -> bool:
     return bool(group["fused"]) and all(parameter.is_cuda for parameter in group["params"])
 
 
-def rate_factor(optimizer: torch.optim.Optimizer) -> float:
-    """The factor on the learning rate that the optimizer has found: Prodigy's d; 1 for all others."""
+def rate_factor(optimizer: torch.optim.Optimizer) -> float | torch.Tensor:
+    """The factor on the learning rate that the optimizer has found: Prodigy's d, on the device; 1 for all others."""
     return optimizer.param_groups[0].get("d", 1.0)
 
 
@@ -201,7 +223,8 @@ def for_use(optimizer: Any) -> Iterator[None]:
 
 def _class_of(kind: OptimizerKind) -> Any:
     try:
-        return getattr(importlib.import_module(kind.module), kind.class_name)
+        module = f".{kind.module_on_device}" if kind.module_on_device else kind.module
+        return getattr(importlib.import_module(module, __package__), kind.class_name)
     except ImportError as error:
         package = kind.module.split(".")[0]
         problem = (

@@ -43,15 +43,19 @@ class Outcomes:
     def __init__(self, step: Step, say: Callable[[str], None]):
         self.step = step
         self.say = say
-        self.is_async = step.outcome.is_cuda and step.is_capturable
+        self.is_async = step.outcome.is_cuda
         self._pending: deque[tuple[int, float, torch.Tensor | list[float], torch.cuda.Event | None]] = deque()
 
     def add(self, number: int, learning_rate: float) -> None:
-        """Requests the outcome of the last update from the device."""
+        """Requests the outcome of the last update from the device.
+
+        Args:
+            learning_rate: before the factor that the optimizer finds.
+        """
         if not self.is_async:
             self._pending.append((number, learning_rate, self.step.outcome.tolist(), None))
             return
-        outcome = pinned(torch.empty(2), self.say)
+        outcome = pinned(torch.empty(3), self.say)
         outcome.copy_(self.step.outcome, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
@@ -73,13 +77,13 @@ class Outcomes:
                     return
                 arrived.synchronize()
             self._pending.popleft()
-            loss, norm = map(float, outcome)
+            loss, norm, rate_factor = map(float, outcome)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._pending.clear()
                 is_loss = not math.isfinite(loss)
                 what = f"The loss is {loss}" if is_loss else "The gradients are no numbers"
                 raise Diverged(what, number, self.step.optimization.learning_rate, is_loss)
-            yield number, loss, learning_rate
+            yield number, loss, learning_rate * rate_factor
 
 
 @contextlib.contextmanager

@@ -12,20 +12,21 @@ from .batches import Batch
 from .ema import EMA
 from .loss_scale import LossScale
 from .objective import BatchLoss
-from .optimizers import is_capturable, step_unless
+from .optimizers import is_capturable, rate_factor, step_unless
 from .picture_losses import PictureLosses
 
 
 class Step:
     """Accumulates the gradients of one or several batches and updates the parameters.
 
-    All its state lies on the device, and with a capturable optimizer nothing here waits for the device.
+    All its state lies on the device, and nothing here waits for it, but for an update in fp16 with an optimizer that is
+    not capturable: it must know whether to move.
 
     Args:
         batch_loss: of the model with its adapters on.
         optimizer: each of its param_groups has its peak "learning_rate".
         optimization: gives the number of batches to accumulate and the largest norm of the gradients.
-        flats: refreshed after each update.
+        flats: the optimizer's parameters; refreshed after each update.
         ema: updated after each update.
         picture_losses: collects each sample's loss where its batch has bins.
         loss_scale: for fp16, in which small gradients would become zero.
@@ -49,13 +50,16 @@ class Step:
         self.ema = ema
         self.picture_losses = picture_losses
         self.loss_scale = loss_scale
-        self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters: list[nn.Parameter] = [flat.values for flat in flats]
+        """those of the optimizer, as few tensors"""
+        if not flats:
+            self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         device = self.parameters[0].device
         self.is_capturable = is_capturable(optimizer)
         self.loss = torch.zeros((), device=device)
         """of the batches accumulated so far"""
-        self.outcome = torch.zeros(2, device=device)
-        """(loss, norm of the gradients) of the last update"""
+        self.outcome = torch.zeros(3, device=device)
+        """(loss, norm of the gradients, the optimizer's factor on the learning rate) of the last update"""
         self.failed = torch.zeros((), device=device)
         """1 once an outcome was not finite: the parameters are not updated any more"""
 
@@ -70,7 +74,7 @@ class Step:
 
     def reset(self) -> None:
         """Drops the loss and the gradients accumulated so far."""
-        self.optimizer.zero_grad(set_to_none=False)
+        torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
         self.loss.zero_()
 
     def update(self) -> None:
@@ -82,10 +86,11 @@ class Step:
         if self.loss_scale is not None:
             skips = self.loss_scale.update(self.loss, norm)
             norm = torch.where(skips > 0, 0.0, norm)
-        self.outcome.copy_(torch.stack([self.loss, norm]))
-        self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome.isfinite().all().float()))
+        self.outcome[:2].copy_(torch.stack([self.loss, norm]))
+        self.outcome[2:].fill_(rate_factor(self.optimizer))
+        self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome[:2].isfinite().all().float()))
         skips = torch.maximum(skips, self.failed)
-        step_unless(self.optimizer, skips)
+        step_unless(self.optimizer, skips, goes_on=self.loss_scale is not None)
         self.reset()
         for flat in self.flats:
             flat.refresh()

@@ -7,6 +7,7 @@ import torch
 
 from .. import host
 from ..adapters.attach import adapters_by_rate
+from ..adapters.dropout import can_be_recorded
 from ..adapters.flat import FlatParameters
 from ..adapters.layer_rules import DIFFUSION_MODEL, parse_layer_rules
 from ..learning.ema import EMA
@@ -35,10 +36,11 @@ def make_learner(setup: Setup, networks: Networks, placement: Placement, picture
     optimization = setup.config.optimization
     flats, groups = _parameter_groups(setup, networks)
     optimizer = make_optimizer(optimization, groups)
-    can_capture = setup.device.type == "cuda" and make_capturable(optimizer)
+    if setup.device.type == "cuda":
+        make_capturable(optimizer)
     ema = None
     if optimization.ema_decay:
-        ema = EMA([p for group in optimizer.param_groups for p in group["params"]], optimization.ema_decay)
+        ema = EMA([flat.values for flat in flats], optimization.ema_decay)
     predict = _predict_with(setup, networks)
     picture_losses = PictureLosses(pictures, setup.device)
     step = Step(
@@ -57,7 +59,7 @@ def make_learner(setup: Setup, networks: Networks, placement: Placement, picture
         optimizer=optimizer,
         ema=ema,
         picture_losses=picture_losses,
-        engine=_engine(setup, networks, placement, step, can_capture),
+        engine=_engine(setup, networks, placement, step),
     )
 
 
@@ -75,31 +77,31 @@ def _predict_with(setup: Setup, networks: Networks) -> Predict:
     return predict
 
 
-def _engine(setup: Setup, networks: Networks, placement: Placement, step: Step, can_capture: bool) -> Engine:
+def _engine(setup: Setup, networks: Networks, placement: Placement, step: Step) -> Engine:
     """The fastest engine that can execute the step; on a GPU one that splits batches when memory runs out."""
     if setup.device.type != "cuda":
         return EagerEngine(step)
-    optimizer, run = setup.config.optimization.optimizer, setup.config.run
+    run = setup.config.run
+    adapters = networks.adapters.values()
     patches = host.patch_names(setup.model)
     has_bad_allocator = uses_cudas_allocator() and not (patches or host.captures_with_cuda_malloc(setup.model))
     obstacles = [
         *([f"the MODEL carries code of other nodes ({', '.join(patches)})"] if patches else []),
         *(["text encoders are trained"] if setup.trains_text else []),
-        *(["dropout is drawn anew each step"] if setup.config.adapter.has_dropout else []),
+        *(["dropout is drawn anew each step"] if not can_be_recorded(adapters, setup.config.adapter) else []),
         *(["weights come from RAM"] if placement.resident < 1.0 else []),
         *([CUDAS_ALLOCATOR] if has_bad_allocator else []),
-        *([] if can_capture else [f"the optimizer {optimizer} moves from Python"]),
     ]
     if obstacles and run.cuda_graphs:
         why = "; ".join(obstacles)
         setup.note(f"The step goes op by op, not as a CUDA graph, which is several times slower: {why}.")
     is_eager = obstacles or not run.cuda_graphs
     return FittingEngine(
-        EagerEngine(step) if is_eager else GraphEngine(step, setup.note, (host.Interrupted,)),
+        EagerEngine(step) if is_eager else GraphEngine(step, setup.note, (host.Interrupted,), adapters),
         most=placement.pictures,
         may_split=not setup.trains_text,
         say=setup.note,
-        adapters=networks.adapters.values(),
+        adapters=adapters,
         shared=networks.shared,
     )
 

@@ -17,7 +17,7 @@ from ..learning.objective import Predict
 from ..learning.optimizers import for_use, load_optimizer_state, optimizer_state
 from ..learning.picture_losses import PictureLosses
 from .networks import Networks
-from .state import Damaged, copy_into, numbered
+from .state import Damaged, copy_into, numbered, with_flats
 
 LAID_AS_FLATS = re.compile(r"(?:values|ema|optimizer\.state)\.(\d+)")
 """Tensors of a state that have the order of the flat parameters of this number, if they have their length."""
@@ -70,6 +70,8 @@ class Learner:
         Raises:
             Damaged: it is of another recipe or model.
         """
+        is_flat = len(self.optimizer.param_groups[0]["params"]) == 1
+        tensors = with_flats(tensors, self.flats, ("ema", "optimizer.state") if is_flat else ("ema",))
         tensors = self._rearranged(tensors, FlatParameters.as_laid)
         copy_into((flat.values for flat in self.flats), "values", tensors)
         if same_pictures:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .. import host
-from ..adapters.attach import clear_dropout
+from ..adapters.dropout import clear_dropout
 from ..basics.randomness import seed_generators
 from ..learning.prefetch import on_device
 from ..model.learner import Learner

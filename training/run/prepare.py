@@ -10,7 +10,8 @@ import torch
 
 from .. import host
 from ..adapters import KINDS, Adapter
-from ..adapters.attach import check_dropout, is_convolution
+from ..adapters.attach import is_convolution
+from ..adapters.dropout import check_dropout
 from ..adapters.layer_rules import check_layer_rules, parse_layer_rules, rule_for
 from ..basics.errors import raise_if_any
 from ..config import LoRAConfig

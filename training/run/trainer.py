@@ -9,7 +9,7 @@ from time import monotonic
 import torch
 
 from .. import host
-from ..adapters.attach import draw_dropout
+from ..adapters.dropout import draw_dropout
 from ..basics.determinism import deterministic_kernels
 from ..basics.errors import raise_if_any
 from ..basics.randomness import generators_kept, seed_generators

@@ -183,6 +183,12 @@ class TestWhatIsTaken:
             self.check("q", self.x)
         assert self.shared.output(self.forwards["q"], self.x.half()) is None
 
+    def test_dropped_ranks_are_dropped_together_too(self) -> None:
+        for seed, each in enumerate(self.forwards.values()):
+            each.adapter.draw_dropout(torch.Generator().manual_seed(seed), rank_dropout=0.5)
+        self.check("q", self.x)
+        assert self.shared.output(self.forwards["q"], self.x) is not None
+
     def test_a_dropout_on_one_is_left_to_the_plain_way(self) -> None:
         self.forwards["k"].adapter.draw_dropout(torch.Generator(), rank_dropout=0.5)
         assert self.shared.output(self.forwards["q"], self.x) is None

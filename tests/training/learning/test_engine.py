@@ -7,10 +7,13 @@ from functools import partial
 import pytest
 import torch
 from lora_kiln.training import host
+from lora_kiln.training.adapters.attach import Target, attached, make_adapters
+from lora_kiln.training.adapters.dropout import draw_dropout
+from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.learning import engine as room
 from lora_kiln.training.learning.batches import Batch
-from lora_kiln.training.learning.engine import EagerEngine, GraphEngine
+from lora_kiln.training.learning.engine import EagerEngine, Engine, GraphEngine
 from lora_kiln.training.learning.objective import batch_loss
 from lora_kiln.training.learning.optimizers import make_capturable, make_optimizer
 from lora_kiln.training.learning.prediction import Eps
@@ -45,10 +48,11 @@ def batch(seed: int, size: int = 4) -> Batch:
     return Batch(x_0, noise, sigma, torch.ones(size).cuda(), torch.zeros(size, 1, 1, 1).cuda())
 
 
-def made(kind, net: Net, said: list[str]):
-    optimizer = make_optimizer(CONFIG.optimization, [{"params": list(net.parameters()), "learning_rate": 0.01}])
-    assert make_capturable(optimizer)
-    step = Step(partial(batch_loss, net, EPS, CONFIG.objective), optimizer, CONFIG.optimization)
+def made(kind, net: Net, said: list[str], config: LoRAConfig = CONFIG):
+    rate = config.optimization.learning_rate
+    optimizer = make_optimizer(config.optimization, [{"params": list(net.parameters()), "learning_rate": rate}])
+    assert make_capturable(optimizer) == (config.optimization.optimizer == "adamw")
+    step = Step(partial(batch_loss, net, EPS, config.objective), optimizer, config.optimization)
     return GraphEngine(step, said.append, (host.Interrupted,)) if kind is GraphEngine else EagerEngine(step)
 
 
@@ -67,6 +71,41 @@ def test_a_graph_gives_what_ops_give() -> None:
     assert losses(recorded) == losses(plain) and not said and recorded.graphs == 2
     recorded.release()
     assert recorded.graphs == 0 and losses(recorded) == losses(plain)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lion", "prodigy", "schedule_free"])
+def test_the_passes_are_recorded_whatever_the_optimizer(name: str) -> None:
+    config = LoRAConfig.of(optimizer=name, learning_rate=1.0 if name == "prodigy" else 0.01, scheduler="constant")
+    said: list[str] = []
+    plain, recorded = made(EagerEngine, Net(), said, config), made(GraphEngine, Net(), said, config)
+    assert losses(recorded) == losses(plain) and not said and recorded.graphs == 2
+
+
+def test_dropped_ranks_and_layers_are_inputs_of_the_graph() -> None:
+    config = LoRAConfig.of(rank=8, rank_dropout=0.5, module_dropout=0.3, learning_rate=0.01)
+    found = []
+    for kind in (EagerEngine, GraphEngine):
+        net = Net()
+        for layer in net.layers:
+            layer.requires_grad_(False)
+        targets = [Target(f"layers.{number}", net.layers[number]) for number in (0, 2)]
+        adapters = make_adapters(targets, config.adapter, seed=1)
+        flat = FlatParameters(adapters.values(), torch.device("cuda"), torch.float32)
+        optimizer = make_optimizer(config.optimization, [{"params": [flat.values], "learning_rate": 0.01}])
+        make_capturable(optimizer)
+        step = Step(partial(batch_loss, net, EPS, config.objective), optimizer, config.optimization, flats=[flat])
+        said: list[str] = []
+        engine: Engine = (
+            EagerEngine(step) if kind is EagerEngine else GraphEngine(step, said.append, (), adapters.values())
+        )
+        with attached(targets, adapters, host.PRODUCTS):
+            for number in range(8):
+                draw_dropout(adapters, config.adapter, 1, number, 0)
+                engine.accumulate(batch(number))
+                engine.update()
+        found.append(flat.values.detach().clone())
+        assert not said and (kind is EagerEngine or engine.graphs == 1)  # pyright: ignore
+    torch.testing.assert_close(*found)
 
 
 def when_recorded(error: BaseException):

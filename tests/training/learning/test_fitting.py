@@ -7,7 +7,8 @@ import pytest
 import torch
 from comfy_extras.nodes_tomesd import TomePatchModel
 from lora_kiln.training import host
-from lora_kiln.training.adapters.attach import attached, draw_dropout, make_adapters
+from lora_kiln.training.adapters.attach import attached, make_adapters
+from lora_kiln.training.adapters.dropout import draw_dropout
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.basics.randomness import seed_generators
 from lora_kiln.training.config import LoRAConfig

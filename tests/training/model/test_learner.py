@@ -37,7 +37,8 @@ class Workshop:
 
     def __init__(self, **values: Any):
         self.small = models.sdxl()
-        config = LoRAConfig.of(rank=4, alpha=4.0, batch_size=2, learning_rate=1e-2, seed=1, **values)
+        values = {"rank": 4, "alpha": 4.0, "batch_size": 2, "learning_rate": 1e-2, "seed": 1, **values}
+        config = LoRAConfig.of(**values)
         self.said: list[str] = []
         setup = Setup(
             model=self.small.model,
@@ -263,6 +264,38 @@ def test_a_checkpoint_has_the_adapters_in_their_order_whatever_lies_side_by_side
         flat = learner.flats[0]
         assert not torch.equal(flat.values, tensors["values.0"])
         assert torch.equal(flat.as_laid(tensors["values.0"]), flat.values)
+
+
+@pytest.mark.parametrize("name", ["lion", "schedule_free", "prodigy", "adafactor"])
+def test_a_checkpoint_with_a_state_for_each_parameter_goes_on(name: str) -> None:
+    """As earlier versions made them, whose optimizers and averages held the adapters' parameters themselves."""
+    values: dict[str, Any] = {"optimizer": name, "scheduler": "constant"}
+    values |= {} if name == "schedule_free" else {"ema_decay": 0.9}
+    with Workshop(**values | ({"learning_rate": 1.0} if name == "prodigy" else {})) as shop:
+        learner = shop.fitted(ASKED)
+        learned(learner, shop, 2)
+        tensors, plain = learner.state()
+        (flat,) = learner.flats
+        apart: dict[str, torch.Tensor] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(("ema.0", "optimizer.state.0.")) and tensor.shape == flat.values.shape:
+                start = 0
+                for number, each in enumerate(flat.parameters):
+                    part = tensor[start : start + each.numel()].view(each.shape)
+                    apart[key.replace(".0", f".{number}", 1)] = part.clone()
+                    start += -(-each.numel() // ALIGNMENT) * ALIGNMENT
+            elif key == "ema.1":
+                apart[f"ema.{len(flat.parameters)}"] = tensor.clone()
+            else:
+                apart[key] = tensor.clone()
+        if name != "adafactor":
+            plain["optimizer"]["state"] = {str(number): {} for number in range(len(flat.parameters))}
+        expected = {key: tensor.clone() for key, tensor in tensors.items()}
+        learned(learner, shop, 1)
+        learner.load(apart, plain, same_pictures=True)
+        again, _ = learner.state()
+        assert again.keys() == expected.keys()
+        assert all(torch.equal(again[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing_extensions import Required, TypedDict
 
 from ..basics.disk_errors import is_held, remedy
 from ..basics.errors import raise_if_any
-from ..basics.files import atomic_write, patiently, read
+from ..basics.files import atomic_write, patiently, read, sweep_unfinished
 from ..basics.paths import LinkLeadsOut, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
@@ -126,6 +126,7 @@ class RunFolder:
         self._flushed = time.monotonic()
         self._unrecorded: dict[str, Any] = {}
         """facts that could not be written into run.json yet"""
+        sweep_unfinished(path)
 
     @property
     def samples(self) -> Path:

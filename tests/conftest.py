@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from host import PACK, Server, has_cuda
+from windows_files import WindowsFiles
 
 CI = os.environ.get("CI", "").lower() == "true"
 CHROMIUM_FLAGS = [
@@ -157,6 +158,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
     return tmp_path
+
+
+@pytest.fixture
+def windows_files(tmp_path: Path) -> Iterator[WindowsFiles]:
+    """Files below the test's folder that are in use stay as they are, as on Windows."""
+    with WindowsFiles(tmp_path) as rules:
+        yield rules
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Atomic writes: a reader or a crash meets a file's old or its new content, never a part of it.
 
-What a killed process leaves unfinished is deleted later.
+What a killed process leaves unfinished is deleted later. On Windows a file that another program has open, such as an
+antivirus, an indexer or our page, can be neither replaced nor deleted: that is waited for.
 """
 
 import errno
@@ -9,11 +10,14 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
+
+from .disk_errors import is_held
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """Errors of file systems that cannot sync a file; it is written all the same."""
@@ -22,6 +26,51 @@ UNTOUCHED_SECONDS = 3600.0
 """age of an unfinished file at which nobody writes it any more"""
 LOCKED_AFTER_SECONDS = 60.0
 """age of a scratch folder by which its process has locked it"""
+PATIENCE_SECONDS = 5.0
+"""longest wait for a file that another program holds"""
+SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
+"""seconds between two attempts, each twice as long as the one before"""
+
+Result = TypeVar("Result")
+
+
+def patiently(act: Callable[[], Result]) -> Result:
+    """Calls `act`, again and again for some seconds while a file that it needs is held by another program.
+
+    Raises:
+        OSError: it is still held; or, at once, whatever else `act` raises.
+    """
+    deadline, wait = time.monotonic() + PATIENCE_SECONDS, SHORTEST_WAIT
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if not is_held(error) or time.monotonic() + wait > deadline:
+                raise
+        time.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def replace(unfinished: Path, path: Path) -> None:
+    """Moves a file to a name, which it takes from another file."""
+    patiently(lambda: os.replace(unfinished, path))
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, if it is there."""
+    patiently(lambda: path.unlink(missing_ok=True))
+
+
+def delete_folder(folder: Path) -> None:
+    """Deletes a folder. What cannot be deleted stays, without an error; links are not followed."""
+    with suppress(OSError):
+        patiently(lambda: shutil.rmtree(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(path: Path) -> bytes:
+    """The content of a file."""
+    return patiently(path.read_bytes)
 
 
 @contextmanager
@@ -36,7 +85,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with unfinished_file(path.parent) as unfinished:
         yield unfinished
         sync(unfinished)
-        os.replace(unfinished, path)
+        replace(unfinished, path)
         sync(path.parent)
 
 
@@ -48,7 +97,7 @@ def unfinished_file(folder: Path) -> Iterator[Path]:
         yield unfinished
     finally:
         with suppress(OSError):
-            unfinished.unlink()
+            delete(unfinished)
 
 
 def sweep_unfinished(folder: Path) -> None:
@@ -104,9 +153,10 @@ def claim_name(unfinished: Path, path: Path) -> None:
     except OSError:  # a file system without hard links: an empty file claims the name
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            os.replace(unfinished, path)
+            replace(unfinished, path)
         except OSError:
-            path.unlink()
+            with suppress(OSError):
+                delete(path)
             raise
     sync(path.parent)
 
@@ -118,7 +168,7 @@ def sync(path: Path) -> None:
             _sync(path, os.O_RDONLY)
     else:
         try:
-            _sync(path, os.O_RDWR)
+            patiently(lambda: _sync(path, os.O_RDWR))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from .. import host
+from ..basics.files import delete, replace
 from ..basics.folders import file_state, is_stable
 from .packing import pack, unpack
 from .pictures import LARGEST_AREA, SMALLEST_SIDE, PictureFacts, picture_facts
@@ -225,8 +226,8 @@ class Cache:
         damaged = self.path.with_name(f"{self.path.name}.damaged")
         try:
             for ending in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
-            os.replace(self.path, damaged)
+                delete(self.path.with_name(self.path.name + ending))
+            replace(self.path, damaged)
         except OSError as problem:
             self._stop_writing(problem)
         else:

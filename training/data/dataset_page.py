@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from .. import host
+from ..basics.disk_errors import remedy
 from ..basics.errors import InputError, Refusal, problems_of, raise_if_any
 from ..basics.files import sweep_unfinished
 from ..basics.folders import file_state, files_below, is_stable
@@ -191,7 +192,8 @@ def save_captions(request: dict[str, Any]) -> dict[str, Any]:
                 write_sidecar(path, edit.caption.strip(), True, files)
                 saved.append(edit.name)
             except OSError as error:
-                failed[edit.name] = f"{edit.name}: its caption cannot be written: {error.strerror}."
+                to_do = remedy(error, path.parent)
+                failed[edit.name] = f"{edit.name}: its caption cannot be written ({error.strerror}): {to_do}."
     return {"saved": saved, "failed": failed}
 
 

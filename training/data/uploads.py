@@ -1,13 +1,13 @@
 """New datasets from the page: pictures and captions that a person drops on the Load Dataset node."""
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import host
+from ..basics.disk_errors import remedy
 from ..basics.errors import InputError, Refusal
+from ..basics.files import delete_folder, replace
 from ..basics.folders import is_a_persons
 from ..basics.paths import folded, safe_part, visible_parts
 from ..host import Upload, UploadRules
@@ -214,11 +214,12 @@ def _filled_folder(name: str, files: Mapping[PurePosixPath, Path]) -> Path:
         for path, content in files.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(content, target)
+            replace(content, target)
     except OSError as error:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise Refusal(507, f"The new folder cannot be written: {error.strerror}.") from error
+            delete_folder(folder)
+        to_do = remedy(error, host.input_folder())
+        raise Refusal(507, f"The new folder cannot be written ({error.strerror}): {to_do}.") from error
     return folder
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from server import PromptServer
 
+from ..basics.disk_errors import remedy
 from ..basics.errors import InputError, Refusal
 from ..basics.files import scratch_folder, sweep_scratch_folders
 
@@ -135,7 +136,8 @@ def upload_handler(rules: UploadRules, answer: Callable[[dict[str, str], list[Up
                     return uploads
                 return await _response(slots, lambda: answer(dict(request.query), uploads))
         except OSError as error:
-            return _error(507, f"The upload cannot be written: {error.strerror}.")
+            to_do = remedy(error, rules.folder())
+            return _error(507, f"The upload cannot be written ({error.strerror}): {to_do}.")
 
     return respond
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..adapters import Adapter, adapter_from_tensors
 from ..basics.errors import InputError
 from ..basics.numbers import is_finite
+from ..basics.tensor_files import load_tensors
 from ..host import LayerNames, in_the_hosts_spelling
 from .describe import KINDS
 from .header import SUBJECT, json_object, read_header
@@ -98,7 +98,7 @@ def read_lora_file(path: Path) -> LoRAModel:
         )
         raise InputError(SUBJECT, [problem])
     try:
-        tensors = in_the_hosts_spelling(load_file(path))
+        tensors = in_the_hosts_spelling(load_tensors(path))
     except (OSError, SafetensorError) as error:
         raise InputError(SUBJECT, [f"{path.name} cannot be read ({error}). Copy or download it again."]) from error
     idle = _without_effect(tensors)

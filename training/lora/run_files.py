@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..basics.errors import InputError
+from ..basics.files import delete
 from .header import read_header
 
 PARTIAL = "-partial"
@@ -59,7 +60,7 @@ def delete_partials(folder: Path, name: str, session: str, but: Path | None = No
             if partial_name.fullmatch(path.name) and path != but:
                 with suppress(InputError, OSError):
                     if read_header(path).metadata.get("ss_session_id") == session:
-                        path.unlink()
+                        delete(path)
                         deleted.append(path)
     return deleted
 

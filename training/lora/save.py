@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from .. import host
 from ..basics.dates import with_dates
+from ..basics.disk_errors import remedy, told_by_library
 from ..basics.errors import InputError
 from ..basics.files import claim_name, sweep_unfinished, unfinished_file
 from ..basics.paths import PathRefused, check_parts, resolve
@@ -38,10 +39,8 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
             save_file(ours, unfinished, {**metadata, **file_hashes(ours, metadata)})
             return _named(unfinished, path)
     except (OSError, SafetensorError) as error:
-        problem = (
-            f"{path} could not be written ({error}). "
-            "Make room or set the folder's rights and queue again: the LoRA itself is not lost."
-        )
+        to_do = remedy(error if isinstance(error, OSError) else told_by_library(error), path.parent)
+        problem = f"{path} could not be written ({error}): {to_do}. Then queue again: the LoRA itself is not lost."
         raise InputError("Save LoRA", [problem]) from error
 
 

@@ -1,8 +1,9 @@
 """Checkpoints: the state from which a run resumes as if it had never stopped.
 
 A checkpoint is a folder `step000120` with `state.safetensors` (tensors) and `state.json` (plain values, and a digest of
-both files). It is written under a temporary name and renamed when it is complete; the digest detects files that a crash
-has truncated. A second checkpoint of the same step is `step000120-2`; the first is deleted once the second is complete.
+both files). `state.json` makes it whole: it is written last and deleted first. No folder is renamed, which Windows
+refuses while any program has a file in it open. The digest detects files that a crash has truncated. A second
+checkpoint of the same step is `step000120-2`; the first is deleted once the second is whole.
 Links that lead out of a run's folder are not followed: neither to read, nor to write, nor to delete.
 """
 
@@ -13,19 +14,24 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ..basics.files import sync
+from ..basics.disk_errors import told_by_library
+from ..basics.files import atomic_write, delete, delete_folder, patiently, read, sync
 from ..basics.paths import leads_out, raise_if_leading_out
+from ..basics.tensor_files import load_tensors
 from ..model.state import Damaged
 
 TENSORS, FACTS = "state.safetensors", "state.json"
+FORGOTTEN = "forgotten"
+"""a file that stands in a checkpoint whose `state.json` could not be deleted: it is none any more"""
 FORMAT = 2
 NAME = re.compile(r"step(\d{6,12})(?:-(\d{1,9}))?")
 LARGEST_FACTS = 64 * 2**20
@@ -57,7 +63,20 @@ def delete_from(folder: Path, step: int) -> None:
     """Deletes the checkpoints of a step and of later steps."""
     for path in checkpoints(folder):
         if _order(path)[0] >= step:
-            shutil.rmtree(path, ignore_errors=True)
+            forget(path)
+
+
+def forget(path: Path) -> None:
+    """Deletes a checkpoint. Where other programs hold a part of it, what is left is no checkpoint any more."""
+    if path.is_symlink():
+        return
+    try:
+        delete(path / FACTS)
+    except OSError:
+        with suppress(OSError):
+            (path / FORGOTTEN).touch()
+    else:
+        delete_folder(path)
 
 
 def write_state(folder: Path, state: State) -> Path:
@@ -68,29 +87,27 @@ def write_state(folder: Path, state: State) -> Path:
     """
     raise_if_leading_out(folder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    same = [path for path in checkpoints(folder) if _order(path)[0] == state.step]
-    path = folder / (f"step{state.step:06}" + (f"-{_order(same[-1])[1] + 1}" if same else ""))
-    unfinished = folder / f".{path.name}.writing"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    _sweep(folder)
+    left = [path for path in _folders(folder) if _order(path)[0] == state.step]
+    path = folder / (f"step{state.step:06}" + (f"-{_order(left[-1])[1] + 1}" if left else ""))
+    patiently(path.mkdir)
     try:
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.tensors.items()}
         try:
-            save_file(tensors, unfinished / TENSORS)
-        except SafetensorError as error:  # how safetensors says that the disk is full
-            raise OSError(str(error)) from error
-        digest = _digest(unfinished / TENSORS, state.step, state.facts)
+            save_file(tensors, path / TENSORS)
+        except SafetensorError as error:
+            raise told_by_library(error) from error
+        sync(path / TENSORS)
+        digest = _digest(path / TENSORS, state.step, state.facts)
         facts = {"format": FORMAT, "step": state.step, "digest": digest, "facts": state.facts}
-        (unfinished / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        for written in (unfinished / TENSORS, unfinished / FACTS, unfinished):
-            sync(written)
-        os.replace(unfinished, path)
+        with atomic_write(path / FACTS) as unfinished:
+            unfinished.write_text(json.dumps(facts), encoding="utf-8")
         sync(folder)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        forget(path)
         raise
-    for each in same:
-        shutil.rmtree(each, ignore_errors=True)
+    for each in left:
+        forget(each)
     return path
 
 
@@ -105,7 +122,7 @@ def read_state(path: Path) -> State:
             raise_if_leading_out(each, path.parent.parent)
         if (path / FACTS).stat().st_size > LARGEST_FACTS:
             raise Damaged(f"{path / FACTS} is too large")
-        found = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        found = json.loads(read(path / FACTS))
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise Damaged(f"{path} has another format than {FORMAT}")
         step, facts = found["step"], found["facts"]
@@ -113,7 +130,7 @@ def read_state(path: Path) -> State:
             raise Damaged(f"{path / FACTS} lacks step or facts")
         if found["digest"] != _digest(path / TENSORS, step, facts):
             raise Damaged(f"{path} is not what was written")
-        return State(step, load_file(path / TENSORS), facts)
+        return State(step, load_tensors(path / TENSORS), facts)
     except Damaged:
         raise
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
@@ -121,7 +138,16 @@ def read_state(path: Path) -> State:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folder's checkpoints by step, the lowest first."""
+    """The folder's checkpoints by step, the lowest first; without those that were not written or deleted to the end."""
+    return [path for path in _folders(folder) if _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    return os.path.lexists(path / FACTS) and not os.path.lexists(path / FORGOTTEN)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders of checkpoints, also of those that are not whole."""
     if leads_out(folder, [folder.parent]):
         return []
     found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
@@ -144,7 +170,7 @@ def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, 
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Deletes all checkpoints but the newest, and unfinished ones that a crash has left.
+    """Deletes all checkpoints but the newest.
 
     Args:
         newest: the one just written. Checkpoints of later steps are deleted: they are damaged, or the run went back to
@@ -153,8 +179,18 @@ def prune(newest: Path, keep: int) -> None:
     """
     known = checkpoints(newest.parent)
     end = known.index(newest) + 1
-    for path in [*known[: max(0, end - keep)], *known[end:], *newest.parent.glob(".step*.writing")]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in [*known[: max(0, end - keep)], *known[end:]]:
+        forget(path)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what a crash has left half written or half deleted; what is still held stays for the next time."""
+    halves = [path for path in _folders(folder) if not _is_whole(path)]
+    for path in [*halves, *folder.glob(".step*.writing")]:  # those of earlier versions
+        if not path.is_symlink():
+            with suppress(OSError):
+                (path / FACTS).unlink(missing_ok=True)
+                shutil.rmtree(path)
 
 
 def _order(path: Path) -> tuple[int, int]:
@@ -167,7 +203,7 @@ def _order(path: Path) -> tuple[int, int]:
 def _digest(path: Path, step: int, facts: Mapping[str, Any]) -> str:
     """A hash of step, facts and the file of tensors."""
     digest = hashlib.blake2b(json.dumps([step, facts]).encode(), digest_size=16)
-    with path.open("rb") as file:
+    with patiently(lambda: path.open("rb")) as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -22,11 +22,13 @@ from PIL import Image
 from pydantic import Field, TypeAdapter
 from typing_extensions import Required, TypedDict
 
+from ..basics.disk_errors import is_held, remedy
 from ..basics.errors import raise_if_any
-from ..basics.files import atomic_write
+from ..basics.files import atomic_write, patiently, read, sweep_unfinished
 from ..basics.paths import LinkLeadsOut, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
+from .line_log import LineLog
 from .progress import SampleFile, Step
 
 FORMAT = 1
@@ -120,9 +122,11 @@ class RunFolder:
             raise_if_any("Train LoRA", [_unwritable(path, error)])
         self.notes: list[str] = []
         """files that could not be written, and why"""
-        self._metrics: Any = None
+        self._log = LineLog(path / METRICS)
         self._flushed = time.monotonic()
-        self._is_broken = False
+        self._unrecorded: dict[str, Any] = {}
+        """facts that could not be written into run.json yet"""
+        sweep_unfinished(path)
 
     @property
     def samples(self) -> Path:
@@ -135,12 +139,28 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def record(self, facts: Mapping[str, Any]) -> None:
-        """Adds facts to run.json, or replaces them there; entries that this version does not know stay."""
-        self._write(RECORD, _text({**_entries(self.path), **facts}))
+        """Adds facts to run.json, or replaces them there; entries that this version does not know stay.
+
+        Facts that cannot be written now are written by the next call of it or of `flush`.
+        """
+        self._unrecorded.update(facts)
+
+        def write() -> None:
+            self._replace(RECORD, {**_entries(self.path), **self._unrecorded})
+            self._unrecorded.clear()
+
+        self._try(RECORD, write)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Appends a line to metrics.jsonl; it is flushed within seconds."""
-        self._try("metrics.jsonl", lambda: self._append(_text(line)), once=True)
+        """Appends a line to metrics.jsonl; it is written within seconds, or as soon as it can be."""
+        self._log.add(_text(line))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._flushed = time.monotonic()
+            try:
+                self._log.write(waits=False)
+            except OSError as error:
+                if not is_held(error):  # else it will be free at the next line or the next checkpoint
+                    self._note(METRICS, error)
 
     def checkpoint(self, state: State, keep: int) -> Path | None:
         """Writes a checkpoint and deletes all but the last `keep`. None: it could not be written; earlier ones stay."""
@@ -180,65 +200,56 @@ class RunFolder:
 
     def cut_metrics(self, step: int) -> list[MetricsLine]:
         """Deletes lines of later steps and incomplete lines from metrics.jsonl. Returns the others."""
-        self._close_metrics()  # the file is replaced: an open handle would write to the old one
-        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-        text = "".join(_text(line) + "\n" for line in lines)
-        self._write(METRICS, text)
+        self.flush()
+        try:
+            blocks = [] if self._log.is_anew else list(_metrics_blocks(self.path))
+        except (FileNotFoundError, LinkLeadsOut):
+            blocks = []
+        except OSError as error:  # it stays as it is
+            self._note(METRICS, error)
+            return []
+        found = [line for lines in (*blocks, _valid_lines(self._log.unwritten)) for line in lines]
+        lines = [line for line in found if line["step"] <= step]
+        self._log.begin_anew(map(_text, lines))
+        self.flush()
         return lines
 
     def flush(self) -> None:
-        """Hands buffered lines to the operating system."""
-        if self._metrics is not None:
-            self._try("metrics.jsonl", self._metrics.flush, once=True)
+        """Writes the lines of metrics.jsonl, and the facts of run.json, that are not written yet."""
         self._flushed = time.monotonic()
+        self._try(METRICS, self._log.write)
+        if self._unrecorded:
+            self.record({})
 
     def close(self) -> None:
-        """Unlocks the folder."""
-        self._close_metrics()
+        """Writes what is not written yet, and unlocks the folder."""
+        self.flush()
         self._lock.release()
 
     def write_owner(self, facts: Mapping[str, Any]) -> None:
         """Writes which process has locked the folder: pid, host, since."""
-        self._write(OWNER, _text(facts))
+        self._try(OWNER, lambda: self._replace(OWNER, facts))
 
-    def _close_metrics(self) -> None:
-        if self._metrics is not None:
-            self._try("metrics.jsonl", self._metrics.close)
-            self._metrics = None
+    def _replace(self, name: str, facts: Mapping[str, Any]) -> None:
+        with atomic_write(self.path / name) as unfinished:
+            unfinished.write_text(_text(facts), encoding="utf-8")
 
-    def _append(self, text: str) -> None:
-        if self._metrics is None:
-            raise_if_leading_out(self.path / METRICS, self.path)
-            self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
-        self._metrics.write(text + "\n")
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def _write(self, name: str, text: str) -> None:
-        def write() -> None:
-            with atomic_write(self.path / name) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
-
-        self._try(name, write)
-
-    def _try(self, what: str, write: Callable[[], Any], once: bool = False) -> None:
+    def _try(self, what: str, write: Callable[[], Any]) -> None:
         """Calls `write`. An OSError becomes a note and training goes on.
 
         Args:
             what: the file, for the note.
-            once: after one failure it is not called again: a log with a gap would be wrong.
         """
-        if once and self._is_broken:
-            return
         try:
             write()
         except OSError as error:
-            self._is_broken = self._is_broken or once
-            is_link = isinstance(error, LinkLeadsOut)
-            remedy = "remove that link" if is_link else f"free some space on the disk of {self.path}"
-            note = f"{what} could not be written ({error}): {remedy}."
-            if note not in self.notes:
-                self.notes.append(note)
+            self._note(what, error)
+
+    def _note(self, what: str, error: OSError) -> None:
+        to_do = "remove that link" if isinstance(error, LinkLeadsOut) else remedy(error, self.path)
+        note = f"{what} could not be written ({error}): {to_do}."
+        if note not in self.notes:
+            self.notes.append(note)
 
 
 def read_record(path: Path) -> Record:
@@ -251,18 +262,22 @@ def read_record(path: Path) -> Record:
         raise_if_leading_out(path / RECORD, path)
         if (path / RECORD).stat().st_size > LARGEST_RECORD:
             raise ValueError("it is too large")
-        return _RECORD.validate_json((path / RECORD).read_bytes(), strict=True)
+        return _RECORD.validate_json(read(path / RECORD), strict=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path / RECORD} cannot be read: {error}") from error
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """All entries of a run's run.json as they stand; the format alone if the file is missing or unreadable."""
+    """All entries of a run's run.json as they stand; the format alone if the file is missing or no record.
+
+    Raises:
+        OSError: another program lets nobody read it.
+    """
     try:
         raise_if_leading_out(path / RECORD, path)
         is_small = (path / RECORD).stat().st_size <= LARGEST_RECORD
-        found = json.loads((path / RECORD).read_bytes(), parse_constant=lambda _: None) if is_small else None
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read(path / RECORD), parse_constant=lambda _: None) if is_small else None
+    except (FileNotFoundError, LinkLeadsOut, ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else {"format": FORMAT}
 
@@ -274,13 +289,20 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 
 def metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
     """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it."""
-    try:
-        raise_if_leading_out(path / METRICS, path)
-        with (path / METRICS).open("rb") as file:
-            while block := file.read(BLOCK):
-                yield _valid_lines(block + file.readline(LONGEST_LINE))
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        yield from _metrics_blocks(path)
+
+
+def _metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
+    """`metrics_blocks`.
+
+    Raises:
+        OSError: the file is missing, or cannot be read.
+    """
+    raise_if_leading_out(path / METRICS, path)
+    with patiently(lambda: (path / METRICS).open("rb")) as file:
+        while block := file.read(BLOCK):
+            yield _valid_lines(block + file.readline(LONGEST_LINE))
 
 
 def _valid_lines(block: bytes) -> list[MetricsLine]:
@@ -385,16 +407,17 @@ def _order(path: Path) -> tuple[str, int]:
 
 
 def _unwritable(path: Path, error: OSError) -> str:
+    to_do = remedy(error, "ComfyUI's output folder")
     return (
-        f"name: the run's folder {path} cannot be written ({error.strerror or error}). Make ComfyUI's output folder "
-        "writable, or free space on its disk: checkpoints, without which a run cannot go on after a stop, lie there."
+        f"name: the run's folder {path} cannot be written ({error.strerror or error}). {to_do[0].upper()}{to_do[1:]}. "
+        "Checkpoints, without which a run cannot go on after a stop, lie there."
     )
 
 
 def _owner(path: Path) -> str:
     try:
         raise_if_leading_out(path / OWNER, path)
-        found = json.loads((path / OWNER).read_text(encoding="utf-8"))
+        found = json.loads(read(path / OWNER))
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ class RunRecorder:
     def load(self, learner: Learner) -> None:
         if self.opened.state is not None:
             load_learner(learner, self.opened.state, same_pictures=self.opened.is_same)
+            self.opened = replace(self.opened, state=None)  # it takes memory
         self.learner = learner
 
     def _resume(self) -> None:
@@ -363,5 +365,6 @@ def recorded(
     opened = open_run(host.runs_root(), prepared.name, origin, previous)
     with closing(opened.folder):
         made = recorder(opened, prepared, workflow)
+        del opened  # its state goes when it is loaded
         with made.recording(origin):
             yield made

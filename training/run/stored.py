@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import Required, TypedDict
 
+from ..basics.files import read
 from .folder import LARGEST_RECORD, METRICS, RECORD, Number, open_in, runs_below
 from .history import STOPPED, stored_history
 from .workflows import workflow_of
@@ -86,7 +87,7 @@ def _read(path: Path, stamp: Stamp) -> _Run | None:
     if not stamp or stamp[2] > LARGEST_RECORD:
         return None
     try:
-        facts = _FACTS.validate_json((path / RECORD).read_bytes(), strict=True)
+        facts = _FACTS.validate_json(read(path / RECORD), strict=True)
     except (OSError, ValueError):
         return None
     return _Run(path, stamp, workflow_of(facts["workflow_id"]), facts["node_id"], facts.get("started_at", 0.0))

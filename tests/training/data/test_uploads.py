@@ -16,6 +16,8 @@ from lora_kiln.training.data.uploads import LONGEST_NAME, _Places, add, largest,
 from lora_kiln.training.host import Upload
 from PIL import Image
 
+from windows_files import WindowsFiles
+
 
 @pytest.fixture
 def spool(folders: Path, tmp_path: Path):
@@ -233,6 +235,15 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(folders: Path, spool) ->
     with pytest.raises(Refusal, match="cannot be written") as caught:
         add({"name": "cats"}, [*uploads, lost])
     assert caught.value.status == 507 and list((folders / "input").iterdir()) == []
+
+
+def test_files_that_an_antivirus_looks_at_are_moved_all_the_same(
+    folders: Path, spool, windows_files: WindowsFiles
+) -> None:
+    uploads = spool({"a.png": "red", "b/c.bmp": "blue"})
+    for _ in uploads:
+        windows_files.hold("*", times=1)
+    assert add({"name": "cats"}, uploads)["pictures"] == 2
 
 
 @pytest.mark.parametrize("name", ["", "   ", "...", ".hidden", "../cats"])

@@ -1,6 +1,8 @@
 """The saved LoRA: what the host's own loader makes of it, its other forms, and a file that is whole or not there."""
 
+import errno
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from disk import files_of_at_most
 from loras import random_adapters, random_lora
 from models import sd3, sd15, sdxl
+from windows_files import WindowsFiles
 
 RANK, ALPHA = 4, 2.0
 TENSORS = {"a.lora_up.weight": torch.arange(6.0).reshape(2, 3)}
@@ -322,6 +325,21 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="could not be written"), files_of_at_most(2000):
         save_lora(tmp_path / "a.safetensors", {"a": torch.zeros(10_000)}, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_an_antivirus_looks_at_is_saved_all_the_same(
+    has_links: bool, tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not has_links:  # as on exFAT
+        monkeypatch.setattr(os, "link", refused)
+    windows_files.hold("*", times=3)
+    path = save_lora(tmp_path / "a.safetensors", TENSORS, {})
+    assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
 
 
 def test_nothing_half_written_is_left_behind(tmp_path: Path) -> None:

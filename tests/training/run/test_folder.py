@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def test_a_name_that_is_no_folder_is_said(what: str, tmp_path: Path) -> None:
         (tmp_path / "anna").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="cannot be written"):
         new_run(tmp_path, "anna")
+
+
+def test_files_that_a_kill_has_left_half_written_go_when_the_run_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "anna").mkdir()
+    for name in (".a.writing", "run.json"):
+        (tmp_path / "anna" / name).write_text("{")
+        os.utime(tmp_path / "anna" / name, (1e9, 1e9))
+    with closing(RunFolder(tmp_path / "anna", tmp_path)) as opened:
+        assert not list(opened.path.glob(".*.writing")) and (opened.path / "run.json").exists()
 
 
 def test_who_has_a_run_open_is_told(folder: RunFolder) -> None:

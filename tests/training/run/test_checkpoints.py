@@ -1,0 +1,95 @@
+"""Checkpoints whose files other programs hold, as on Windows; and those that a kill has left half written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lora_kiln.training.basics import files
+from lora_kiln.training.run import checkpoints
+from lora_kiln.training.run.checkpoints import FACTS, FORGOTTEN, TENSORS, State, newest_state, prune, write_state
+
+from windows_files import WindowsFiles, mapped_below
+
+
+def state(step: int) -> State:
+    return State(step, {"a": torch.full((8,), float(step))}, {"b": step})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def newest_step(folder: Path) -> int | None:
+    found, damage = newest_state(folder)
+    assert not damage
+    return found.step if found else None
+
+
+@pytest.mark.parametrize("held", ["*/state.safetensors", "*/state.json", "*/step*", "*.writing"])
+def test_a_file_that_is_held_for_a_moment_is_waited_for(held: str, tmp_path: Path, windows_files: WindowsFiles):
+    for step in (1, 2, 3):
+        windows_files.hold(held, times=2)
+        prune(write_state(tmp_path, state(step)), keep=1)
+        assert names(tmp_path) == [f"step{step:06}"] and newest_step(tmp_path) == step
+    assert names(tmp_path / "step000003") == [FACTS, TENSORS]
+
+
+def test_a_folder_in_which_a_file_is_open_takes_checkpoints(tmp_path: Path, windows_files: WindowsFiles):
+    """As an indexer does, a reader opens each file of tensors as soon as it is there."""
+    kept = []
+    sync = files.sync
+
+    def opened(path: Path) -> None:
+        if path.name == TENSORS:
+            kept.append(path.open("rb"))
+        sync(path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoints, "sync", opened)
+        write_state(tmp_path, state(1))
+    assert newest_step(tmp_path) == 1 and len(kept) == 1
+    kept[0].close()
+
+
+@pytest.mark.parametrize("held", [TENSORS, FACTS])
+def test_a_checkpoint_that_cannot_be_deleted_is_none_all_the_same(
+    held: str, tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    for step in (1, 2, 3):
+        write_state(tmp_path, state(step))
+    holder = windows_files.hold(f"*/step000003/{held}")
+    checkpoints.delete_from(tmp_path, 3)
+    assert (tmp_path / "step000003" / held).exists()
+    assert newest_step(tmp_path) == 2
+    prune(write_state(tmp_path, state(3)), keep=1)
+    assert names(tmp_path) == ["step000003", "step000003-2"] and newest_step(tmp_path) == 3
+    holder.left = 0
+    prune(write_state(tmp_path, state(4)), keep=1)
+    assert names(tmp_path) == ["step000004"]
+
+
+def test_nothing_of_a_checkpoint_stays_mapped(tmp_path: Path, windows_files: WindowsFiles):
+    found = checkpoints.read_state(write_state(tmp_path, state(1)))
+    assert mapped_below(tmp_path) == set()
+    checkpoints.forget(tmp_path / "step000001")
+    assert names(tmp_path) == [] and torch.equal(found.tensors["a"], torch.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [("step000002", TENSORS), ("step000002", ""), (".step000002.writing", TENSORS), ("step000002", FORGOTTEN)],
+)
+def test_what_a_kill_has_left_is_no_checkpoint_and_goes_with_the_next(step: str, left: str, tmp_path: Path):
+    write_state(tmp_path, state(1))
+    if left == FORGOTTEN:
+        shutil.copytree(tmp_path / "step000001", tmp_path / step)
+    (tmp_path / step).mkdir(exist_ok=True)
+    if left:
+        (tmp_path / step / left).write_bytes(b"half")
+    assert newest_step(tmp_path) == 1
+    prune(write_state(tmp_path, state(2)), keep=2)
+    assert names(tmp_path) == ["step000001", "step000002"] and newest_step(tmp_path) == 2

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import Field, TypeAdapter
 from typing_extensions import Required, TypedDict
 
 from ..basics.errors import raise_if_any
 from ..basics.files import atomic_write
+from ..basics.locks import Held, lock_file
 from ..basics.paths import LinkLeadsOut, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
@@ -107,13 +107,19 @@ class RunFolder:
     def __init__(self, path: Path, root: Path):
         self.path = path
         self.id = path.relative_to(root).as_posix()
-        self._lock = FileLock(path / "lock")
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            self._lock = lock_file(path / "lock")
+        except Held:
             problem = (
                 f"name: the run {self.id} is open in {_owner(path)}. Wait until it has ended, stop it there, or give "
                 "this LoRA another name."
+            )
+            raise_if_any("Train LoRA", [problem])
+        except PermissionError as error:
+            problem = (
+                f"name: {path / 'lock'} cannot be opened ({error.strerror}). Make ComfyUI's output folder writable; if "
+                "it is, another program holds the file, such as a virus scanner or OneDrive: let it leave that folder "
+                "out, and queue again."
             )
             raise_if_any("Train LoRA", [problem])
         except OSError as error:
@@ -330,16 +336,18 @@ def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
         yield path, record
 
 
-def open_in(path: Path) -> str | None:
-    """The process that has a run open, in words; None: no process has."""
-    lock = FileLock(path / "lock")
+def open_in(path: Path, patience: float | None = None) -> str | None:
+    """The process that has a run open, in words; None: no process has.
+
+    Args:
+        patience: see `lock_file`.
+    """
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        lock_file(path / "lock", patience).release()
+    except Held:
         return _owner(path)
     except OSError:
         return None
-    lock.release()
     return None
 
 

@@ -15,6 +15,11 @@ from pathlib import Path
 
 from .locks import lock_file
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """Errors of file systems that cannot sync a file; it is written all the same."""
 
@@ -129,6 +134,15 @@ def sync(path: Path) -> None:
 def _sync(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:
-        os.fsync(handle)
+        _to_disk(handle)
     finally:
         os.close(handle)
+
+
+def _to_disk(handle: int) -> None:
+    """`os.fsync`, which on macOS stops at the disk's own memory: a loss of power there would lose the file."""
+    if fcntl is not None and hasattr(fcntl, "F_FULLFSYNC"):
+        with suppress(OSError):  # some network file systems do not have it
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(handle)

@@ -141,8 +141,9 @@ def _sync(path: Path, flags: int) -> None:
 
 def _to_disk(handle: int) -> None:
     """`os.fsync`, which on macOS stops at the disk's own memory: a loss of power there would lose the file."""
-    if fcntl is not None and hasattr(fcntl, "F_FULLFSYNC"):
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if fcntl is not None and full_sync is not None:
         with suppress(OSError):  # some network file systems do not have it
-            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            fcntl.fcntl(handle, full_sync)
             return
     os.fsync(handle)

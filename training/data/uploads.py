@@ -3,12 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, TypeVar
 
 from .. import host
 from ..basics.errors import InputError, Refusal
 from ..basics.folders import is_a_persons
+from ..basics.long_paths import TooLong, try_length
 from ..basics.paths import folded, safe_part, visible_parts
 from ..host import Upload, UploadRules
 from .captions import SIDECARS, CaptionFileError, read_text
@@ -18,8 +19,12 @@ LARGEST_CAPTION_FILE = 1 << 20
 """bytes"""
 DEEPEST = 4
 """levels of folders that a dropped folder may have"""
+MOST_NUMBERED = 99
+"""as many folders of one name are thought of where the length of paths is tried"""
 LONGEST_NAME = 150
 """bytes of a file's or folder's name, without its ending"""
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 def largest(name: str) -> int:
@@ -53,7 +58,7 @@ def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
         raise InputError(
             "The upload", [f"name is {query.get('name', '')!r:.200}; give the new folder a name, such as cats."]
         )
-    places, refused = _Places(), []
+    places, refused = _Places(_numbered(host.input_folder() / name, MOST_NUMBERED)), []
     for upload in sorted(uploads, key=lambda each: _is_caption(each.name)):  # captions after pictures
         problem = _problem(upload) or places.add(upload)
         if problem:
@@ -68,9 +73,14 @@ def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
 
 
 class _Places:
-    """Where the files of an upload go: each picture under a name of its own, each caption under its picture's."""
+    """Where the files of an upload go: each picture under a name of its own, each caption under its picture's.
 
-    def __init__(self) -> None:
+    Args:
+        folder: the new folder, maybe not there yet; paths in it that are too long are refused. None: none is.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self.files: dict[PurePosixPath, Path] = {}
         """path in the new folder -> file with the content"""
         self._sent: set[str] = set()
@@ -101,6 +111,11 @@ class _Places:
             return "another file of the upload has its name."
         if path in self._folders or self._taken & above:
             return "a file and a folder of the upload have one name."
+        try:
+            if self._folder is not None:
+                try_length(self._folder / place)
+        except TooLong as error:
+            return str(error)
         self.files[place] = upload.path
         self._taken.add(path)
         self._folders |= above
@@ -151,7 +166,7 @@ class _Places:
         return free
 
 
-def _numbered(path: PurePosixPath, number: int) -> PurePosixPath:
+def _numbered(path: AnyPath, number: int) -> AnyPath:
     return path if number == 1 else path.with_name(f"{path.name}-{number}")
 
 
@@ -226,7 +241,7 @@ def _new_folder(name: str) -> Path:
     """Makes a folder of this name in the input folder, with a number appended where the name is taken."""
     number = 1
     while True:
-        folder = host.input_folder() / (name if number == 1 else f"{name}-{number}")
+        folder = _numbered(host.input_folder() / name, number)
         try:
             folder.mkdir()
             return folder

@@ -24,6 +24,7 @@ from typing_extensions import Required, TypedDict
 from ..basics.errors import raise_if_any
 from ..basics.files import atomic_write
 from ..basics.locks import Held, lock_file
+from ..basics.long_paths import TooLong, try_length
 from ..basics.paths import LinkLeadsOut, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
@@ -37,6 +38,8 @@ BLOCK = 2**16
 """bytes of metrics.jsonl that are read at a time: other threads wait meanwhile"""
 DEEPEST = 4
 """levels of a run's folder below the root: a LoRA's name may have three parts"""
+LONGEST_INSIDE = "checkpoints/step000000-000/state.safetensors"
+"""the longest path that is written in a run's folder"""
 LARGEST_NUMBER = 1e300
 FLUSH_SECONDS = 2.0
 STAMP = "%Y%m%d-%H%M%S"
@@ -101,12 +104,13 @@ class RunFolder:
         root: of all runs; the run's id is the path below it.
 
     Raises:
-        InputError: another process has locked it.
+        InputError: another process has locked it, or its path is too long.
     """
 
     def __init__(self, path: Path, root: Path):
         self.path = path
         self.id = path.relative_to(root).as_posix()
+        _check_length(path)
         try:
             self._lock = lock_file(path / "lock")
         except Held:
@@ -358,6 +362,7 @@ def new_run(root: Path, name: str) -> RunFolder:
         InputError: it cannot be written.
     """
     folder = path = root / name
+    _check_length(folder / f"{time.strftime(STAMP)}-000")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         newest = max((_stamp(each.name) for each in folder.iterdir()), default=("", 0))
@@ -390,6 +395,14 @@ def _order(path: Path) -> tuple[str, int]:
         return time.strftime(STAMP, time.localtime(read_record(path).get("started_at", 0.0))), 0
     except (ValueError, OverflowError, OSError):
         return "", 0
+
+
+def _check_length(path: Path) -> None:
+    """Raises InputError if a run's folder lies so deep that its checkpoints could not be written."""
+    try:
+        try_length(Path(os.path.abspath(path / LONGEST_INSIDE)))
+    except TooLong as error:
+        raise_if_any("Train LoRA", [f"name: a run of this name writes longer paths than can be written: {error}"])
 
 
 def _unwritable(path: Path, error: OSError) -> str:

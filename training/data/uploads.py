@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, TypeVar
 
@@ -64,11 +65,13 @@ def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
         if problem:
             places.refuse(upload.name)
             refused.append(f"{upload.name:.200}: {problem}")
-    pictures = sum(path.suffix in ENDINGS for path in places.files)
-    if not pictures:
+    if not any(path.suffix in ENDINGS for path in places.files):
         raise InputError("The upload", ["it has no usable picture.", *refused[:10]])
-    folder = _filled_folder(name, places.files)
-    answer = {"pictures": pictures, "captions": len(places.files) - pictures, "refused": refused}
+    folder, left_out = _filled_folder(name, places.files)
+    refused += [f"{path}: the disk takes its name for that of another file of the upload." for path in sorted(left_out)]
+    moved = places.files.keys() - left_out
+    pictures = sum(path.suffix in ENDINGS for path in moved)
+    answer = {"pictures": pictures, "captions": len(moved) - pictures, "refused": refused}
     return {"folder": folder.name, **answer}
 
 
@@ -214,36 +217,49 @@ def _problem(upload: Upload) -> str:
     return ""
 
 
-def _filled_folder(name: str, files: Mapping[PurePosixPath, Path]) -> Path:
-    """Makes a folder of this name in the input folder and moves the files into it.
+def _filled_folder(name: str, files: Mapping[PurePosixPath, Path]) -> tuple[Path, set[PurePosixPath]]:
+    """Makes a folder of this name in the input folder and moves the files into it. Nothing is overwritten.
 
     Args:
         files: path in the folder -> file.
 
+    Returns:
+        The folder, and the paths that the disk takes for those of other files.
+
     Raises:
-        Refusal: it cannot be written; nothing is left of it.
+        Refusal: it cannot be written; what is left of it is named.
     """
-    folder = None
+    folder, left_out = None, set()
     try:
         folder = _new_folder(name)
         for path, content in files.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(content, target)
+            if os.path.lexists(target):
+                left_out.add(path)
+            else:
+                os.replace(content, target)
     except OSError as error:
+        left = ""
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        raise Refusal(507, f"The new folder cannot be written: {error.strerror}.") from error
-    return folder
+            left = f" A part of it is left, which could not be deleted: delete {folder}." if folder.exists() else ""
+        raise Refusal(507, f"The new folder cannot be written: {error.strerror}.{left}") from error
+    return folder, left_out
 
 
 def _new_folder(name: str) -> Path:
-    """Makes a folder of this name in the input folder, with a number appended where the name is taken."""
+    """Makes a folder of this name in the input folder, with a number appended where the name is taken.
+
+    Names that differ in case or Unicode form only are one: Windows and macOS take them for one.
+    """
+    taken = {folded(each.name) for each in host.input_folder().iterdir()}
     number = 1
     while True:
         folder = _numbered(host.input_folder() / name, number)
-        try:
+        number += 1
+        if folded(folder.name) in taken:
+            continue
+        with suppress(FileExistsError):
             folder.mkdir()
             return folder
-        except FileExistsError:
-            number += 1

@@ -15,7 +15,7 @@ from ..basics.dates import with_dates
 from ..basics.errors import InputError
 from ..basics.files import claim_name, sweep_unfinished, unfinished_file
 from ..basics.long_paths import TooLong, try_length
-from ..basics.paths import PathRefused, check_parts, resolve
+from ..basics.paths import PathRefused, check_parts, folded, resolve
 from .header import file_hashes
 
 
@@ -47,8 +47,14 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
 
 
 def _named(unfinished: Path, path: Path) -> Path:
-    """Gives a whole file the first of `_numbered` that is free, also while other servers take names."""
+    """Gives a whole file the first of `_numbered` that is free, also while other servers take names.
+
+    A name that differs from another in case or Unicode form only is not free: Windows and macOS take both for one.
+    """
+    taken = {folded(each.name) for each in path.parent.iterdir()}
     for candidate in _numbered(path):
+        if folded(candidate.name) in taken:
+            continue
         with suppress(FileExistsError):
             claim_name(unfinished, candidate)
             return candidate

@@ -25,7 +25,7 @@ from ..basics.errors import raise_if_any
 from ..basics.files import atomic_write
 from ..basics.locks import Held, lock_file
 from ..basics.long_paths import TooLong, try_length
-from ..basics.paths import LinkLeadsOut, raise_if_leading_out
+from ..basics.paths import LinkLeadsOut, folded, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
 from .progress import SampleFile, Step
@@ -324,6 +324,21 @@ def _run_folders(folder: Path, deeper: int) -> Iterator[Path]:
         for entry in found:
             if entry.is_dir():
                 yield from _run_folders(folder / entry.name, deeper - 1)
+
+
+def namesake(root: Path, name: str) -> str | None:
+    """The folder of other runs whose name differs from this one in case or Unicode form only; None: there is none."""
+    folder, found = root, []
+    for part in name.split("/"):
+        try:
+            there = {each.name for each in folder.iterdir()}
+        except OSError:
+            return None
+        found.append(part if part in there else next((each for each in there if folded(each) == folded(part)), ""))
+        if not found[-1]:
+            return None
+        folder = folder / found[-1]
+    return None if found == name.split("/") else "/".join(found)
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:

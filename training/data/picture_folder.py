@@ -34,8 +34,6 @@ LEADS_OUT = (
 )
 LISTS = (".jsonl", ".csv")
 """endings of files in which other programs list captions"""
-KNOWN = (*ENDINGS, *SIDECARS)
-"""endings of pictures and captions"""
 MOST_REPEATS = 10_000
 """of one picture in an epoch; the order of an epoch is held in memory"""
 Examine = Callable[[Path], PictureFacts]
@@ -212,8 +210,8 @@ class _PictureFiles:
             "stand beside several pictures, which share a caption: give each one of its full name, such as a.png.txt."
         )
         stems = Counter(path.with_suffix("") for path in self.pictures)
-        names = Counter((path.parent, folded(path.name)) for path in files)
-        alike = [path for path in files if path.suffix.lower() in KNOWN and names[path.parent, folded(path.name)] > 1]
+        names = Counter((path.parent, folded(path.name)) for path in self._images)
+        alike = [path for path in self._images if names[path.parent, folded(path.name)] > 1]
         unlike = [path for path in files if path.name.lower() == SETTINGS_FILE != path.name]
         other = [path for path in unlike if not (path.parent / SETTINGS_FILE).exists()]
         twins = [path for path in self.pictures if path.suffix.lower() in PHOTOS and stems[path.with_suffix("")] > 1]

@@ -135,7 +135,7 @@ def test_no_two_characters_that_differ_in_case_alone_are_two() -> None:
 
 
 @often
-@given(st.text(max_size=20) | names)
+@given(names)
 def test_a_name_that_was_made_safe_is_plain(text: str) -> None:
     name = safe_part(text)
     assert not name or is_plain(ROOTS[0] / name)

@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..training import host, recipes
 from ..training.basics.errors import InputError
+from ..training.basics.folders import fingerprint
 from ..training.lora.header import read_header
 from ..training.recipes.files import read_recipe, recipe_files, recipe_path
 from .types import CATEGORY, NONE, KilnConfig
@@ -76,8 +77,7 @@ class ImportRecipe(io.ComfyNode):
     def fingerprint_inputs(cls, file: str = NONE, text: str | None = None, changes: str | None = None) -> Any:
         if file in ("", NONE):
             return text
-        status = _path(file).stat()
-        return status.st_mtime_ns, status.st_size
+        return fingerprint(_path(file))
 
     @classmethod
     def execute(cls, file: str, text: str | None = None, changes: str | None = None) -> io.NodeOutput:

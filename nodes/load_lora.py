@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..training import host
 from ..training.basics.errors import InputError
+from ..training.basics.folders import fingerprint
 from ..training.lora.describe import describe_lora
 from ..training.lora.files import read_lora_file
 from .types import CATEGORY, LoraModel
@@ -45,10 +46,9 @@ class LoadLoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str) -> Any:
         try:
-            status = _path(lora_name).stat()
+            return fingerprint(_path(lora_name))
         except InputError:
             return None
-        return status.st_mtime_ns, status.st_size
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:

@@ -12,6 +12,7 @@ from ..training.config import LoRAConfig
 from ..training.data.dataset import Dataset
 from ..training.data.sheets import strength_grid
 from ..training.lora.export import AS_TRAINED, in_precision
+from ..training.lora.run_files import LONGEST_END
 from ..training.lora.save import check_name
 from ..training.run.graph import graph_above
 from ..training.run.prepare import Models
@@ -78,7 +79,7 @@ class TrainLoRA(io.ComfyNode):
     def validate_inputs(cls, name: Any = None) -> bool | str:
         try:
             if name is not None:
-                check_name(name, "name", "Train LoRA")
+                check_name(name, "name", "Train LoRA", LONGEST_END)
         except InputError as error:
             return str(error)
         return True
@@ -95,7 +96,7 @@ class TrainLoRA(io.ComfyNode):
         start: Mapping[str, torch.Tensor] | None = None,
         previous_run: str = CONTINUE,
     ) -> io.NodeOutput:
-        name = check_name(name, "name", "Train LoRA")
+        name = check_name(name, "name", "Train LoRA", LONGEST_END)
         prompt, information = (cls.hidden.prompt, cls.hidden.extra_pnginfo) if cls.hidden is not None else (None, None)
         _, node = host.running_node()
         trained = train_lora(

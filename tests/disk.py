@@ -48,7 +48,32 @@ class Writes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-_watching: list[Writes] = []
+class ShortPaths:
+    """Below a folder, paths are refused as Windows refuses them without long paths.
+
+    Args:
+        longest: characters that are taken.
+    """
+
+    def __init__(self, folder: Path, longest: int = 259):
+        self.folder, self.longest = str(folder), longest
+
+    def __enter__(self) -> "ShortPaths":
+        _watching.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _watching.remove(self)
+
+    def come(self, path: str) -> None:
+        """Raises OSError where the path is too long."""
+        if path.startswith(self.folder) and len(path) > self.longest:
+            error = FileNotFoundError(errno.ENOENT, "The filename or extension is too long", path)
+            error.winerror = 206  # type: ignore[attr-defined]  # an attribute of its own, where the system is another
+            raise error
+
+
+_watching: list[Writes | ShortPaths] = []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:

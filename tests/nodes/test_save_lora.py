@@ -47,6 +47,14 @@ def test_the_file_holds_the_lora_and_its_metadata(loras: Path) -> None:
         assert file.metadata()["ss_seed"] == "7"
 
 
+def test_a_name_that_differs_in_case_alone_is_taken(loras: Path) -> None:
+    assert [save(name).name for name in ("Anna", "anna", "ANNA")] == [
+        "Anna.safetensors",
+        "anna_2.safetensors",
+        "ANNA_3.safetensors",
+    ]
+
+
 def test_the_hosts_list_has_it_at_once() -> None:
     assert folder_paths.get_filename_list("loras") == []
     save("people/anna")

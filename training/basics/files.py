@@ -15,9 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
-
 from .disk_errors import is_held
+from .locks import lock_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """Errors of file systems that cannot sync a file; it is written all the same."""
@@ -110,31 +114,33 @@ def sweep_unfinished(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Yields a new folder in `parent`, which is deleted at the end, or by `sweep_scratch_folders` after a crash.
+    """Yields a new folder in `parent`, which is deleted at the end.
+
+    What cannot be deleted then, and what a crash leaves, is deleted by `sweep_scratch_folders`.
 
     Raises:
         OSError: the disk is full, `parent` read-only ...
     """
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
-        lock = FileLock(Path(name) / "lock")
+    folder, lock = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), None
+    try:
         with suppress(OSError, NotImplementedError):  # a file system without locks
-            lock.acquire(timeout=0)
-        try:
-            yield Path(name)
-        finally:
-            lock.release()
+            lock = lock_file(folder / "lock", patience=1.0)
+        yield folder
+    finally:
+        with suppress(OSError):
+            if lock is not None:
+                lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_scratch_folders(parent: Path, prefix: str) -> None:
     """Deletes the scratch folders in `parent` that no process has locked."""
     for folder in parent.glob(f"{prefix}*"):
-        lock = FileLock(folder / "lock")
         with suppress(OSError, NotImplementedError):  # locked; gone meanwhile; no locks here
             touched = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
             if folder.is_symlink() or time.time() - touched < LOCKED_AFTER_SECONDS:
                 continue
-            lock.acquire(timeout=0)
-            lock.release()
+            lock_file(folder / "lock", patience=0.0).release()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -177,6 +183,16 @@ def sync(path: Path) -> None:
 def _sync(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:
-        os.fsync(handle)
+        _to_disk(handle)
     finally:
         os.close(handle)
+
+
+def _to_disk(handle: int) -> None:
+    """`os.fsync`, which on macOS stops at the disk's own memory: a loss of power there would lose the file."""
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if fcntl is not None and full_sync is not None:
+        with suppress(OSError):  # some network file systems do not have it
+            fcntl.fcntl(handle, full_sync)
+            return
+    os.fsync(handle)

@@ -1,5 +1,6 @@
 """Listing folders and their subfolders."""
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -7,6 +8,10 @@ from pathlib import Path
 
 from .paths import is_unicode, leads_out
 
+TICK = 10_000_000
+"""nanoseconds; the times of FAT and exFAT are multiples of it, and a folder's may stay when its files change"""
+SMALL = 65_536
+"""bytes of a file that is read where its time tells too little"""
 STABLE_AFTER = 2.0
 """seconds; a modification time older than this changes with every further change (FAT has a resolution of 2 s)"""
 SYSTEM_FOLDERS = (
@@ -54,7 +59,7 @@ def files_below(
 def folders_with(root: Path, endings: Sequence[str], deepest: int, within: Sequence[Path] = ()) -> list[Path]:
     """Root and its subfolders that have, at any depth, a file with one of the endings; in name order, no hidden ones.
 
-    Calls are cheap: only folders that changed since the last call are listed again.
+    Calls are cheap: only folders that changed since the last call are listed again, and those with coarse times.
 
     Args:
         endings: lower case, such as ".png".
@@ -76,9 +81,21 @@ def file_state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
+def fingerprint(path: Path) -> tuple[int | str, ...]:
+    """`file_state` of a file; of a small one with a coarse time a digest of its content too.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stat = path.stat()
+    if stat.st_mtime_ns % TICK or stat.st_size > SMALL:
+        return file_state(stat)
+    return *file_state(stat), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def is_stable(mtime_ns: int) -> bool:
-    """Whether a modification time is old enough that any later change will alter it."""
-    return not 0 <= time.time() - mtime_ns / 1e9 < STABLE_AFTER
+    """Whether a modification time is old enough that any later change will alter it. FAT's may lie ahead a little."""
+    return abs(time.time() - mtime_ns / 1e9) >= STABLE_AFTER
 
 
 def _collect(
@@ -116,6 +133,6 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[bool, list[str]]:
                     holds = entry.name.lower().endswith(endings)
     except OSError:  # missing or unreadable
         return False, []
-    if is_stable(changed):
+    if is_stable(changed) and changed % TICK:
         _listings[str(folder), endings] = (changed, (holds, sorted(names)))
     return holds, sorted(names)

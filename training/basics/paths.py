@@ -93,16 +93,23 @@ def raise_if_leading_out(path: Path, folder: Path) -> None:
 
 
 def visible_parts(name: str) -> tuple[str, ...] | None:
-    """The parts of a relative path without `.`, `..`, empty or hidden ones; None for any other path."""
+    """The parts of a relative path without `.`, `..`, empty or hidden ones; None for any other path.
+
+    On Windows no part is a device, or ends with what the system leaves away.
+    """
     parts = tuple(name.split("/"))
-    separators = "\0\\:" if os.name == "nt" else "\0"
-    is_plain = all(part and not part.startswith(".") for part in parts)
-    return parts if is_plain and not any(character in name for character in separators) else None
+    is_plain = all(part and not part.startswith(".") for part in parts) and "\0" not in name
+    if os.name == "nt" and (
+        "\\" in name or ":" in name or any(_is_device(part) or part.endswith((".", " ")) for part in parts)
+    ):
+        return None
+    return parts if is_plain else None
 
 
 def folded(name: str) -> str:
     """The name without differences of case and Unicode form: where two are equal, some system takes them for one."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    upper = unicodedata.normalize("NFC", name).upper()  # as exFAT compares, which takes \u0131 for i
+    return unicodedata.normalize("NFC", upper.casefold())
 
 
 def is_unicode(name: str) -> bool:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from .. import host
 from ..basics.files import delete, replace
 from ..basics.folders import file_state, is_stable
+from ..basics.long_paths import try_length
 from .packing import pack, unpack
 from .pictures import LARGEST_AREA, SMALLEST_SIDE, PictureFacts, picture_facts
 
@@ -197,6 +198,7 @@ class Cache:
                 self._rename_damaged(error)
 
     def _connected(self) -> sqlite3.Connection:
+        try_length(self.path.absolute().with_name(f"{self.path.name}.damaged-wal"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..basics.errors import InputError, raise_if_any
-from ..basics.folders import file_state, files_below
-from ..basics.paths import is_unicode, leads_out, printable
+from ..basics.folders import file_state, files_below, fingerprint
+from ..basics.paths import folded, is_unicode, leads_out, printable
 from .caption_files import JSON, CaptionFiles
 from .captions import (
     METADATA,
@@ -152,8 +152,11 @@ def folder_fingerprint(folder: Path, within: Sequence[Path] = ()) -> str:
     wanted = (*ENDINGS, *OTHER_ENDINGS, *SIDECARS, *LISTS, JSON)
     for path in files_below(folder, None, within):
         if path.suffix.lower() in wanted or path.name == SETTINGS_FILE:
-            stat = path.stat() if path.exists() else path.lstat()  # a broken link
-            line = f"{path.relative_to(folder)}\0{file_state(stat)}\n"
+            try:
+                state = fingerprint(path)
+            except OSError:  # a broken link; unreadable
+                state = file_state(path.lstat())
+            line = f"{path.relative_to(folder)}\0{state}\n"
             digest.update(line.encode(errors="surrogatepass"))
     return digest.hexdigest()
 
@@ -207,12 +210,24 @@ class _PictureFiles:
             "stand beside several pictures, which share a caption: give each one of its full name, such as a.png.txt."
         )
         stems = Counter(path.with_suffix("") for path in self.pictures)
+        names = Counter((path.parent, folded(path.name)) for path in self._images)
+        alike = [path for path in self._images if names[path.parent, folded(path.name)] > 1]
+        unlike = [path for path in files if path.name.lower() == SETTINGS_FILE != path.name]
+        other = [path for path in unlike if not (path.parent / SETTINGS_FILE).exists()]
         twins = [path for path in self.pictures if path.suffix.lower() in PHOTOS and stems[path.with_suffix("")] > 1]
         return [
             *_counted("belong to no picture: name a caption as its picture.", "belongs", lone, self.root),
             *_counted(f"are not read, as {before}", "is", hidden, self.root),
             *_counted(f"are not read: put captions into .txt files or {METADATA}.", "is", lists, self.root),
             *_counted(share, "stands", shared, self.root),
+            *_counted(f"are not read: write the name as {SETTINGS_FILE}.", "is", other, self.root),
+            *_counted(
+                "have names that differ in case or Unicode form alone: Windows and macOS keep one of them, rename the "
+                "others.",
+                "has",
+                alike,
+                self.root,
+            ),
             *_counted("hold no caption that is known: write it into a .txt file.", "holds", self._unread, self.root),
             *_counted(
                 "stand beside a picture of the same name: if both are one, keep one.", "stands", twins, self.root
@@ -321,14 +336,23 @@ def _without_twins(images: list[Path]) -> list[Path]:
 
 
 def _mask_files(images: Sequence[Path]) -> dict[Path, Path]:
-    """Mask file -> its picture, without the picture's ending; in the order of MASK_MARKS."""
-    stems = {path.with_suffix("") for path in images}
+    """Mask file -> its picture, without the picture's ending; in the order of MASK_MARKS.
+
+    Case and Unicode form matter only where several pictures differ in nothing else.
+    """
+    near: dict[tuple[Path, str], set[Path]] = {}
+    for path in images:
+        near.setdefault((path.parent, folded(path.stem)), set()).add(path.with_suffix(""))
     found: dict[Path, Path] = {}
     for mark in MASK_MARKS:
         for path in images:
-            picture = path.with_name(path.stem.removesuffix(mark)) if path.stem != mark else path
-            if path.stem.endswith(mark) and picture in stems:
-                found[path] = picture
+            name = path.stem[: -len(mark)]
+            if not name or not path.stem.lower().endswith(mark):
+                continue
+            stems = near.get((path.parent, folded(name)), set())
+            own = {path.with_name(name)} & stems or stems
+            if len(own) == 1:
+                found[path] = next(iter(own))
     return found
 
 

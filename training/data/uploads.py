@@ -1,14 +1,17 @@
 """New datasets from the page: pictures and captions that a person drops on the Load Dataset node."""
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from contextlib import suppress
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, TypeVar
 
 from .. import host
 from ..basics.disk_errors import remedy
 from ..basics.errors import InputError, Refusal
 from ..basics.files import delete_folder, replace
 from ..basics.folders import is_a_persons
+from ..basics.long_paths import TooLong, try_length
 from ..basics.paths import folded, safe_part, visible_parts
 from ..host import Upload, UploadRules
 from .captions import SIDECARS, CaptionFileError, read_text
@@ -18,8 +21,12 @@ LARGEST_CAPTION_FILE = 1 << 20
 """bytes"""
 DEEPEST = 4
 """levels of folders that a dropped folder may have"""
+MOST_NUMBERED = 99
+"""as many folders of one name are thought of where the length of paths is tried"""
 LONGEST_NAME = 150
 """bytes of a file's or folder's name, without its ending"""
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 def largest(name: str) -> int:
@@ -53,24 +60,31 @@ def add(query: dict[str, str], uploads: Sequence[Upload]) -> dict[str, Any]:
         raise InputError(
             "The upload", [f"name is {query.get('name', '')!r:.200}; give the new folder a name, such as cats."]
         )
-    places, refused = _Places(), []
+    places, refused = _Places(_numbered(host.input_folder() / name, MOST_NUMBERED)), []
     for upload in sorted(uploads, key=lambda each: _is_caption(each.name)):  # captions after pictures
         problem = _problem(upload) or places.add(upload)
         if problem:
             places.refuse(upload.name)
             refused.append(f"{upload.name:.200}: {problem}")
-    pictures = sum(path.suffix in ENDINGS for path in places.files)
-    if not pictures:
+    if not any(path.suffix in ENDINGS for path in places.files):
         raise InputError("The upload", ["it has no usable picture.", *refused[:10]])
-    folder = _filled_folder(name, places.files)
-    answer = {"pictures": pictures, "captions": len(places.files) - pictures, "refused": refused}
+    folder, left_out = _filled_folder(name, places.files)
+    refused += [f"{path}: the disk takes its name for that of another file of the upload." for path in sorted(left_out)]
+    moved = places.files.keys() - left_out
+    pictures = sum(path.suffix in ENDINGS for path in moved)
+    answer = {"pictures": pictures, "captions": len(moved) - pictures, "refused": refused}
     return {"folder": folder.name, **answer}
 
 
 class _Places:
-    """Where the files of an upload go: each picture under a name of its own, each caption under its picture's."""
+    """Where the files of an upload go: each picture under a name of its own, each caption under its picture's.
 
-    def __init__(self) -> None:
+    Args:
+        folder: the new folder, maybe not there yet; paths in it that are too long are refused. None: none is.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self.files: dict[PurePosixPath, Path] = {}
         """path in the new folder -> file with the content"""
         self._sent: set[str] = set()
@@ -101,6 +115,11 @@ class _Places:
             return "another file of the upload has its name."
         if path in self._folders or self._taken & above:
             return "a file and a folder of the upload have one name."
+        try:
+            if self._folder is not None:
+                try_length(self._folder / place)
+        except TooLong as error:
+            return str(error)
         self.files[place] = upload.path
         self._taken.add(path)
         self._folders |= above
@@ -151,7 +170,7 @@ class _Places:
         return free
 
 
-def _numbered(path: PurePosixPath, number: int) -> PurePosixPath:
+def _numbered(path: AnyPath, number: int) -> AnyPath:
     return path if number == 1 else path.with_name(f"{path.name}-{number}")
 
 
@@ -199,37 +218,50 @@ def _problem(upload: Upload) -> str:
     return ""
 
 
-def _filled_folder(name: str, files: Mapping[PurePosixPath, Path]) -> Path:
-    """Makes a folder of this name in the input folder and moves the files into it.
+def _filled_folder(name: str, files: Mapping[PurePosixPath, Path]) -> tuple[Path, set[PurePosixPath]]:
+    """Makes a folder of this name in the input folder and moves the files into it. Nothing is overwritten.
 
     Args:
         files: path in the folder -> file.
 
+    Returns:
+        The folder, and the paths that the disk takes for those of other files.
+
     Raises:
-        Refusal: it cannot be written; nothing is left of it.
+        Refusal: it cannot be written; what is left of it is named.
     """
-    folder = None
+    folder, left_out = None, set()
     try:
         folder = _new_folder(name)
         for path, content in files.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            replace(content, target)
+            if os.path.lexists(target):
+                left_out.add(path)
+            else:
+                replace(content, target)
     except OSError as error:
+        left = ""
         if folder is not None:
             delete_folder(folder)
+            left = f" A part of it is left, which could not be deleted: delete {folder}." if folder.exists() else ""
         to_do = remedy(error, host.input_folder())
-        raise Refusal(507, f"The new folder cannot be written ({error.strerror}): {to_do}.") from error
-    return folder
+        raise Refusal(507, f"The new folder cannot be written ({error.strerror}): {to_do}.{left}") from error
+    return folder, left_out
 
 
 def _new_folder(name: str) -> Path:
-    """Makes a folder of this name in the input folder, with a number appended where the name is taken."""
+    """Makes a folder of this name in the input folder, with a number appended where the name is taken.
+
+    Names that differ in case or Unicode form only are one: Windows and macOS take them for one.
+    """
+    taken = {folded(each.name) for each in host.input_folder().iterdir()}
     number = 1
     while True:
-        folder = host.input_folder() / (name if number == 1 else f"{name}-{number}")
-        try:
+        folder = _numbered(host.input_folder() / name, number)
+        number += 1
+        if folded(folder.name) in taken:
+            continue
+        with suppress(FileExistsError):
             folder.mkdir()
             return folder
-        except FileExistsError:
-            number += 1

@@ -13,6 +13,8 @@ from .header import read_header
 
 PARTIAL = "-partial"
 """End of the file name of a LoRA that a stopped run has written."""
+LONGEST_END = f"-step{10**6}{PARTIAL}_2"
+"""The longest that usually follows a run's name in the names of its files, but the ending."""
 
 
 def earlier_files(lora: Mapping[str, torch.Tensor], files: Mapping[str, Path]) -> dict[int, Path]:

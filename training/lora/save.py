@@ -15,7 +15,8 @@ from ..basics.dates import with_dates
 from ..basics.disk_errors import remedy, told_by_library
 from ..basics.errors import InputError
 from ..basics.files import claim_name, sweep_unfinished, unfinished_file
-from ..basics.paths import PathRefused, check_parts, resolve
+from ..basics.long_paths import TooLong, try_length
+from ..basics.paths import PathRefused, check_parts, folded, resolve
 from .header import file_hashes
 
 
@@ -45,8 +46,14 @@ def save_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
 
 
 def _named(unfinished: Path, path: Path) -> Path:
-    """Gives a whole file the first of `_numbered` that is free, also while other servers take names."""
+    """Gives a whole file the first of `_numbered` that is free, also while other servers take names.
+
+    A name that differs from another in case or Unicode form only is not free: Windows and macOS take both for one.
+    """
+    taken = {folded(each.name) for each in path.parent.iterdir()}
     for candidate in _numbered(path):
+        if folded(candidate.name) in taken:
+            continue
         with suppress(FileExistsError):
             claim_name(unfinished, candidate)
             return candidate
@@ -59,11 +66,15 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield from (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
 
 
-def check_name(name: str, field: str, subject: str) -> str:
+def check_name(name: str, field: str, subject: str, longest_end: str = "_2") -> str:
     """A file name, which may contain folders and dates, filled in and checked to stay inside the LoRA folder.
 
+    Args:
+        longest_end: the longest that will follow the name in a file's, but the ending .safetensors.
+
     Raises:
-        InputError: it is empty or absolute, leads out of the folder, or has characters that are invalid in file names.
+        InputError: it is empty or absolute, leads out of the folder, is too long for the disk, or has characters that
+            are invalid in file names.
     """
     cleaned = name
     if isinstance(name, str):
@@ -72,6 +83,9 @@ def check_name(name: str, field: str, subject: str) -> str:
     try:
         cleaned = "/".join(check_parts(cleaned))
         resolve(cleaned, [folder])
+        try_length(folder / f"{cleaned}{longest_end}.safetensors")
     except PathRefused as error:
         raise InputError(subject, [f"{field} is {name!r:.200}, {error}"]) from None
+    except TooLong as error:
+        raise InputError(subject, [f"{field} is {name!r:.200}: {error}"]) from None
     return cleaned

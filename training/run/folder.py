@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import Field, TypeAdapter
 from typing_extensions import Required, TypedDict
@@ -25,7 +24,9 @@ from typing_extensions import Required, TypedDict
 from ..basics.disk_errors import is_held, remedy
 from ..basics.errors import raise_if_any
 from ..basics.files import atomic_write, patiently, read, sweep_unfinished
-from ..basics.paths import LinkLeadsOut, raise_if_leading_out
+from ..basics.locks import Held, lock_file
+from ..basics.long_paths import TooLong, try_length
+from ..basics.paths import LinkLeadsOut, folded, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
 from .line_log import LineLog
@@ -39,6 +40,8 @@ BLOCK = 2**16
 """bytes of metrics.jsonl that are read at a time: other threads wait meanwhile"""
 DEEPEST = 4
 """levels of a run's folder below the root: a LoRA's name may have three parts"""
+LONGEST_INSIDE = "checkpoints/step000000-000/state.safetensors"
+"""the longest path that is written in a run's folder"""
 LARGEST_NUMBER = 1e300
 FLUSH_SECONDS = 2.0
 STAMP = "%Y%m%d-%H%M%S"
@@ -103,19 +106,26 @@ class RunFolder:
         root: of all runs; the run's id is the path below it.
 
     Raises:
-        InputError: another process has locked it.
+        InputError: another process has locked it, or its path is too long.
     """
 
     def __init__(self, path: Path, root: Path):
         self.path = path
         self.id = path.relative_to(root).as_posix()
-        self._lock = FileLock(path / "lock")
+        _check_length(path)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            self._lock = lock_file(path / "lock")
+        except Held:
             problem = (
                 f"name: the run {self.id} is open in {_owner(path)}. Wait until it has ended, stop it there, or give "
                 "this LoRA another name."
+            )
+            raise_if_any("Train LoRA", [problem])
+        except PermissionError as error:
+            problem = (
+                f"name: {path / 'lock'} cannot be opened ({error.strerror}). Make ComfyUI's output folder writable; if "
+                "it is, another program holds the file, such as a virus scanner or OneDrive: let it leave that folder "
+                "out, and queue again."
             )
             raise_if_any("Train LoRA", [problem])
         except OSError as error:
@@ -338,6 +348,21 @@ def _run_folders(folder: Path, deeper: int) -> Iterator[Path]:
                 yield from _run_folders(folder / entry.name, deeper - 1)
 
 
+def namesake(root: Path, name: str) -> str | None:
+    """The folder of other runs whose name differs from this one in case or Unicode form only; None: there is none."""
+    folder, found = root, []
+    for part in name.split("/"):
+        try:
+            there = {each.name for each in folder.iterdir()}
+        except OSError:
+            return None
+        found.append(part if part in there else next((each for each in there if folded(each) == folded(part)), ""))
+        if not found[-1]:
+            return None
+        folder = folder / found[-1]
+    return None if found == name.split("/") else "/".join(found)
+
+
 def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
     """The runs below a LoRA's folder whose record can be read, the newest first."""
     try:
@@ -352,16 +377,18 @@ def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
         yield path, record
 
 
-def open_in(path: Path) -> str | None:
-    """The process that has a run open, in words; None: no process has."""
-    lock = FileLock(path / "lock")
+def open_in(path: Path, patience: float | None = None) -> str | None:
+    """The process that has a run open, in words; None: no process has.
+
+    Args:
+        patience: see `lock_file`.
+    """
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        lock_file(path / "lock", patience).release()
+    except Held:
         return _owner(path)
     except OSError:
         return None
-    lock.release()
     return None
 
 
@@ -372,6 +399,7 @@ def new_run(root: Path, name: str) -> RunFolder:
         InputError: it cannot be written.
     """
     folder = path = root / name
+    _check_length(folder / f"{time.strftime(STAMP)}-000")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         newest = max((_stamp(each.name) for each in folder.iterdir()), default=("", 0))
@@ -404,6 +432,14 @@ def _order(path: Path) -> tuple[str, int]:
         return time.strftime(STAMP, time.localtime(read_record(path).get("started_at", 0.0))), 0
     except (ValueError, OverflowError, OSError):
         return "", 0
+
+
+def _check_length(path: Path) -> None:
+    """Raises InputError if a run's folder lies so deep that its checkpoints could not be written."""
+    try:
+        try_length(Path(os.path.abspath(path / LONGEST_INSIDE)))
+    except TooLong as error:
+        raise_if_any("Train LoRA", [f"name: a run of this name writes longer paths than can be written: {error}"])
 
 
 def _unwritable(path: Path, error: OSError) -> str:

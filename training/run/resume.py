@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..basics.errors import InputError, raise_if_any
+from ..basics.paths import folded
 from ..model.learner import Learner
 from ..model.state import Damaged
 from .checkpoints import State, newest_state
-from .folder import Record, RunFolder, earlier_runs, new_run, open_in
+from .folder import Record, RunFolder, earlier_runs, namesake, new_run, open_in
 from .origin import Origin, differences
 from .progress import Progress, SamplePicture
 
@@ -50,9 +51,22 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     """
     if previous not in PREVIOUS:
         raise_if_any("Train LoRA", [f"previous_run is {previous!r}; choose one of: {', '.join(PREVIOUS)}."])
+    other = namesake(root, name)
+    opened = _opened(root, name, origin, previous)
+    if other is not None:
+        opened.notes.append(
+            f"There are runs of {other} too, whose name differs from {name} in case or Unicode form alone: Windows and "
+            "macOS take both for one folder. To go on with one of those, write the name as they do."
+        )
+    return opened
+
+
+def _opened(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     newest: tuple[Path, Record, str] | None = None
     notes: list[str] = []
     for path, record in earlier_runs(root / name) if previous != ANEW else ():
+        if (known := record.get("name", name)) != name and folded(known) == folded(name):
+            continue
         changed = "; ".join(differences(record, origin.plain()))
         newest = newest or (path, record, changed)
         if not changed:

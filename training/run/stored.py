@@ -106,7 +106,7 @@ def _history(run: _Run, root: Path) -> dict[str, Any] | None:
 
 def _or_open_elsewhere(history: dict[str, Any], path: Path) -> dict[str, Any]:
     """The history; of a run that another process has open it says so."""
-    owner = open_in(path) if history["message"] == STOPPED else None
+    owner = open_in(path, patience=0.0) if history["message"] == STOPPED else None
     if owner is None:
         return history
     return {**history, "state": "training", "phase": "training", "message": f"It goes on in {owner}."}

@@ -1,6 +1,7 @@
 """Atomic writes."""
 
 import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from lora_kiln.training.basics.files import (
     scratch_folder,
     sweep_scratch_folders,
     sweep_unfinished,
+    sync,
     unfinished_file,
 )
 
@@ -126,3 +128,22 @@ def test_a_broken_link_has_a_name_too(tmp_path: Path) -> None:
         unfinished.write_text("ours")
         claim_name(unfinished, tmp_path / "a")
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("is_supported", [True, False])
+def test_on_macos_a_file_goes_to_the_disk_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_supported: bool
+) -> None:
+    called = []
+
+    def full_sync(handle: int, command: int) -> None:
+        called.append(command)
+        if not is_supported:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full_sync)
+    monkeypatch.setattr(os, "fsync", lambda handle: called.append("fsync"))
+    (tmp_path / "a").write_text("ours")
+    sync(tmp_path / "a")
+    assert called == ([51] if is_supported else [51, "fsync"])

@@ -108,6 +108,16 @@ def test_a_folder_that_did_not_change_is_not_listed_again(album: Path, monkeypat
     assert listed == [album / "texts"]
 
 
+def test_a_folder_of_a_disk_with_coarse_times_is_listed_again(album: Path) -> None:
+    """exFAT leaves a folder's time as it is when files come into it."""
+    then = (1e9, 1e9)
+    os.utime(album / "texts", then)
+    assert "texts" not in holding(album)
+    (album / "texts" / "new.png").write_text("new")
+    os.utime(album / "texts", then)
+    assert "texts" in holding(album)
+
+
 def test_a_link_that_leads_out_is_not_offered(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     (other / "z.png").write_text("z")
@@ -122,7 +132,14 @@ def test_folders_in_a_circle_end(album: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "stable"), [(0.0, False), (STABLE_AFTER / 2, False), (STABLE_AFTER + 1, True), (-100.0, True)]
+    ("age", "stable"),
+    [
+        (0.0, False),
+        (STABLE_AFTER / 2, False),
+        (STABLE_AFTER + 1, True),
+        (-100.0, True),
+        (-STABLE_AFTER / 2, False),  # FAT's, which are rounded up
+    ],
 )
 def test_a_recent_change_may_hide_another(age: float, stable: bool) -> None:
     assert is_stable(int((time.time() - age) * 1e9)) is stable

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from lora_kiln.training.basics import folders
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.basics.folders import folders_with
 from lora_kiln.training.data.dataset_settings import DatasetSettings
@@ -238,3 +239,44 @@ def test_an_exchanged_picture_of_one_size_and_time_is_seen(tmp_path: Path) -> No
     save(tmp_path / "a.bmp", color=(1, 2, 3))
     os.utime(tmp_path / "a.bmp", (1, 1))
     assert folder_fingerprint(tmp_path) != before
+
+
+# ---------------------------------------------------------------- names by case
+
+
+@pytest.mark.parametrize("mask", ["A_mask.png", "a_MASK.png"])
+def test_a_mask_finds_its_picture_whatever_its_case(tmp_path: Path, mask: str) -> None:
+    save(tmp_path / "a.png")
+    save_mask(tmp_path / mask)
+    assert [picture.mask_path for picture in read_folder(tmp_path, MASKED).pictures] == [tmp_path / mask]
+
+
+def test_of_pictures_that_differ_in_case_alone_each_has_its_own_mask(tmp_path: Path) -> None:
+    for name in ("a.png", "A.png"):
+        save(tmp_path / name)
+    save_mask(tmp_path / "A_mask.png")
+    contents = read_folder(tmp_path, MASKED)
+    assert {each.name: each.mask_path for each in contents.pictures} == {
+        "A.png": tmp_path / "A_mask.png",
+        "a.png": None,
+    }
+    assert any(note.startswith("A.png and 1 more have names that differ in case") for note in contents.notes)
+
+
+def test_a_settings_file_that_is_written_otherwise_is_said(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "Dataset.TOML").write_text("repeats = 5")
+    assert read_folder(tmp_path, MASKED).notes == ("Dataset.TOML is not read: write the name as dataset.toml.",)
+
+
+def test_a_caption_that_changed_within_a_tick_of_the_disk_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT, whose times may be coarse, and whose files keep what else tells them apart."""
+    monkeypatch.setattr(folders, "file_state", lambda stat: (stat.st_size, stat.st_mtime_ns))
+    prints = set()
+    for caption in ("cat", "dog"):
+        (tmp_path / "a.txt").write_text(caption)
+        os.utime(tmp_path / "a.txt", (1e9, 1e9))
+        prints.add(folder_fingerprint(tmp_path))
+    assert len(prints) == 2

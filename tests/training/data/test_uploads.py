@@ -1,5 +1,7 @@
 """What a person drops on a node becomes a new folder, whatever the files are called and hold."""
 
+import errno
+import os
 import re
 import time
 import unicodedata
@@ -98,6 +100,30 @@ def test_a_file_that_was_cut_is_left_out(folders: Path, spool) -> None:
 def test_names_that_differ_in_case_only_do_not_meet(folders: Path, spool) -> None:
     answer = add({"name": "cats"}, spool({"a.png": "red", "A.PNG": "blue"}))
     assert answer["pictures"] == 1 and "has its name" in answer["refused"][0]
+
+
+def test_a_folder_whose_name_differs_in_case_alone_is_another(folders: Path, spool) -> None:
+    names = [add({"name": name}, spool({"a.png": "red"}))["folder"] for name in ("Cats", "cats", "CATS")]
+    assert names == ["Cats", "cats-2", "CATS-3"]
+
+
+def test_what_the_disk_takes_for_another_file_is_left_out(folders: Path, spool, monkeypatch) -> None:
+    """Windows has short names of its own for long ones, as in LONGNA~1.PNG."""
+    exists = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: str(path).endswith("LONGNA~1.png") or exists(path))
+    answer = add({"name": "cats"}, spool({"long name of it.png": "red", "LONGNA~1.png": "blue"}))
+    assert answer["pictures"] == 1 and "LONGNA~1.png: the disk takes its name" in answer["refused"][0]
+    assert tree(folders / "input" / "cats") == ["long name of it.png"]
+
+
+def test_what_is_left_of_a_folder_that_cannot_be_filled_is_named(folders: Path, spool, monkeypatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "The process cannot access the file")
+
+    for name in ("replace", "rmdir"):
+        monkeypatch.setattr(os, name, refused)
+    with pytest.raises(Refusal, match=f"delete {folders / 'input' / 'cats'}"):
+        add({"name": "cats"}, spool({"a.png": "red"}))
 
 
 HOSTILE = [

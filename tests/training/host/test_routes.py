@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -129,3 +131,23 @@ def test_a_folder_that_cannot_be_written_is_answered_in_words(tmp_path: Path) ->
     assert status == 507 and "No such file" in said["error"]
     status, said = with_server(tmp_path / "missing", lambda server: sent(server, WHOLE))
     assert status == 507 and "cannot be written" in said["error"]
+
+
+@pytest.mark.parametrize("kept", ["file", "folder"])
+def test_an_upload_succeeds_whose_folder_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """On Windows a virus scanner may still read what was received; the next upload deletes it."""
+
+    def refused(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "The process cannot access the file", path)
+
+    with monkeypatch.context() as scanner:
+        for name in ("unlink", "rmdir") if kept == "file" else ("rmdir",):
+            scanner.setattr(os, name, refused)
+        assert with_server(tmp_path, lambda server: sent(server, WHOLE)) == (200, ["a.txt"])
+    (left,) = tmp_path.iterdir()
+    for path in (*left.iterdir(), left):
+        os.utime(path, (0, 0))
+    assert with_server(tmp_path, lambda server: sent(server, WHOLE)) == (200, ["a.txt"])
+    assert list(tmp_path.iterdir()) == []

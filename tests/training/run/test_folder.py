@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import closing
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from lora_kiln.training.basics import locks
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.run.checkpoints import State, delete_from, newest_state, prune, write_state
 from lora_kiln.training.run.folder import (
@@ -114,6 +116,23 @@ def test_who_has_a_run_open_is_told(folder: RunFolder) -> None:
     assert open_in(folder.path) is None
     with FileLock(folder.path / "lock", timeout=0):
         pass
+
+
+def test_a_folder_that_a_virus_scanner_holds_is_not_said_to_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "The process cannot access the file")
+
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    path = tmp_path / "anna" / "20261129-000000"
+    path.mkdir(parents=True)
+    with monkeypatch.context() as scanner:
+        scanner.setattr(os, "open", refused)
+        with pytest.raises(InputError, match="another program holds the file, such as a virus scanner"):
+            RunFolder(path, tmp_path)
+        assert open_in(path) is None
+    RunFolder(path, tmp_path).close()
 
 
 # ---------------------------------------------------------------- links: nothing is followed out of the folder

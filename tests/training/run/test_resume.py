@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.run import live
 from lora_kiln.training.run.folder import RECORD, RunFolder, read_record
-from lora_kiln.training.run.resume import CONTINUE_CHANGED, REFUSE
+from lora_kiln.training.run.origin import Origin
+from lora_kiln.training.run.resume import CONTINUE, CONTINUE_CHANGED, REFUSE, open_run
 
 from training_runs import CONFIG, assert_same, changed, run, stopped_at
 
@@ -81,3 +83,22 @@ def test_the_epoch_of_a_stored_run_is_the_one_it_reached() -> None:
     stopped_at(4, changed(steps=12, batch_size=4))  # three shapes of pictures are three batches
     assert read_record(runs()[0]).get("epoch") == 2
     assert epochs() == epochs(epoch=0) == (2, 4)
+
+
+def test_a_run_whose_name_differs_in_case_alone_is_another() -> None:
+    """On Windows and macOS both lie in one folder."""
+    stopped_at(2, CONFIG)
+    (path,) = runs()
+    with closing(RunFolder(path, host.runs_root())) as folder:
+        folder.record({"name": "Test"})
+    assert "Goes on" not in run(CONFIG).report and len(runs()) == 2
+
+
+def test_runs_of_a_name_that_differs_in_case_alone_are_told(tmp_path: Path) -> None:
+    (tmp_path / "People" / "Anna").mkdir(parents=True)
+    for name, other in (("people/anna", "People/Anna"), ("People/anna", "People/Anna"), ("People/Anna", "")):
+        opened = open_run(tmp_path, name, Origin(CONFIG, {}, {}), CONTINUE)
+        opened.folder.close()
+        assert [note for note in opened.notes if f"There are runs of {other} too" in note] == opened.notes
+        assert bool(opened.notes) == bool(other)
+        shutil.rmtree(tmp_path / name)

@@ -8,8 +8,8 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .device import HALF, first_line, has_kernels
-from .page import log
+from .device import HALF, has_kernels
+from .page import first_line, log
 
 MOST_KEYS, MOST_HEADS = 128, 65535
 """Limits of the kernel for few keys: keys (and features) per head, and heads times samples (CUDA's grid size)."""

@@ -6,6 +6,8 @@ from typing import Any
 import comfy.model_management
 import torch
 
+from .page import first_line
+
 
 def training_device(model: Any) -> torch.device:
     """The device on which the MODEL computes."""
@@ -67,8 +69,3 @@ def kernel_obstacle(device: torch.device) -> str:
     except Exception as error:  # Triton's compiler raises many kinds, and none may end a run
         return first_line(error)
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class name if the message is empty."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -10,8 +10,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..basics.errors import InputError, raise_if_any
-from .device import first_line
-from .page import Interrupted
+from .page import Interrupted, first_line
 
 HAND_OVER = "Give Train LoRA the MODEL from before the node that adds it."
 PASSES_ON = (InputError, Interrupted, torch.OutOfMemoryError)

@@ -25,11 +25,8 @@ def training_dtype(model: Any, precision: str) -> torch.dtype:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device is a GPU with bf16 arithmetic; emulation does not count."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether the host uses bf16 on a device: not where it is imitated, and not on the CPU."""
+    return comfy.model_management.should_use_bf16(device)
 
 
 def has_fp16(device: torch.device) -> bool:

@@ -111,7 +111,9 @@ class TrainLoRA(io.ComfyNode):
         )
         # As its file will be: what is drawn here is what the saved LoRA draws.
         model_with, clip_with = host.with_lora(model, clip, in_precision(trained.lora, AS_TRAINED), 1.0)
-        samples = samples_sheet(trained.samples) if trained.samples else None
+        samples = None
+        with host.Telling(lambda sentence: host.log("%s", sentence))("The samples sheet"):
+            samples = samples_sheet(trained.samples) if trained.samples else None
         return io.NodeOutput(
             trained.lora,
             model_with,

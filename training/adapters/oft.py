@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..basics.linear_algebra import solve
 from .base import Adapter, AdapterNames, dense, is_linear, largest_divisor, layer_shape, saved
 
 
@@ -76,7 +77,7 @@ class OFT(Adapter):
         skew = self.blocks - self.blocks.transpose(1, 2)
         if self.constraint is not None:
             skew = skew * (self.constraint / (skew.norm() + 1e-8)).clamp(max=1)
-        return torch.linalg.solve_ex(_identity(skew) - skew, 2 * skew).result
+        return solve(_identity(skew) - skew, 2 * skew)
 
     def _turned(self, x: Tensor, axis: int) -> Tensor:
         """(R - I)^T times x over the axis of the output channels."""

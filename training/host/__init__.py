@@ -62,6 +62,7 @@ from .model_sampling import family, sampler_sigmas, set_sigmas, start_noise
 from .modes import sampling_mode, training_mode
 from .page import (
     Interrupted,
+    Telling,
     empty_output,
     log,
     memory,

@@ -1,6 +1,7 @@
-"""The fastest attention kernel with a backward pass."""
+"""The fastest attention kernel with a backward pass that works on the device."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..basics.backends import backend_of
 from ..basics.memory import is_device_full
-from .device import HALF, first_line, has_kernels
-from .page import log
+from .device import HALF, has_kernels
+from .page import first_line, log
 
 MOST_KEYS, MOST_HEADS = 128, 65535
 """Limits of the kernel for few keys: keys (and features) per head, and heads times samples (CUDA's grid size)."""
@@ -27,7 +29,8 @@ FASTEST_FIRST = [
 def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
     """Attention for the host's `optimized_attention_override`, by a kernel with a backward pass.
 
-    cuDNN's kernel comes first: on an H100 forward and backward took 0.6 of flash attention's time (measured).
+    cuDNN's kernel comes first: on an H100 forward and backward took 0.6 of flash attention's time (measured). Elsewhere
+    it may fail for some shapes: forward and backward are tried once for each, before the first use.
     Attention to few keys, such as a caption's, has its own kernel. Under deterministic algorithms, and for masks,
     grouped queries and other scales, the host's `attention_pytorch` is used.
     """
@@ -41,10 +44,70 @@ def attention(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
         from ..kernels import cross_attention
 
         output = cross_attention(q, k, v)
-    else:
-        with sdpa_kernel(FASTEST_FIRST, set_priority=True):
+    elif q.is_cuda:
+        with sdpa_kernel(_backends(q, k, v), set_priority=True):
             output = nn.functional.scaled_dot_product_attention(q, k, v)
+    else:  # torch has another order of backends there
+        output = nn.functional.scaled_dot_product_attention(q, k, v)
     return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
+
+
+def working(
+    backends: Sequence[SDPBackend], trial: Callable[[Sequence[SDPBackend]], None], say: Callable[[str], None]
+) -> list[SDPBackend]:
+    """The backends from the first on with which the trial goes through; the last is taken without one.
+
+    Args:
+        backends: the fastest first.
+        trial: computes forward and backward with the first of some backends that torch holds able to.
+        say: called with a sentence for each that is left out.
+    """
+    for index, backend in enumerate(backends[:-1]):
+        try:
+            trial(backends[index:])
+        except torch.OutOfMemoryError:  # says nothing about later calls
+            raise
+        except RuntimeError as error:
+            name = backend.name.lower().replace("_", " ")
+            say(f"Attention goes without {name} for some shapes, which is slower: {first_line(error)}")
+        else:
+            return list(backends[index:])
+    return list(backends[-1:])
+
+
+def _backends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[SDPBackend]:
+    """The backends for tensors of these shapes; all, untried, where there is no room or time for a trial."""
+    key = q.device, q.dtype, *(each.shape[-2:] for each in (q, k, v))
+    if key not in _known and not torch.cuda.is_current_stream_capturing():
+        try:
+            _known[key] = working(FASTEST_FIRST, functools.partial(_try_backends, q, k, v), _say_once)
+        except torch.OutOfMemoryError:
+            return FASTEST_FIRST
+    return _known.get(key, FASTEST_FIRST)
+
+
+_known: dict[tuple[Any, ...], list[SDPBackend]] = {}
+"""The backends that work, by what decides it: device, dtype, and (length, features) of q, k and v."""
+_say_once = functools.cache(lambda sentence: log("%s", sentence))
+
+
+def _try_backends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backends: Sequence[SDPBackend]) -> None:
+    """Forward and backward for tensors such as these, of one sample and two heads: that takes little memory.
+
+    No random number is drawn, and nothing that watches the surrounding pass sees it.
+
+    Raises:
+        RuntimeError: the first backend that torch holds able to compute it does not.
+    """
+    nothing = torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each)
+    with torch.inference_mode(False), torch.enable_grad(), nothing, sdpa_kernel(list(backends), set_priority=True):
+        inputs = [
+            torch.zeros(1, each.shape[-2], 2, each.shape[-1], dtype=each.dtype, device=each.device, requires_grad=True)
+            for each in (q, k, v)
+        ]
+        query, key, value = (each.transpose(1, 2) for each in inputs)
+        output = nn.functional.scaled_dot_product_attention(query, key, value)
+        torch.autograd.grad(output, inputs, torch.zeros_like(output))
 
 
 def fits_few_keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
@@ -61,7 +124,7 @@ def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: in
     """Whether `cross_attention` runs on a device; small GPUs may lack shared memory for it."""
     if not has_kernels(device):
         return False
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < FEW_KEYS_CAPABILITY:
+    if backend_of(device).is_nvidia and torch.cuda.get_device_capability(device) < FEW_KEYS_CAPABILITY:
         return False
     from ..kernels import try_cross_attention
 

@@ -7,6 +7,7 @@ import comfy.model_management
 import torch
 
 from ..basics.memory import is_device_full
+from .page import first_line
 
 
 def training_device(model: Any) -> torch.device:
@@ -25,11 +26,8 @@ def training_dtype(model: Any, precision: str) -> torch.dtype:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device is a GPU with bf16 arithmetic; emulation does not count."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether the host uses bf16 on a device: not where it is imitated, and not on the CPU."""
+    return comfy.model_management.should_use_bf16(device)
 
 
 def has_fp16(device: torch.device) -> bool:
@@ -69,8 +67,3 @@ def kernel_obstacle(device: torch.device) -> str:
             raise
         return first_line(error)
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class name if the message is empty."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

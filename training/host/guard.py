@@ -11,8 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..basics.errors import InputError, raise_if_any
 from ..basics.memory import is_memory_full
-from .device import first_line
-from .page import Interrupted
+from .page import Interrupted, first_line
 
 HAND_OVER = "Give Train LoRA the MODEL from before the node that adds it."
 PASSES_ON = (InputError, Interrupted)

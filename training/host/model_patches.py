@@ -12,9 +12,10 @@ from torch import nn
 from ..basics.errors import InputError, raise_if_any
 from .attention import attention
 from .blocks import repeated_blocks
-from .device import first_line, training_device
+from .device import training_device
 from .families import facts_about
 from .guard import HAND_OVER, Guarded, check_gradient, name_of
+from .page import first_line
 
 PATCH_KINDS = ("patches", "patches_replace")
 """Transformer options that hold patches: {kind: {place: [patch] or {block: patch}}}."""

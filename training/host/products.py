@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..adapters.products import LayerProducts
+from ..basics.backends import backend_of
 from ..basics.memory import is_device_full
 from .device import has_kernels
 from .fusion import has_functions, is_unchanged
@@ -78,7 +79,7 @@ def rows_to_e4m3(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tens
 @functools.cache
 def fp8_matmul_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Why a device cannot multiply in 8 bits; empty if it can. If not, rounded numbers are multiplied in `dtype`."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+    if not backend_of(device).is_nvidia or torch.cuda.get_device_capability(device) < (8, 9):
         return "this device has none; NVIDIA GPUs from Ada (RTX 40) on have"
     if dtype != torch.bfloat16:
         return "they give bf16: set precision to bf16"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
+from ..basics.backends import backend_of
 from ..basics.memory import is_device_full
 from ..basics.pytree import form_of, tensors_of, with_tensors
 from .batches import Batch
@@ -253,8 +254,11 @@ def _is_cuda_error(error: BaseException) -> bool:
 
 def _trim_graph_memory(device: torch.device) -> None:
     """Returns the memory of deleted graphs to the GPU, which torch does not do under cudaMallocAsync."""
-    driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    driver.cuDeviceGraphMemTrim(device.index or 0)
+    if not backend_of(device).is_nvidia:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # without it the memory returns when the process ends
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver.cuDeviceGraphMemTrim(device.index or 0)
 
 
 @dataclasses.dataclass(frozen=True)

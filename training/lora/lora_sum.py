@@ -120,16 +120,16 @@ class LoRASum:
 def difference_of(entries: Entries, device: torch.device) -> Factors | Tensor | None:
     """A layer's difference (out, in * prod(kernel)), float32: factors for a plain LoRA, else dense; or None."""
     if "diff" in entries:
-        return entries["diff"].to(device).float().flatten(1) if entries["diff"].dim() > 1 else None
+        return entries["diff"].float().to(device).flatten(1) if entries["diff"].dim() > 1 else None
     tensors = adapter_entries(entries)
     if not tensors:
         return None
     adapter = adapter_from_tensors(tensors)
     assert adapter is not None  # unknown kinds are refused before
     if isinstance(adapter, LoRA) and adapter.kind == "lora":
-        down, up = (t.detach().to(device).float().flatten(1) for t in (adapter.down, adapter.up))
+        down, up = (t.detach().float().to(device).flatten(1) for t in (adapter.down, adapter.up))
         return Factors(up * (adapter.alpha / adapter.rank), down)
-    return adapter.difference().detach().to(device).float().flatten(1)
+    return adapter.difference().detach().float().to(device).flatten(1)
 
 
 def shape_of(matrix: Factors | Tensor) -> tuple[int, int]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..basics.linear_algebra import qr, svd
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -30,9 +32,9 @@ def reduced(factors: Factors, rank: int) -> tuple[Factors, Tensor]:
 
     up = Q_u R_u and down^T = Q_d R_d, so the singular values of up @ down are those of the small R_u R_d^T.
     """
-    q_up, r_up = torch.linalg.qr(factors.up)
-    q_down, r_down = torch.linalg.qr(factors.down.T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    q_up, r_up = qr(factors.up)
+    q_down, r_down = qr(factors.down.T)
+    u, s, vh = svd(r_up @ r_down.T)
     root = s[:rank].sqrt()
     return Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.T), s
 
@@ -43,7 +45,7 @@ def factorised(difference: Tensor, rank: int = 0) -> tuple[Factors, Tensor]:
     Args:
         rank: highest rank of the factors; 0 = the numerical rank, without loss.
     """
-    u, s, vh = torch.linalg.svd(difference, full_matrices=False)
+    u, s, vh = svd(difference)
     numerical = int((s > s[0] * max(difference.shape) * torch.finfo(s.dtype).eps).sum())
     kept = max(1, min(rank or numerical, numerical))
     root = s[:kept].sqrt()

@@ -22,7 +22,7 @@ def figures(progress: Progress) -> dict[str, Any]:
     return {
         "loss": or_none(losses[-1]) if losses else None,
         "smoothed": or_none(progress.smoothed) if losses else None,
-        "learning_rate": rates[-1] if losses and rates else 0.0,
+        "learning_rate": or_none(rates[-1]) if losses and rates else 0.0,
         "validation_loss": or_none(validations[-1][1]) if validations else None,
         "best": {"step": best[0], "validation_loss": or_none(best[1])} if best else None,
     }
@@ -117,7 +117,7 @@ def kept(losses: Sequence[float], most: int) -> list[int]:
 
 
 def _curve(steps: Sequence[int], losses: Sequence[float], rates: Sequence[float], most: int) -> list[list[Any]]:
-    return [[steps[index], or_none(losses[index]), rates[index]] for index in kept(losses, most)]
+    return [[steps[index], or_none(losses[index]), or_none(rates[index])] for index in kept(losses, most)]
 
 
 def or_none(value: float) -> float | None:

@@ -122,8 +122,8 @@ class LiveRun:
         events, step = self._events(), self.progress.step
         new = {name: _new(events[name], sent) for name, sent in self._sent.items()}
         new["points"] = points(self.progress, self._sent_steps)
-        self._sent, self._sent_steps = events, step
         host.send(EVENT, {**self.summary(), **new})
+        self._sent, self._sent_steps = events, step
 
     def release(self) -> None:
         """Keeps what the page may still ask for, and drops the run's models, pictures and data."""

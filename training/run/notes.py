@@ -8,6 +8,8 @@ class Notes:
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
+        self.telling = host.Telling(self.add)
+        """guards what tells a person how the run goes"""
 
     def add(self, *sentences: str) -> None:
         """Adds and logs the sentences that are new."""

@@ -1,13 +1,12 @@
 """The recorder of a run: its progress goes to its folder and to the page; a run that fails leaves what it learned."""
 
-import contextlib
 import math
 import os
 import platform
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ class RunRecorder:
             with self._saved_on_failure():
                 yield
         finally:
-            with contextlib.suppress(RuntimeError):  # after a CUDA error, which was raised where it was met
+            with self._telling_the_page():
                 self.live.release()
             self.learner = None
 
@@ -127,7 +126,8 @@ class RunRecorder:
             load_progress(self.progress, self.opened)
         except InputError as error:
             self.progress.stop_clock()
-            self.live.ended("failed", str(error))
+            with self._telling_the_page():
+                self.live.ended("failed", str(error))
             raise
         progress, controls = self.progress, self.controls
         if progress.losses:
@@ -162,54 +162,73 @@ class RunRecorder:
         """state: finished, interrupted or failed."""
         self.progress.stop_clock()
         self._note_unwritten()
-        self.folder.record(
-            {
-                "state": state,
-                "message": message,
-                "elapsed": self.progress.elapsed,
-                "epoch": self.prepared.data.plan.epoch_of(max(0, self.progress.step - 1)) + 1,
-                "notes": self.notes.sentences,
-            }
-        )
+        with self.notes.telling("The run's record"):
+            self.folder.record(
+                {
+                    "state": state,
+                    "message": message,
+                    "elapsed": self.progress.elapsed,
+                    "epoch": self.prepared.data.plan.epoch_of(max(0, self.progress.step - 1)) + 1,
+                    "notes": self.notes.sentences,
+                }
+            )
         self._note_unwritten()
-        self.live.ended(state, message)
+        with self._telling_the_page():
+            self.live.ended(state, message)
+
+    def _telling_the_page(self) -> AbstractContextManager[None]:
+        return self.notes.telling("What the page shows of the run")
+
+    def _log(self, step: int, **figures: Any) -> None:
+        """Appends a line to the run's log of steps, without figures that are no numbers."""
+        known = {key: each for key, each in figures.items() if not isinstance(each, float) or math.isfinite(each)}
+        with self.notes.telling("The run's log of steps"):
+            self.folder.log({"step": step, **known})
 
     # ---------------------------------------------------------------- during the run
 
     def show(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
-        if phase == "training":
-            self.live.training()
-        elif phase == "paused":
-            self.live.paused()
-        else:
-            self.live.preparing(phase, done, total, message)
+        with self._telling_the_page():
+            if phase == "training":
+                self.live.training()
+            elif phase == "paused":
+                self.live.paused()
+            else:
+                self.live.preparing(phase, done, total, message)
 
     def mark(self, step: int, kind: str, text: str = "") -> None:
         self.progress.marks.append(Mark(step=step, kind=kind, text=text))
-        self.folder.log({"step": step, "mark": kind, "text": text})
+        self._log(step, mark=kind, text=text)
 
     def stepped(self) -> None:
         progress = self.progress
-        loss, learning_rate = progress.losses[-1], progress.learning_rates[-1]
-        self.folder.log({"step": progress.step, "loss": loss, "learning_rate": learning_rate})
-        self.live.stepped()
+        self._log(progress.step, loss=progress.losses[-1], learning_rate=progress.learning_rates[-1])
+        with self._telling_the_page():
+            self.live.stepped()
 
     def validated(self) -> None:
         step, loss = self.progress.validations[-1]
         if math.isfinite(loss):
-            self.folder.log({"step": step, "validation_loss": loss})
+            self._log(step, validation_loss=loss)
 
     def sampled(self, picture: SamplePicture, number: int) -> None:
-        path = self.folder.write_picture(f"step{picture.step:06}-{number}.png", picture.pixels)
+        path = None
+        with self.notes.telling("A sample picture"):
+            path = self.folder.write_picture(f"step{picture.step:06}-{number}.png", picture.pixels)
         self._note_unwritten()
         if path is not None:
-            filename, subfolder = host.output_location(path)
-            sample = SampleFile(
-                step=picture.step, prompt=picture.prompt, prompt_index=number, filename=filename, subfolder=subfolder
-            )
-            self.folder.log({"step": picture.step, "sample": sample})
-            self.progress.samples.append(sample)
-            self.live.send()
+            with self._telling_the_page():
+                filename, subfolder = host.output_location(path)
+                sample = SampleFile(
+                    step=picture.step,
+                    prompt=picture.prompt,
+                    prompt_index=number,
+                    filename=filename,
+                    subfolder=subfolder,
+                )
+                self._log(picture.step, sample=sample)
+                self.progress.samples.append(sample)
+                self.live.send()
 
     def save(self) -> None:
         assert self.learner is not None

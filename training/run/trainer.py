@@ -115,7 +115,10 @@ def _train(prepared: Prepared, inputs: Inputs, recorder: Recorder) -> Trained:
     lora = writer.lora(writer.best(learner, progress))
     progress.is_over = True
     recorder.finish()
-    return Trained(lora, progress.losses, progress.pictures, _report(prepared, learner, recorder))
+    report = ""
+    with prepared.notes.telling("The report"):
+        report = _report(prepared, learner, recorder)
+    return Trained(lora, progress.losses, progress.pictures, report or "\n".join(prepared.notes.sentences))
 
 
 def _try_largest_batch(prepared: Prepared, inputs: Inputs, pace: Pace, learner: Learner, placement: Placement) -> None:
@@ -181,8 +184,8 @@ def _train_on(prepared: Prepared, inputs: Inputs, learner: Learner, pauses: Paus
     progress, steps, start = recorder.progress, prepared.data.plan.steps, recorder.progress.step
     passes = range(config.optimization.gradient_accumulation)
     order = ((step, micro) for step in range(start, steps) for micro in passes)
-    show_steps = host.progress_bar(steps)
-    with prefetched(partial(source.batch, networks), order, prepared.base.device, prepared.notes.add) as batch_made_at:
+    show_steps, say = host.progress_bar(steps, prepared.notes.telling), prepared.notes.add
+    with prefetched(partial(source.batch, networks), order, prepared.base.device, say) as batch_made_at:
         if config.run.sample_every and start == 0:
             pauses.sample(0)
         recorder.show("training")

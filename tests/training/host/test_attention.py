@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from lora_kiln.training import host, kernels
-from lora_kiln.training.host.attention import fits_few_keys, runs_few_keys
+from lora_kiln.training.host.attention import FASTEST_FIRST, _try_backends, fits_few_keys, runs_few_keys, working
 from lora_kiln.training.host.device import kernel_obstacle
+from torch.nn.attention import SDPBackend
 
 import models
 
@@ -75,3 +78,48 @@ def heads(length: int, batch: int = 2, number: int = 3, width: int = 64) -> torc
 )  # fmt: skip
 def test_attention_that_the_kernel_takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, fits: bool) -> None:
     assert fits_few_keys(q, k, v) == fits
+
+
+CUDNN, FLASH, EFFICIENT, MATH = FASTEST_FIRST
+
+
+@pytest.mark.parametrize(
+    ("broken", "left"),
+    [
+        ((), [CUDNN, FLASH, EFFICIENT, MATH]), ((CUDNN,), [FLASH, EFFICIENT, MATH]), ((FLASH,), FASTEST_FIRST),
+        ((CUDNN, FLASH), [EFFICIENT, MATH]), ((CUDNN, FLASH, EFFICIENT), [MATH]), (tuple(FASTEST_FIRST), [MATH]),
+    ],
+)  # fmt: skip
+def test_the_next_backend_is_taken_where_one_does_not_work_and_that_is_said(broken, left) -> None:
+    said: list[str] = []
+
+    def trial(backends: Sequence[SDPBackend]) -> None:
+        if backends[0] in broken:
+            raise RuntimeError("No execution plans support the graph.\nmore")
+
+    assert working(FASTEST_FIRST, trial, said.append) == left
+    assert len(said) == len(FASTEST_FIRST) - len(left)
+    assert all("slower: No execution plans support the graph." in sentence for sentence in said)
+
+
+def test_full_memory_tells_nothing_about_a_backend() -> None:
+    def full(_: Sequence[SDPBackend]) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        working(FASTEST_FIRST, full, pytest.fail)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_trial_is_made_anywhere_and_leaves_the_generators_as_they_were(around) -> None:
+    q, k = torch.zeros(1, 3, 8, 16), torch.zeros(1, 3, 5, 16)
+    before = torch.get_rng_state()
+    with around():
+        _try_backends(q, k, k, [SDPBackend.MATH])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_trial_fails_where_no_backend_computes_it() -> None:
+    wide = torch.zeros(1, 3, 8, 16)
+    with pytest.raises(RuntimeError):
+        _try_backends(wide, wide, wide, [SDPBackend.CUDNN_ATTENTION])

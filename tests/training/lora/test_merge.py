@@ -14,6 +14,7 @@ from lora_kiln.training.lora.merge import Part, merge_loras
 from torch import Tensor
 
 import models
+from device_without_float64 import DEVICE, WithoutFloat64
 
 LINEAR, CONVOLUTION, TEXT = "lora_unet_a_to_q", "lora_unet_b_conv", "lora_te_text_model_encoder_layers_0_mlp_fc1"
 SHAPES = {LINEAR: (24, 20), CONVOLUTION: (16, 12, 3, 3), TEXT: (32, 16)}
@@ -157,6 +158,14 @@ def test_loha_and_lokr_are_added_through_their_whole_difference(make):
     lower = merge_loras(parts((one, 1.0), (other, 0.3)), rank=3)
     singular = torch.linalg.svdvals(wanted)
     assert lower.errors[LINEAR] == pytest.approx(float(singular[3:].norm() / singular.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: lora(2, 2, layers=[LINEAR]), lambda: loha(LINEAR, 2, 5)])
+def test_they_are_added_on_a_device_without_float64_and_factorisations(make):
+    wide = LoRAModel({key: each.double() for key, each in make().items()}, {}, "wide")
+    with WithoutFloat64():  # its numbers are zeros, so only ranks and shapes tell
+        lower = merge_loras(parts((lora(2, 1, layers=[LINEAR]), 1.0), (wide, 0.3)), rank=1, device=DEVICE)
+    assert lower.lora[f"{LINEAR}.lora_up.weight"].shape == (SHAPES[LINEAR][0], 1)
 
 
 def test_an_exact_loha_has_no_more_ranks_than_it_needs():

@@ -1,5 +1,7 @@
 """Refuses a ComfyUI, PyTorch or Python that is too old: the package imports it before what those may lack."""
 
+from __future__ import annotations
+
 import platform
 import re
 

@@ -155,10 +155,15 @@ class Setup:
         environ |= {"PYRIGHT_PYTHON_CACHE_DIR": str(cache_dir() / "pyright")}
         return environ | ({"LORA_KILN_KIT_DIR": str(self.kit)} if self.kit else {})
 
+    def program(self, name: str, *arguments: object) -> list[str]:
+        """The command line that runs a module of tests/, which a Python with a path file would not find by -m."""
+        start = ["-s", str(TESTS / "isolated.py")] if has_path_file(self.python) else ["-m"]
+        return [str(self.python), *start, name, *map(str, arguments)]
+
     def module(self, name: str, *arguments: object) -> list[str]:
         """The command line that runs a module of tests/ and gives it these paths."""
-        kit = ["--kit", str(self.kit)] if self.kit else []
-        return [str(self.python), "-m", name, "--host-dir", str(self.host), *kit, *map(str, arguments)]
+        kit = ["--kit", self.kit] if self.kit else []
+        return self.program(name, "--host-dir", self.host, *kit, *arguments)
 
 
 def call(command: Sequence[object], what: str, **options) -> None:
@@ -171,8 +176,39 @@ def call(command: Sequence[object], what: str, **options) -> None:
         raise Problem(f"{what} failed with exit status {error.returncode}; its own words stand above.") from error
 
 
+def has_path_file(python: Path) -> bool:
+    """Whether a Python has a path file beside it, as in ComfyUI's portable build for Windows.
+
+    It is isolated then: it reads no PYTHONPATH and makes no virtual environment.
+    """
+    return any(python.parent.glob("python*._pth"))
+
+
+USE_PORTABLE = rf"""use the Python of ComfyUI's portable build. In its folder, ComfyUI_windows_portable, type:
+  set "LORA_KILN_PYTHON=%CD%\python_embeded\python.exe"
+  set "LORA_KILN_HOST_DIR=%CD%\ComfyUI"
+  python_embeded\python.exe -s "{ROOT / "dev.py"}" {{}}
+For another ComfyUI, give the path of its Python, and its folder, in the same two variables."""
+"""what to do where dev.py cannot make a good environment; the verb, such as demo, goes into the braces"""
+
+
+def advice_on_torch(verb: str) -> str | None:
+    """What to tell a person whose GPU would stand idle: for Windows pip brings a torch that knows no CUDA."""
+    if sys.platform == "win32" and shutil.which("nvidia-smi"):
+        return "the torch that is set up here for Windows computes on the processor alone. To train on your " + (
+            f"NVIDIA GPU, {USE_PORTABLE.format(verb)}"
+        )
+    return None
+
+
 def make_venv(folder: Path) -> Path:
     """Makes a virtual environment and gives its Python."""
+    if has_path_file(Path(sys.executable)):
+        verb = next(iter(sys.argv[1:]), "demo")
+        raise Problem(
+            f"{sys.executable} is an embedded Python, which cannot make a virtual environment. Start dev.py with a "
+            f"Python that was installed; or {USE_PORTABLE.format(verb)}"
+        )
     if subprocess.run([sys.executable, "-m", "venv", str(folder)]).returncode:
         raise Problem(
             f"{sys.executable} could not make a virtual environment. On Debian and Ubuntu install what it "
@@ -265,8 +301,9 @@ def demo_kit(python: Path, host: Path) -> Path | None:
     kits = cache_dir() / "kit"
 
     def build(folder: Path) -> None:
-        command = [python, "-m", "kit.build", "--out", folder, "--host", host]
-        call(command, "Building the demo kit", cwd=TESTS, env=Setup(python, host, None).environ())
+        setup = Setup(python, host, None)
+        command = setup.program("kit.build", "--out", folder, "--host", host)
+        call(command, "Building the demo kit", cwd=TESTS, env=setup.environ())
 
     kit = build_once(kits / key, "demo kit", build)
     by_age = sorted(kits.glob("*/READY"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -280,6 +317,10 @@ def set_up(version: str, need_kit: bool = False) -> Setup:
     """Fetches and builds what is missing, unless LORA_KILN_PYTHON and LORA_KILN_HOST_DIR name what to use."""
     start = time.monotonic()
     given = os.environ.get("LORA_KILN_PYTHON"), os.environ.get("LORA_KILN_HOST_DIR")
+    if given[0] and not given[1]:
+        raise Problem("LORA_KILN_PYTHON is set without LORA_KILN_HOST_DIR, the folder of the ComfyUI that it runs.")
+    if not given[0] and (advice := advice_on_torch(next(iter(sys.argv[1:]), "demo"))):
+        say(advice)
     host = Path(given[1]).resolve() if given[0] and given[1] else host_source(version)
     python = Path(given[0]).absolute() if given[0] and given[1] else python_environment(version, host)
     kit = demo_kit(python, host)

@@ -277,8 +277,9 @@ RUNS_IN = {
 
 
 OUR_PROGRAM = (
-    "subprocess.Popen([sys.executable, str(DOWNLOAD), model_id, *FILES], stdout=subprocess.PIPE, "
-    "stderr=subprocess.DEVNULL, env=environ)"
+    "subprocess.Popen([sys.executable, *python_flags(), str(DOWNLOAD), json.dumps(sys.path), model_id, *FILES], "
+    "stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, "
+    "creationflags=getattr(subprocess, 'CREATE_NO_WINDOW', 0))"
 )
 """The one program that is started: our own, without a shell, with an id that `captioner.HUB_ID` has let through."""
 

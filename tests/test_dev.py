@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 import tarfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,6 +156,62 @@ def test_a_module_is_told_where_everything_is(tmp_path: Path):
     command = setup.module("kit.demo", "--seed", 3)
     assert command[1:] == ["-m", "kit.demo", "--host-dir", "/host", "--kit", "/kit", "--seed", "3"]
     assert setup.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(PACK / "tests")
+
+
+@pytest.fixture
+def portable(tmp_path: Path) -> Path:
+    """The path of an embedded Python: one with a path file beside it."""
+    folder = tmp_path / "python_embeded"
+    folder.mkdir()
+    python = folder / "python"
+    paths = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED") or "", "import site"]
+    (folder / "python._pth").write_text("\n".join(paths), "utf-8")
+    shutil.copy(Path(sys.executable).resolve(), python)
+    return python
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.version_info < (3, 11), reason="this Python reads no path file here")
+def test_a_portable_python_runs_our_programs(portable: Path, tmp_path: Path):
+    setup = environment.Setup(portable, tmp_path, None)
+    answer = partial(subprocess.run, capture_output=True, text=True, env=setup.environ())
+    assert "No module named host" in answer([portable, "-m", "host", "--help"]).stderr
+    told = answer(setup.program("host", "--help"))
+    assert "--host-dir" in told.stdout and told.returncode == 0, told.stderr
+
+
+def test_an_embedded_python_makes_no_environment_and_the_person_is_told_what_to_type(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "executable", str(portable))
+    monkeypatch.setattr(sys, "argv", ["dev.py", "serve"])
+    with pytest.raises(environment.Problem) as told:
+        environment.make_venv(tmp_path / "env")
+    assert "is an embedded Python, which cannot make a virtual environment" in str(told.value)
+    assert f'\n  python_embeded\\python.exe -s "{PACK / "dev.py"}" serve\n' in str(told.value)
+    assert not (tmp_path / "env").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "has_nvidia", "advised"),
+    [("win32", True, True), ("win32", False, False), ("linux", True, False), ("darwin", False, False)],
+)
+def test_only_windows_with_an_nvidia_gpu_is_told_of_a_torch_for_it(
+    system: str, has_nvidia: bool, advised: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: "nvidia-smi" if has_nvidia else None)
+    advice = environment.advice_on_torch("demo")
+    assert bool(advice) == advised
+    if advice:
+        assert '  set "LORA_KILN_PYTHON=%CD%\\python_embeded\\python.exe"\n' in advice
+        assert '  set "LORA_KILN_HOST_DIR=%CD%\\ComfyUI"\n' in advice and 'dev.py" demo\n' in advice
+
+
+def test_a_python_without_its_comfyui_is_not_passed_over(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LORA_KILN_PYTHON", sys.executable)
+    monkeypatch.delenv("LORA_KILN_HOST_DIR")
+    with pytest.raises(environment.Problem, match="LORA_KILN_PYTHON is set without LORA_KILN_HOST_DIR"):
+        environment.set_up(environment.NEWEST)
 
 
 def test_pre_commit_checks_with_the_ruff_of_the_tests():

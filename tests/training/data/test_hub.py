@@ -3,7 +3,12 @@
 import contextlib
 import http.server
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -84,11 +89,11 @@ def small_hub(files: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One that takes calls and never answers, as behind a firewall."""
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """One that takes calls and never answers, as behind a firewall. Gives where the calls come in."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        yield
+        yield server
 
 
 def caption() -> list[str]:
@@ -120,13 +125,13 @@ def test_without_a_network_it_says_at_once_what_to_do(tmp_path: Path, monkeypatc
     assert time.monotonic() - since < 15
 
 
-def test_a_hub_that_does_not_answer_is_not_waited_for_long(silent_hub: None, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_does_not_answer_is_not_waited_for_long(silent_hub: socket.socket, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hub, "ANSWER_SECONDS", 1.0)
     with pytest.raises(InputError, match="the hub does not answer within 1 s"):
         caption()
 
 
-def test_the_download_is_stopped_at_once(silent_hub: None, said: list[str]):
+def test_the_download_is_stopped_at_once(silent_hub: socket.socket, said: list[str]):
     stopped: list[float] = []
 
     def stop() -> None:
@@ -138,6 +143,78 @@ def test_the_download_is_stopped_at_once(silent_hub: None, said: list[str]):
         caption()
     assert time.monotonic() - stopped[0] < 1.0
     assert said[0] == f"asking the Hugging Face hub for {MODEL}, 0 s"
+
+
+LOAD_HUB = f"""
+import importlib.util, subprocess, sys
+spec = importlib.util.spec_from_file_location("hub", {str(hub.__file__)!r})
+hub = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hub)
+"""
+"""The module alone, in a Python that has neither ComfyUI nor the pack."""
+
+
+def portable_python(folder: Path) -> Path:
+    """A Python with a path file beside it, as in ComfyUI's portable build: isolated, and with no package installed."""
+    folder.mkdir()
+    python = Path(shutil.copy(Path(sys.executable).resolve(), folder / "python"))
+    paths = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED"), "import site"]
+    python.with_name("python._pth").write_text("\n".join(paths), "utf-8")
+    return python
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.version_info < (3, 11), reason="this Python reads no path file here")
+def test_a_portable_python_downloads_with_the_packages_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    python = portable_python(tmp_path / "portable")
+    ask = [python, "-c", "import sys, importlib.util as u; print(sys.flags.isolated, u.find_spec('huggingface_hub'))"]
+    assert subprocess.run(ask, capture_output=True, text=True).stdout.split() == ["1", "None"]
+    files = tmp_path / "Bücher 書"
+    snapshots = files / "cache" / "models--kiln--tiny-blip" / "snapshots"
+    files.mkdir()
+    (files / "config.json").write_text("{}")
+    monkeypatch.setenv("HF_HUB_CACHE", str(files / "cache"))
+    monkeypatch.setattr(sys, "executable", str(python))
+    with small_hub(files) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert hub.download_model(MODEL, lambda _: None) == snapshots / COMMIT
+
+
+@pytest.mark.parametrize("flags", [["-s"], ["-E", "-Xutf8"], ["-I", "-S"], []], ids=" ".join)
+def test_the_download_is_as_isolated_as_this_process(flags: list[str]):
+    show = "print(*(getattr(sys.flags, name) for name in hub.PYTHON_FLAGS), flush=True)"
+    again = "subprocess.run([sys.executable, *hub.python_flags(), '-c', sys.argv[1]])"
+    command = [sys.executable, *flags, "-c", f"{LOAD_HUB}{show}\n{again}", LOAD_HUB + show]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    first, second = subprocess.run(command, capture_output=True, text=True, env=environ).stdout.splitlines()
+    assert first == second and first.count("1") >= len(flags)
+
+
+def call_about_the_model(server: socket.socket) -> socket.socket:
+    """Its connection, unanswered; the library's other questions are answered with 404."""
+    server.settimeout(60)
+    while MODEL.encode() not in (call := server.accept()[0]).recv(4096):
+        with call:
+            call.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    return call
+
+
+def test_the_download_ends_when_this_process_was_killed(silent_hub: socket.socket):
+    code = f"{LOAD_HUB}hub.download_model({MODEL!r}, lambda _: None)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        call = call_about_the_model(silent_hub)
+    finally:
+        parent.kill()
+        parent.wait()
+    with call:
+        call.settimeout(6)  # the download itself would wait for the hub 10 s
+        assert call.recv(4096) == b""
+
+
+def test_a_python_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(InputError, match=r"could not be downloaded: Python could not be started for it \(.*nowhere"):
+        caption()
 
 
 def test_a_download_that_was_stopped_is_not_taken_for_whole(tmp_path: Path):

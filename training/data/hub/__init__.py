@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub, from the local cache or downloaded by the hub's library.
 
 The library's calls can neither be interrupted nor limited in time, so a download is a process of its own (download.py)
-that can be killed.
+that can be killed. It searches modules where this process does and ends when this process has ended.
 """
 
 import json
@@ -21,6 +21,16 @@ FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.safetensors"]
 ANSWER_SECONDS = 20.0
 """time limit for the hub's first answer"""
 HEARTBEAT = 0.1
+
+
+PYTHON_FLAGS = {
+    "isolated": "-I",
+    "ignore_environment": "-E",
+    "no_user_site": "-s",
+    "no_site": "-S",
+    "utf8_mode": "-Xutf8",
+}
+"""Python's command line options by the names that `sys.flags` has for them"""
 
 
 class HubError(Exception):
@@ -49,17 +59,27 @@ def download_model(model_id: str, on_wait: Callable[[str], None]) -> Path:
         HubError: the hub does not answer, has no such model, or the files could not be written.
     """
     environ = {"HF_HUB_ETAG_TIMEOUT": "10", "HF_HUB_DOWNLOAD_TIMEOUT": "10", **os.environ}
-    process = subprocess.Popen(
-        [sys.executable, str(DOWNLOAD), model_id, *FILES],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environ,
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *python_flags(), str(DOWNLOAD), json.dumps(sys.path), model_id, *FILES],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environ,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except OSError as error:
+        raise HubError(f"Python could not be started for it ({error})") from error
     try:
         return _follow(process, model_id, on_wait)
     finally:
         process.kill()
         process.wait()
+
+
+def python_flags() -> list[str]:
+    """The options that give a new Python the isolation and the encoding of this one."""
+    return [option for name, option in PYTHON_FLAGS.items() if getattr(sys.flags, name)]
 
 
 def _follow(process: subprocess.Popen[bytes], model_id: str, on_wait: Callable[[str], None]) -> Path:

@@ -8,7 +8,6 @@ must never be on sys.path, where its nodes/ would hide the host's nodes.py.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from host import PACK, Server, has_cuda
+from host import Server, has_cuda, import_pack
 
 CI = os.environ.get("CI", "").lower() == "true"
 CHROMIUM_FLAGS = [
@@ -58,22 +57,11 @@ def _import_host(host_dir: Path, base: Path) -> None:
     import utils.extra_config  # noqa: F401  (before nodes.py, as main.py does: some hosts' hides it behind comfy/utils.py)
 
 
-def _import_pack() -> None:
-    """Loads the clone's root as the package `lora_kiln`."""
-    spec = importlib.util.spec_from_file_location(
-        "lora_kiln", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lora_kiln"] = module
-    spec.loader.exec_module(module)
-
-
 torch.set_num_threads(1)  # the models are small: threads that wait for each other cost more than they give
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do those of the servers
 _base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-")  # gone when the process ends
 _import_host(_host_dir(), Path(_base.name))
-_import_pack()
+import_pack()
 
 
 # ---------------------------------------------------------------- nothing is left out in silence

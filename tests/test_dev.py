@@ -140,11 +140,12 @@ def test_further_arguments_are_passed_on_in_their_order(arguments: list[str], re
     assert options.verb == arguments[0]
 
 
-@pytest.mark.parametrize("verb", ["test", "fuzz", "soak", "leaks", "repeat", "demo", "serve", "bench"])
+@pytest.mark.parametrize("verb", ["test", "fuzz", "soak", "leaks", "repeat", "demo", "serve", "bench", "check"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         dev.main([verb, "--help"])
-    assert end.value.code == 0 and "--host VERSION" in capsys.readouterr().out
+    asked = "--comfyui DIR" if verb == "check" else "--host VERSION"
+    assert end.value.code == 0 and asked in capsys.readouterr().out
 
 
 def test_a_module_is_told_where_everything_is(tmp_path: Path):

@@ -2,7 +2,7 @@
 """LoRA Kiln's development commands: test, fuzz, soak, leaks, repeat, demo, serve, bench, check. Standard library only.
 
 Each sets up first what it needs (tests/environment.py) and then runs a program of tests/ in that environment. Only
-`check` sets up nothing: it tries a person's own ComfyUI, in the Python that runs it.
+`check` sets up nothing: it tries a person's own ComfyUI, in the Python that runs it (unless --host names one of ours).
 """
 
 from __future__ import annotations
@@ -134,9 +134,14 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
 
 def check(options: argparse.Namespace, rest: list[str]) -> int:
     """What the pack needs of a person's machine, tried in this process, which must be that of ComfyUI's Python."""
+    rest = rest[1:] if rest[:1] == ["--"] else rest
+    if options.host:
+        setup = set_up(options.host)
+        command = [setup.python, ROOT / "dev.py", "check", "--comfyui", setup.host, *rest]
+        return hand_over([str(part) for part in command], setup.environ())
     from check.run import main
 
-    return main(options.comfyui, rest[1:] if rest[:1] == ["--"] else rest, Path(__file__).absolute().parent)
+    return main(options.comfyui, rest, Path(__file__).absolute().parent)
 
 
 def passes(command: Sequence[object], environ: dict[str, str] | None = None, **options) -> bool:
@@ -226,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = verb(check, "try your own ComfyUI and print a report to post; run it with the Python that runs ComfyUI")
     made.add_argument("--comfyui", metavar="DIR", help="its folder (default: the one in whose custom_nodes this lies)")
+    made.add_argument("--host", metavar="VERSION", help=f"not your own but that of the tests: {', '.join(HOSTS)}")
     made.epilog = "further arguments are those that you start ComfyUI's main.py with"
     return top
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from host import Server, has_cuda, import_pack
+from systems import below_tests, lacking
 
 CI = os.environ.get("CI", "").lower() == "true"
 CHROMIUM_FLAGS = [
@@ -59,7 +60,7 @@ def _import_host(host_dir: Path, base: Path) -> None:
 
 torch.set_num_threads(1)  # the models are small: threads that wait for each other cost more than they give
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do those of the servers
-_base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-")  # gone when the process ends
+_base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-", ignore_cleanup_errors=True)  # gone when the process ends
 _import_host(_host_dir(), Path(_base.name))
 import_pack()
 
@@ -67,12 +68,22 @@ import_pack()
 # ---------------------------------------------------------------- nothing is left out in silence
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Passes over a file whose tests this system cannot run: it may not even be importable here."""
+    name = below_tests(collection_path)
+    if not (reason := lacking(name)):
+        return None
+    config.stash.setdefault(_unread, []).append(f"{reason}: {name}")
+    return True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the tests that cannot be run here."""
     reasons = {item: reason for item in items if (reason := _reason_against(item))}
     config.hook.pytest_deselected(items=list(reasons))
     items[:] = [item for item in items if item not in reasons]
-    config.stash[_left_out] = [f"{reason}: {item.nodeid}" for item, reason in reasons.items()]
+    told = [f"{reason}: {item.nodeid}" for item, reason in reasons.items()]
+    config.stash[_left_out] = [*config.stash.get(_unread, []), *told]
 
 
 def _reason_against(item: pytest.Item) -> str | None:
@@ -81,14 +92,14 @@ def _reason_against(item: pytest.Item) -> str | None:
     for marker in item.iter_markers("host"):
         if _numbers(host_version()) < _numbers(marker.args[0]):
             return f"host too old ({host_version()}, it needs {marker.args[0]})"
-    return None
+    return lacking(f"{below_tests(item.path)}::{item.name}", getattr(item, "fixturenames", ())) or None
 
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-_left_out = pytest.StashKey[list[str]]()
+_left_out, _unread = pytest.StashKey[list[str]](), pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -93,6 +93,15 @@ def test_what_is_wrong_is_seen(ground: Ground, monkeypatch: pytest.MonkeyPatch):
         assert disk.long_path(ground).startswith("259 characters; more are refused")
 
 
+def test_a_result_that_is_no_number_has_failed():
+    import torch
+
+    exact = [torch.ones(3), torch.ones(3)]
+    assert arithmetic.near([torch.ones(3), torch.ones(3) * 1.001], exact, 0.01) == "error 1e-03"
+    with pytest.raises(FailedError, match="error nan"):
+        arithmetic.near([torch.ones(3), torch.full((3,), torch.nan)], exact, 0.01)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -41,7 +41,6 @@ def fraction(ground: Ground) -> str:
     if device.type == "mps" or not hasattr(module, "set_per_process_memory_fraction"):
         raise NotThereError("torch has none for this device that can be put back")
     total = module.get_device_properties(device).total_memory
-    before = getattr(module, "get_per_process_memory_fraction", lambda device: 1.0)(device)
     module.empty_cache()
     module.set_per_process_memory_fraction(min(1.0, (module.memory_allocated(device) + ALLOWED) / total), device)
     try:
@@ -51,7 +50,7 @@ def fraction(ground: Ground) -> str:
     else:
         raise FailedError(f"{ASKED // MEGABYTE} MB were given where {ALLOWED // MEGABYTE} MB are allowed")
     finally:
-        module.set_per_process_memory_fraction(before, device)
+        module.set_per_process_memory_fraction(1.0, device)
     torch.ones(ASKED, dtype=torch.uint8, device=device)
     return f"{ASKED // MEGABYTE} MB were refused where {ALLOWED // MEGABYTE} MB were allowed, and given afterwards"
 

@@ -95,6 +95,8 @@ def ground(comfyui: Path, arguments: Sequence[str], pack: Path) -> Iterator[tupl
     removal = Removal()
     try:
         args.base_directory = str(folder)  # before folder_paths is imported, which makes folders below it
+        import utils.extra_config  # noqa: F401  (first, as main.py does: some hosts' hides it behind comfy/utils.py)
+
         import_pack()
         yield Ground(comfyui, output, folder), removal
     finally:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""LoRA Kiln's development commands: test, fuzz, soak, leaks, repeat, demo, serve, bench. Standard library only.
+"""LoRA Kiln's development commands: test, fuzz, soak, leaks, repeat, demo, serve, bench, check. Standard library only.
 
-Each sets up first what it needs (tests/environment.py) and then runs a program of tests/ in that environment.
+Each sets up first what it needs (tests/environment.py) and then runs a program of tests/ in that environment. Only
+`check` sets up nothing: it tries a person's own ComfyUI, in the Python that runs it (unless --host names one of ours).
 """
 
 from __future__ import annotations
@@ -131,6 +132,18 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     return 0 if all(good for good, _ in results.values()) else 1
 
 
+def check(options: argparse.Namespace, rest: list[str]) -> int:
+    """What the pack needs of a person's machine, tried in this process, which must be that of ComfyUI's Python."""
+    rest = rest[1:] if rest[:1] == ["--"] else rest
+    if options.host:
+        setup = set_up(options.host)
+        command = [setup.python, ROOT / "dev.py", "check", "--comfyui", setup.host, *rest]
+        return hand_over([str(part) for part in command], setup.environ())
+    from check.run import main
+
+    return main(options.comfyui, rest, Path(__file__).absolute().parent)
+
+
 def passes(command: Sequence[object], environ: dict[str, str] | None = None, **options) -> bool:
     command = [str(part) for part in command]
     return subprocess.run(command, cwd=ROOT, env=environ or os.environ, **options).returncode == 0
@@ -178,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(run: Callable[..., int], text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        parents = (common, *parents)
+        parents = parents if run is check else (common, *parents)
         made = verbs.add_parser(run.__name__, help=text, description=text, parents=parents, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
@@ -215,6 +228,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("what", choices=BENCHES, help=what)
     made.add_argument("--add", nargs="+", default=[], metavar="FILE", help="figures of earlier runs to join")
     made.epilog = "further arguments go to the bench: see tests/kit/bench.py and tests/bench"
+
+    made = verb(check, "try your own ComfyUI and print a report to post; run it with the Python that runs ComfyUI")
+    made.add_argument("--comfyui", metavar="DIR", help="its folder (default: the one in whose custom_nodes this lies)")
+    made.add_argument("--host", metavar="VERSION", help=f"not your own but that of the tests: {', '.join(HOSTS)}")
+    made.epilog = "further arguments are those that you start ComfyUI's main.py with"
     return top
 
 

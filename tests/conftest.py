@@ -8,7 +8,6 @@ must never be on sys.path, where its nodes/ would hide the host's nodes.py.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -20,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from host import PACK, Server, has_cuda
+from host import Server, has_cuda, import_pack
+from systems import below_tests, lacking
 from windows_files import WindowsFiles
 
 CI = os.environ.get("CI", "").lower() == "true"
@@ -59,25 +59,23 @@ def _import_host(host_dir: Path, base: Path) -> None:
     import utils.extra_config  # noqa: F401  (before nodes.py, as main.py does: some hosts' hides it behind comfy/utils.py)
 
 
-def _import_pack() -> None:
-    """Loads the clone's root as the package `lora_kiln`."""
-    spec = importlib.util.spec_from_file_location(
-        "lora_kiln", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lora_kiln"] = module
-    spec.loader.exec_module(module)
-
-
 torch.set_num_threads(1)  # the models are small: threads that wait for each other cost more than they give
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do those of the servers
-_base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-")  # gone when the process ends
+_base = tempfile.TemporaryDirectory(prefix="lora-kiln-tests-", ignore_cleanup_errors=True)  # gone when the process ends
 _import_host(_host_dir(), Path(_base.name))
-_import_pack()
+import_pack()
 
 
 # ---------------------------------------------------------------- nothing is left out in silence
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Passes over a file whose tests this system cannot run: it may not even be importable here."""
+    name = below_tests(collection_path)
+    if not (reason := lacking(name)):
+        return None
+    config.stash.setdefault(_unread, []).append(f"{reason}: {name}")
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -85,7 +83,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {item: reason for item in items if (reason := _reason_against(item))}
     config.hook.pytest_deselected(items=list(reasons))
     items[:] = [item for item in items if item not in reasons]
-    config.stash[_left_out] = [f"{reason}: {item.nodeid}" for item, reason in reasons.items()]
+    told = [f"{reason}: {item.nodeid}" for item, reason in reasons.items()]
+    config.stash[_left_out] = [*config.stash.get(_unread, []), *told]
 
 
 def _reason_against(item: pytest.Item) -> str | None:
@@ -94,14 +93,14 @@ def _reason_against(item: pytest.Item) -> str | None:
     for marker in item.iter_markers("host"):
         if _numbers(host_version()) < _numbers(marker.args[0]):
             return f"host too old ({host_version()}, it needs {marker.args[0]})"
-    return None
+    return lacking(f"{below_tests(item.path)}::{item.name}", getattr(item, "fixturenames", ())) or None
 
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-_left_out = pytest.StashKey[list[str]]()
+_left_out, _unread = pytest.StashKey[list[str]](), pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from typing import Any
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """Lets no file of this process grow beyond so many bytes, as on a full disk (Linux, macOS)."""
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -141,11 +142,14 @@ class SmallDisk:
         if self.is_mounted:
             (self.seen / "ballast").unlink()
         else:
-            self._bound(resource.RLIM_INFINITY)
+            self._bound(None)
 
-    def _bound(self, size: int) -> None:
+    def _bound(self, size: int | None) -> None:
+        """Bounds the length of the server's files; None: as far as its own bound goes."""
+        import resource
+
         _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (hard if size == resource.RLIM_INFINITY else size, hard))
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
 
 def _succeeds(command: list[str]) -> bool:

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -336,7 +336,18 @@ def set_up(version: str, need_kit: bool = False) -> Setup:
 def find_chromium() -> str | None:
     """The path of a Chromium that is installed; None where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    found = os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    return found or next((str(path) for path in usual_chromiums(os.environ) if path.is_file()), None)
+
+
+def usual_chromiums(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Where Windows and macOS put Chrome, Edge and Chromium, which are on no search path there."""
+    for name in ("ProgramFiles", "ProgramFiles(x86)", "LocalAppData"):
+        if folder := environ.get(name):
+            yield Path(folder) / "Google" / "Chrome" / "Application" / "chrome.exe"
+            yield Path(folder) / "Microsoft" / "Edge" / "Application" / "msedge.exe"
+    for program in ("Google Chrome", "Chromium", "Microsoft Edge"):
+        yield Path("/Applications") / f"{program}.app" / "Contents" / "MacOS" / program
 
 
 def chromium() -> str | None:

@@ -61,6 +61,17 @@ def make_workspace(workspace: Path, host_dir: Path, kit: Path | None = None) -> 
     return workspace
 
 
+def import_pack() -> None:
+    """Makes the clone's root the package `lora_kiln`: ComfyUI loads it by path, so it has no name of its own."""
+    spec = importlib.util.spec_from_file_location(
+        "lora_kiln", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["lora_kiln"] = module
+    spec.loader.exec_module(module)
+
+
 # ---------------------------------------------------------------- the server
 
 

@@ -144,7 +144,7 @@ def test_further_arguments_are_passed_on_in_their_order(arguments: list[str], re
     assert options.verb == arguments[0]
 
 
-@pytest.mark.parametrize("verb", ["test", "fuzz", "soak", "leaks", "repeat", "demo", "serve", "bench"])
+@pytest.mark.parametrize("verb", ["test", "fuzz", "soak", "leaks", "repeat", "demo", "serve", "bench", "check"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         dev.main([verb, "--help"])
@@ -152,9 +152,10 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_module_is_told_where_everything_is(tmp_path: Path):
-    setup = environment.Setup(Path("/env/bin/python"), Path("/host"), Path("/kit"))
+    host, kit = tmp_path / "host", tmp_path / "kit"
+    setup = environment.Setup(tmp_path / "python", host, kit)
     command = setup.module("kit.demo", "--seed", 3)
-    assert command[1:] == ["-m", "kit.demo", "--host-dir", "/host", "--kit", "/kit", "--seed", "3"]
+    assert command[1:] == ["-m", "kit.demo", "--host-dir", str(host), "--kit", str(kit), "--seed", "3"]
     assert setup.environ()["PYTHONPATH"].split(os.pathsep)[0] == str(PACK / "tests")
 
 
@@ -212,6 +213,16 @@ def test_a_python_without_its_comfyui_is_not_passed_over(monkeypatch: pytest.Mon
     monkeypatch.delenv("LORA_KILN_HOST_DIR")
     with pytest.raises(environment.Problem, match="LORA_KILN_PYTHON is set without LORA_KILN_HOST_DIR"):
         environment.set_up(environment.NEWEST)
+
+
+def test_a_browser_is_found_where_windows_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    edge = tmp_path / "Microsoft" / "Edge" / "Application" / "msedge.exe"
+    edge.parent.mkdir(parents=True)
+    edge.touch()
+    monkeypatch.delenv("LORA_KILN_CHROMIUM", raising=False)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    monkeypatch.setenv("ProgramFiles(x86)", str(tmp_path))
+    assert environment.find_chromium() == str(edge)
 
 
 def test_pre_commit_checks_with_the_ruff_of_the_tests():

@@ -213,7 +213,6 @@ def test_what_systems_put_into_a_folder_is_left_alone(tmp_path: Path, folder: st
     assert folders_with(tmp_path, (".jpg",), 3) == []
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file systems of other systems refuse such names")
 @pytest.mark.parametrize("name", [b"\x83L\x83c.png", b"\x83L/a.png"])
 def test_a_name_that_is_not_unicode_is_said(tmp_path: Path, name: bytes) -> None:
     good = save(tmp_path / "a.png")

@@ -50,11 +50,17 @@ class Small:
     vae: Any
 
 
-def sd15(seed: int = 0) -> Small:
-    """SD1.5's architecture, narrow: eps prediction, one text encoder."""
-    config = comfy.supported_models.SD15({**UNET, "context_dim": WIDTH, "use_linear_in_transformer": False})
+def sd15(seed: int = 0, **network: Any) -> Small:
+    """SD1.5's architecture, narrow: eps prediction, one text encoder. `network`: values in place of UNET's."""
+    config = comfy.supported_models.SD15({**UNET, "context_dim": WIDTH, "use_linear_in_transformer": False, **network})
     config.unet_config.update(num_heads=4, num_head_channels=-1)
     return _small(config, {"clip_l_model_config": SMALL_CLIP}, seed)
+
+
+def few_blocks(seed: int = 0) -> Small:
+    """SD1.5's architecture with attention in two places: for tests that start many runs and look at what is around."""
+    blocks = {"transformer_depth": [1, 0], "transformer_depth_output": [0, 0, 1, 0], "transformer_depth_middle": 0}
+    return sd15(seed, **blocks)
 
 
 def sdxl(seed: int = 0) -> Small:

@@ -196,28 +196,34 @@ def server(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-@contextlib.contextmanager
-def browser_page() -> Iterator[Any]:
-    """A fresh page of a real Chromium, closed afterwards.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium for the tests of a file: to start one takes seconds.
 
-    Playwright keeps an event loop running in this thread: a test with a page cannot call asyncio.run.
+    Playwright keeps an event loop running in this thread: a test in a file with pages cannot call asyncio.run.
     """
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if not browser:
+    path = os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not path:
         missing("There is no Chromium here. Install it, or name it in LORA_KILN_CHROMIUM.")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=CHROMIUM_FLAGS)
-        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-        yield context.new_page()
-        context.close()
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield chromium
         chromium.close()
 
 
+@contextlib.contextmanager
+def fresh_page(browser: Any) -> Iterator[Any]:
+    """A page that knows nothing of those before, closed afterwards."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield context.new_page()
+    context.close()
+
+
 @pytest.fixture
-def page(server: Server) -> Iterator[Any]:
+def page(server: Server, browser: Any) -> Iterator[Any]:
     """A fresh page of a real Chromium. Go to `server.url` and wait for `window.app`."""
-    with browser_page() as page:
+    with fresh_page(browser) as page:
         yield page

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,17 @@ _import_pack()
 
 # ---------------------------------------------------------------- nothing is left out in silence
 
+FIRST = """
+    test_soak test_kernels test_leaks test_bench_memory test_bench_speed test_run_controls test_repeat test_workflow
+    test_faults test_examples test_trainer test_recorder test_page test_streaming test_without_comfyui test_headless
+""".split()
+"""files that take long for their few tests: begun first, so that no worker is at one when the others have ended"""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that cannot be run here."""
+    """Deselects the tests that cannot be run here, and brings files into the order in which workers get them."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem not in FIRST, -sizes[item.path]))
     reasons = {item: reason for item in items if (reason := _reason_against(item))}
     config.hook.pytest_deselected(items=list(reasons))
     items[:] = [item for item in items if item not in reasons]

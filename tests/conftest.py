@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,12 @@ import_pack()
 
 # ---------------------------------------------------------------- nothing is left out in silence
 
+FIRST = """
+    test_soak test_kernels test_leaks test_bench_memory test_bench_speed test_run_controls test_repeat test_workflow
+    test_faults test_examples test_trainer test_recorder test_page test_streaming test_without_comfyui test_headless
+""".split()
+"""files that take long for their few tests: begun first, so that no worker is at one when the others have ended"""
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Passes over a file whose tests this system cannot run: it may not even be importable here."""
@@ -79,7 +86,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that cannot be run here."""
+    """Deselects the tests that cannot be run here, and brings files into the order in which workers get them."""
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem not in FIRST, -sizes[item.path]))
     reasons = {item: reason for item in items if (reason := _reason_against(item))}
     config.hook.pytest_deselected(items=list(reasons))
     items[:] = [item for item in items if item not in reasons]
@@ -203,28 +212,34 @@ def server(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-@contextlib.contextmanager
-def browser_page() -> Iterator[Any]:
-    """A fresh page of a real Chromium, closed afterwards.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium for the tests of a file: to start one takes seconds.
 
-    Playwright keeps an event loop running in this thread: a test with a page cannot call asyncio.run.
+    Playwright keeps an event loop running in this thread: a test in a file with pages cannot call asyncio.run.
     """
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if not browser:
+    path = os.environ.get("LORA_KILN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not path:
         missing("There is no Chromium here. Install it, or name it in LORA_KILN_CHROMIUM.")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=CHROMIUM_FLAGS)
-        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-        yield context.new_page()
-        context.close()
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield chromium
         chromium.close()
 
 
+@contextlib.contextmanager
+def fresh_page(browser: Any) -> Iterator[Any]:
+    """A page that knows nothing of those before, closed afterwards."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield context.new_page()
+    context.close()
+
+
 @pytest.fixture
-def page(server: Server) -> Iterator[Any]:
+def page(server: Server, browser: Any) -> Iterator[Any]:
     """A fresh page of a real Chromium. Go to `server.url` and wait for `window.app`."""
-    with browser_page() as page:
+    with fresh_page(browser) as page:
         yield page

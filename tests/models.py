@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +50,17 @@ class Small:
     vae: Any
 
 
-def sd15(seed: int = 0) -> Small:
-    """SD1.5's architecture, narrow: eps prediction, one text encoder."""
-    config = comfy.supported_models.SD15({**UNET, "context_dim": WIDTH, "use_linear_in_transformer": False})
+def sd15(seed: int = 0, **network: Any) -> Small:
+    """SD1.5's architecture, narrow: eps prediction, one text encoder. `network`: values in place of UNET's."""
+    config = comfy.supported_models.SD15({**UNET, "context_dim": WIDTH, "use_linear_in_transformer": False, **network})
     config.unet_config.update(num_heads=4, num_head_channels=-1)
     return _small(config, {"clip_l_model_config": SMALL_CLIP}, seed)
+
+
+def few_blocks(seed: int = 0) -> Small:
+    """SD1.5's architecture with attention in two places: for tests that start many runs and look at what is around."""
+    blocks = {"transformer_depth": [1, 0], "transformer_depth_output": [0, 0, 1, 0], "transformer_depth_middle": 0}
+    return sd15(seed, **blocks)
 
 
 def sdxl(seed: int = 0) -> Small:
@@ -269,11 +277,11 @@ def _small(config: Any, clip_options: dict[str, Any], seed: int, target: ClipTar
     with torch.inference_mode():  # as nodes run: the weights are inference tensors
         model = _model(config, seed)
         target = target or config.clip_target({})
-        clip = comfy.sd.CLIP(target, model_options={**clip_options, "dtype": torch.float32})
+        clip = comfy.sd.CLIP(_copying(target, type(config)), model_options={**clip_options, "dtype": torch.float32})
         randomise(clip.cond_stage_model, seed + 1)
-        taesd = TAESD(latent_channels=config.latent_format.latent_channels)
-        randomise(taesd, seed + 2)
-        vae = comfy.sd.VAE(sd={name: tensor.clone() for name, tensor in taesd.state_dict().items()})
+        channels = config.latent_format.latent_channels
+        taesd = _copy(("vae", channels, seed), lambda: _random(TAESD(latent_channels=channels), seed + 2))
+        vae = comfy.sd.VAE(sd=taesd.state_dict())
     return Small(model, clip, vae)
 
 
@@ -281,12 +289,48 @@ def _model(config: Any, seed: int) -> comfy.model_patcher.ModelPatcher:
     with torch.inference_mode():
         config.unet_config.setdefault("dtype", torch.float32)
         config.set_inference_dtype(torch.float32, None)
-        model = config.get_model({}, "", device="cpu")
-        randomise(model.diffusion_model, seed)
-        for buffer in model.diffusion_model.buffers():  # a checkpoint would bring them
-            buffer.normal_(generator=torch.Generator().manual_seed(seed))
+        key = type(config), repr(config.unet_config), repr(config.sampling_settings), seed
+        model = _copy(key, lambda: _drawn(config, seed), lambda built: [(built.model_config, config)])
         device = comfy.model_management.get_torch_device()
         return comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
+
+
+def _drawn(config: Any, seed: int) -> nn.Module:
+    model = config.get_model({}, "", device="cpu")
+    _random(model.diffusion_model, seed)
+    for buffer in model.diffusion_model.buffers():  # a checkpoint would bring them
+        buffer.normal_(generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def _random(module: nn.Module, seed: int) -> nn.Module:
+    randomise(module, seed)
+    return module
+
+
+def _copying(target: ClipTarget, kind: type) -> ClipTarget:
+    """What a CLIP is made of, built once: it may share the tokenizers, which nothing changes."""
+
+    def tokenizer(**options: Any) -> Any:
+        return _copy(("tokenizer", kind), lambda: target.tokenizer(**options), lambda built: [(built, built)])
+
+    made = ClipTarget(tokenizer, lambda **options: _copy(("clip", kind, repr(options)), lambda: target.clip(**options)))
+    made.params = target.params
+    return made
+
+
+def _copy(key: Any, build: Callable[[], Any], kept: Callable[[Any], list[tuple[Any, Any]]] = lambda built: []) -> Any:
+    """A copy of what `build` makes, which runs once for each key: to build a model takes longer than to train it.
+
+    Args:
+        kept: pairs of a part of what was built, and what stands in its place in the copy.
+    """
+    if key not in _built:
+        _built[key] = build()
+    return copy.deepcopy(_built[key], {id(part): other for part, other in kept(_built[key])})
+
+
+_built: dict[Any, Any] = {}
 
 
 def _linear(inputs: int, outputs: int) -> dict[str, Any]:

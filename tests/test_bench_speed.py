@@ -107,8 +107,16 @@ def test_a_selection_of_models_peers_and_cells():
         speed.parser().parse_args(["--host-dir", "h", "--workspace", "w", "--peers", "nobody"])
 
 
-def test_the_kit_in_a_real_server(host_dir: Path, kit_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_kit_in_a_real_server(
+    host_dir: Path,
+    kit_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
     """Ours and the core's in one server, figures joined with those of an earlier run."""
+    monkeypatch.setattr(speed, "PICTURES", 2)
+    monkeypatch.setattr(speed, "PREPARED", 2)
     out, earlier = tmp_path / "out.json", tmp_path / "earlier.json"
     common = ["--host-dir", str(host_dir), "--workspace", str(tmp_path / "w"), "--kit", str(kit_dir), "--steps", "3"]
     known = Cell("kit", 1, False, "ours", "another card", [0.25])

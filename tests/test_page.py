@@ -72,6 +72,7 @@ def test_the_example_runs_on_the_page_and_the_chart_moves(page, server: Server, 
     write_data(server.workspace / "input", CONCEPT)
     open_page(page, server)
     open_workflow(page, steps=STEPS, batch_size=1, rank=4)
+    set_widgets(page, "KilnApplyLoRAPreview", steps=2, strengths="0, 1")  # what comes after the run
     page.evaluate("window.app.canvas.ds.fitToBounds?.([0, 0, 2200, 1300])")
     view = page.locator(".kiln-run")
     assert view.get_attribute("data-state") == "idle"

@@ -69,7 +69,8 @@ class Person:
 def test_a_run_is_paused_changed_looked_at_and_finished_by_hand(server: Server, kit_dir: Path):
     write_data(server.workspace / "input", CONCEPT)
     with server.client() as client:
-        prompt = only(demo_prompt(client, CONCEPT, {"steps": STEPS, "batch_size": 1, "rank": 4}), "KilnSaveLoRA")
+        config = {"steps": STEPS, "batch_size": 1, "rank": 4, "sample_steps": 2}
+        prompt = only(demo_prompt(client, CONCEPT, config), "KilnSaveLoRA")
         node(prompt, "KilnTrainLoRA")["inputs"]["name"] = "by_hand"
         person = Person(server)
         outputs = client.run(prompt, on_event=person)["outputs"]

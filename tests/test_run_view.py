@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import browser_page
+from conftest import fresh_page
 from host import Server
 from kit.demo import WORKFLOW
 from test_page import open_page
@@ -94,9 +94,9 @@ def look_at_node(page, width: int = 420, height: int = 700) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_page(server: Server):
+def shared_page(server: Server, browser):
     """One page for all tests of this file: to start one takes longer than most of them."""
-    with browser_page() as page:
+    with fresh_page(browser) as page:
         open_page(page, server)
         yield page
 

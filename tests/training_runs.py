@@ -49,9 +49,9 @@ def run(
     small: models.Small | None = None,
     record: Record = recorded,
 ) -> Trained:
-    """A run on SD1.5, small, that goes on where one of its name stopped."""
+    """A run on SD1.5 with few blocks that goes on where one of its name stopped."""
     return train_lora(
-        graph_models(small or models.sd15()), data or dataset(), config, name, previous=previous, record=record
+        graph_models(small or models.few_blocks()), data or dataset(), config, name, previous=previous, record=record
     )
 
 

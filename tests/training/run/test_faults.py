@@ -90,7 +90,7 @@ class Ground:
 
 
 def ground_of(config: Any = CONFIG, data: Dataset | None = None) -> Ground:
-    small = models.sd15()
+    small = models.few_blocks()
     return Ground(small, models.state(small), run(config, "whole", small=small, data=data))
 
 
@@ -436,7 +436,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def test_files_cut_at_any_length_lose_nothing(folders):
     """Each file of a stopped run in turn, then some at once: the run goes on from what is whole, or begins again."""
-    config = CONFIG.changed(sample_every=1, sample_prompts=("a",), sample_steps=1)
+    config = CONFIG.changed(sample_every=2, sample_prompts=("a",), sample_steps=1)
     ground = ground_of(config)
     stopped_at(2, config)
     kept, draw = folders / "kept", random.Random(1)

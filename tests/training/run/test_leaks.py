@@ -60,7 +60,7 @@ def failed() -> None:
 
 @pytest.mark.parametrize("act", [lambda: None, interrupted, failed], ids=["finished", "interrupted", "failed"])
 def test_runs_leave_nothing_behind(act: Callable[[], None]):
-    small = models.sd15()
+    small = models.few_blocks()
     found: list[dict[str, Any]] = []
     record = at_step(1, act)
     for number in range(WARM_UP + RUNS):
@@ -74,7 +74,7 @@ def test_runs_leave_nothing_behind(act: Callable[[], None]):
 
 def test_refused_runs_leave_nothing_behind(folders: Path):
     """Their checkpoint is of no run."""
-    small, runs = models.sd15(), folders / "output" / "lora_kiln"
+    small, runs = models.few_blocks(), folders / "output" / "lora_kiln"
     stopped_at(1, CONFIG, "stopped")
     checkpoint = next((runs / "stopped").glob("*/checkpoints/step*"))
     write_state(checkpoint.parent, replace(read_state(checkpoint), facts={}))

@@ -32,7 +32,8 @@ def draw_dropout(adapters: Mapping[str, Adapter], settings: AdapterConfig, seed:
     ranks = _ranks(by_ranks, left_out, settings.rank_dropout, tensor_generator(seed, step, micro, "rank dropout"))
     for adapter, own_seed in zip(adapters.values(), seeds, strict=True):
         is_whole = left_out[adapter] and not (adapter in ranks and adapter.is_off_without_ranks)
-        adapter.dropped = Dropped(is_whole, settings.dropout, own_seed, *ranks.get(adapter, ()))
+        of_all, place = ranks.get(adapter, (None, (0, None)))
+        adapter.dropped = Dropped(is_whole, settings.dropout, own_seed, of_all, place)
 
 
 def clear_dropout(adapters: Mapping[str, Adapter]) -> None:

@@ -114,8 +114,9 @@ class _Batch:
 
     def __post_init__(self) -> None:
         values, gradients = _as_one(self.members), _as_one(self.member_gradients)
-        self._is_view = values is not None and gradients is not None
-        self._values, self._gradients = values, gradients
+        self._views = None if values is None or gradients is None else (values, gradients)
+        """(values, gradients) of the members' own memory; None where they do not lie side by side"""
+        self._copies: list[Tensor] = []
 
     def is_whole(self) -> bool:
         """Whether the members have the gradients of before; else the batch must be made anew."""
@@ -124,15 +125,17 @@ class _Batch:
 
     def read(self) -> tuple[Tensor, Tensor]:
         """(values, gradients) of the members, (n, *shape); changed values must be written back."""
-        if not self._is_view:
-            self._values = _copied(self.members)
-            return self._values, _copied(self.member_gradients)
-        return self._values, self._gradients
+        if self._views is not None:
+            return self._views
+        values = _copied(self.members)
+        self._copies = list(values)
+        return values, _copied(self.member_gradients)
 
     def write_back(self) -> None:
         """Brings changed values to the members."""
-        if not self._is_view:
-            torch._foreach_copy_([member.detach() for member in self.members], list(self._values))
+        if self._copies:
+            torch._foreach_copy_([member.detach() for member in self.members], self._copies)
+            self._copies = []
 
 
 def _copied(tensors: Sequence[Tensor]) -> Tensor:

@@ -223,8 +223,10 @@ def for_use(optimizer: Any) -> Iterator[None]:
 
 def _class_of(kind: OptimizerKind) -> Any:
     try:
-        module = f".{kind.module_on_device}" if kind.module_on_device else kind.module
-        return getattr(importlib.import_module(module, __package__), kind.class_name)
+        module = importlib.import_module(kind.module)
+        if kind.module_on_device:
+            module = importlib.import_module(f".{kind.module_on_device}", __package__)
+        return getattr(module, kind.class_name)
     except ImportError as error:
         package = kind.module.split(".")[0]
         problem = (

@@ -7,11 +7,13 @@ import pytorch_optimizer
 import torch
 from torch import Tensor
 
+from .prediction import has_float64
+
 
 class Prodigy(pytorch_optimizer.Prodigy):
     """The steps of pytorch_optimizer's Prodigy (Mishchenko and Defazio, arXiv:2306.06101).
 
-    Its d, d_max and d_hat in the parameter groups are float32 tensors () on the device, not numbers.
+    Its d, d_max and d_hat in the parameter groups are tensors () on the device, not numbers.
     """
 
     @torch.no_grad()
@@ -28,7 +30,8 @@ class Prodigy(pytorch_optimizer.Prodigy):
         correction = 1.0
         if first["bias_correction"]:
             correction = self.debias(beta1, first["step"]) / math.sqrt(self.debias(beta2, first["step"]))
-        d, d_max = (torch.as_tensor(first[name], dtype=torch.float32, device=device) for name in ("d", "d_max"))
+        dtype = torch.float64 if has_float64(device) else torch.float32
+        d, d_max = (torch.as_tensor(first[name], dtype=dtype, device=device) for name in ("d", "d_max"))
         rate = d * (first["lr"] / correction)
         numerator = torch.as_tensor(first.get("d_numerator", [0.0]), device=device).mul_(beta3)
         denominator = torch.zeros(1, device=device)
@@ -48,7 +51,7 @@ class Prodigy(pytorch_optimizer.Prodigy):
                 denominator.add_(state["s"].abs().sum().to(device))
 
         moves = denominator != 0  # without any gradient so far nothing moves
-        found = torch.where(moves, first["d_coef"] * numerator / denominator, d).squeeze()
+        found = torch.where(moves, first["d_coef"] * numerator / denominator, d.float()).squeeze().to(dtype)
         d_max = torch.maximum(d_max, found)
         grown = torch.where(d == first["d0"], torch.maximum(d, found), d) * first["growth_rate"]
         d = torch.where(moves.squeeze(), torch.minimum(d_max, grown), d)

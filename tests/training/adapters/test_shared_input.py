@@ -184,8 +184,9 @@ class TestWhatIsTaken:
         assert self.shared.output(self.forwards["q"], self.x.half()) is None
 
     def test_dropped_ranks_are_dropped_together_too(self) -> None:
-        for seed, each in enumerate(self.forwards.values()):
-            each.adapter.draw_dropout(torch.Generator().manual_seed(seed), rank_dropout=0.5)
+        for forwards in (self.forwards, self.alone):
+            for seed, each in enumerate(forwards.values()):
+                each.adapter.draw_dropout(torch.Generator().manual_seed(seed), rank_dropout=0.5)
         self.check("q", self.x)
         assert self.shared.output(self.forwards["q"], self.x) is not None
 

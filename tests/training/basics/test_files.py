@@ -1,12 +1,12 @@
 """Atomic writes."""
 
 import errno
-import fcntl
 import os
 import time
 from pathlib import Path
 
 import pytest
+from lora_kiln.training.basics import files
 from lora_kiln.training.basics.files import (
     atomic_write,
     claim_name,
@@ -141,8 +141,8 @@ def test_on_macos_a_file_goes_to_the_disk_itself(
         if not is_supported:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
-    monkeypatch.setattr(fcntl, "fcntl", full_sync)
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files.fcntl, "fcntl", full_sync)
     monkeypatch.setattr(os, "fsync", lambda handle: called.append("fsync"))
     (tmp_path / "a").write_text("ours")
     sync(tmp_path / "a")

@@ -32,8 +32,10 @@ class WithoutFloat64(TorchDispatchMode):
             raise NotImplementedError(f"The operator '{func}' is not currently implemented for the MPS device.")
         if is_here and func in (ATEN._local_scalar_dense.default, ATEN.item.default):
             return {torch.bool: False, torch.int64: 0}.get(args[0].dtype, 0.0)
-        if func is ATEN._to_copy.default and is_here and kwargs.get("device") == CPU:
-            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        asked = (*args[1:], *kwargs.values())
+        if is_here and func.overloadpacket in (ATEN._to_copy, ATEN.to) and CPU in asked:
+            dtype = next((each for each in asked if isinstance(each, torch.dtype)), args[0].dtype)
+            return torch.zeros(args[0].shape, dtype=dtype)
         if func is ATEN.copy_.default and args[0].device == CPU and _lies_on_device(args[1]):
             return args[0].zero_()
         result = func(*args, **kwargs)

@@ -60,6 +60,8 @@ def test_fitting_steps_down_within_the_bound_and_all_is_as_before(monkeypatch: p
         with monkeypatch.context() as patched:
             patched.setattr(memory_bound, "overflows", lambda: True)
             patched.setattr(memory_bound, "reserve", all_but_the_share)
+            small = models.sd15()
+            before = models.state(small)
             trained = run(config, f"part_{share * 100:.0f}", small=small, data=data)
         assert memory_bound._fraction(device) == pytest.approx(fraction)
         torch.empty(2 * most, dtype=torch.uint8, device=device)  # far more than the bound was

@@ -9,7 +9,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..basics.backends import backend_of
+from ..basics.backends import AMD, backend_of
 from ..basics.memory import is_device_full
 from .device import HALF, has_kernels
 from .page import first_line, log
@@ -124,7 +124,7 @@ def runs_few_keys(device: torch.device, dtype: torch.dtype, keys: int, width: in
     """Whether `cross_attention` runs on a device; small GPUs may lack shared memory for it."""
     if not has_kernels(device):
         return False
-    if backend_of(device).is_nvidia and torch.cuda.get_device_capability(device) < FEW_KEYS_CAPABILITY:
+    if backend_of(device) is not AMD and torch.cuda.get_device_capability(device) < FEW_KEYS_CAPABILITY:
         return False
     from ..kernels import try_cross_attention
 

@@ -108,10 +108,13 @@ def is_capturable(optimizer: torch.optim.Optimizer) -> bool:
     return all(group.get("capturable", False) and group.get("fused", False) for group in optimizer.param_groups)
 
 
-def step_unless(optimizer: Any, failed: torch.Tensor, goes_on: bool = True) -> None:
+def step_unless(
+    optimizer: Any, failed: torch.Tensor, parameters: Sequence[torch.nn.Parameter], goes_on: bool = True
+) -> None:
     """Makes the optimizer's step unless `failed` () is 1, which a capturable step reads on the device.
 
     Args:
+        parameters: those of the optimizer, or the flat parameters that they are views of.
         goes_on: steps may follow a failed one. If not, nothing waits for the device: a failed step leaves the
             parameters as they are, but not what the optimizer has gathered, which is of no use any more.
     """
@@ -122,16 +125,18 @@ def step_unless(optimizer: Any, failed: torch.Tensor, goes_on: bool = True) -> N
         if not failed.item():
             optimizer.step()
     else:
-        _step_or_undo(optimizer, failed)
+        _step_or_undo(optimizer, failed, parameters)
 
 
 @torch.no_grad()
-def _step_or_undo(optimizer: torch.optim.Optimizer, failed: torch.Tensor) -> None:
-    parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+def _step_or_undo(
+    optimizer: torch.optim.Optimizer, failed: torch.Tensor, parameters: Sequence[torch.nn.Parameter]
+) -> None:
     has_failed = {device: (failed > 0).to(device) for device in {each.device for each in parameters}}
     before = [each.detach().clone() for each in parameters]
     for each in parameters:  # not a number may reach the optimizer's averages
-        each.grad.masked_fill_(has_failed[each.device], 0.0)
+        if each.grad is not None:
+            each.grad.masked_fill_(has_failed[each.device], 0.0)
     optimizer.step()
     for each, old in zip(parameters, before, strict=True):
         each.copy_(torch.where(has_failed[each.device], old, each))

@@ -90,7 +90,7 @@ class Step:
         self.outcome[2:].fill_(rate_factor(self.optimizer))
         self.failed.copy_(torch.maximum(self.failed, 1.0 - self.outcome[:2].isfinite().all().float()))
         skips = torch.maximum(skips, self.failed)
-        step_unless(self.optimizer, skips, goes_on=self.loss_scale is not None)
+        step_unless(self.optimizer, skips, self.parameters, goes_on=self.loss_scale is not None)
         self.reset()
         for flat in self.flats:
             flat.refresh()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_device_has_one_backend(device: str, name: str, monkeypatch: pytest.Mo
 def test_amds_gpus_are_not_asked_for_what_is_nvidias(on_amd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", raising)
     monkeypatch.setattr(attention, "has_kernels", lambda device: True)
-    monkeypatch.setattr("lora_kiln.training.kernels.try_cross_attention", lambda *shape: None)
+    monkeypatch.setattr(import_module("lora_kiln.training.kernels"), "try_cross_attention", lambda *shape: None)
     assert backend_of(GPU).name == "amd"
     engine._trim_graph_memory(GPU)
     assert "NVIDIA" in products.fp8_matmul_obstacle.__wrapped__(GPU, torch.bfloat16)
@@ -69,7 +70,7 @@ def test_a_missing_driver_library_ends_no_run(monkeypatch: pytest.MonkeyPatch) -
 def test_without_triton_there_are_no_kernels_and_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [each for each in sys.modules if each.startswith("lora_kiln.training.kernels")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("lora_kiln.training.kernels", raising=False)
+    monkeypatch.delattr(sys.modules["lora_kiln.training"], "kernels", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "triton" in kernel_obstacle.__wrapped__(torch.device("meta"))
 

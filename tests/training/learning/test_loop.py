@@ -166,7 +166,7 @@ def test_the_loss_falls_with_every_optimizer(optimizer: str, learning_rate: floa
 
 def test_prodigys_rate_is_told_as_it_takes_effect() -> None:
     rates = [rate for *_, rate in run(Net(), optimizer="prodigy", learning_rate=1.0, scheduler="linear")]
-    assert rates[0] == 1e-6 and max(rates) > 1e-4
+    assert rates[0] == pytest.approx(1e-6) and max(rates) > 1e-4
 
 
 SETTINGS = [

@@ -43,7 +43,7 @@ def test_the_steps_and_the_rate_are_those_of_the_library(settings: dict[str, Any
     expected, found = steps(theirs, 0, 30), steps(ours, 0, 30)
     assert found == pytest.approx(expected, rel=1e-4) and (found[-1] > 2 * found[0] or "eps" in settings)
     for their, our in zip(theirs.param_groups[0]["params"], ours.param_groups[0]["params"], strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-5)
 
 
 def test_without_any_gradient_nothing_moves() -> None:

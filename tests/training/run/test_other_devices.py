@@ -19,7 +19,7 @@ BUILT_IN = [name for name, kind in OPTIMIZERS.items() if kind.module.split(".")[
 EVERYTHING = dict(
     validation_share=0.3, validation_every=2, keep_best=True, sample_every=STEPS, sample_prompts=("a",), sample_steps=1,
     text_encoder_learning_rate=1e-3, ema_decay=0.9, loss="huber", huber_schedule="snr", checkpoint_minutes=0.0,
-    multires_noise_iterations=2, input_perturbation=0.1, dropout=0.1,
+    multires_noise_iterations=2, ip_noise_gamma=0.1,
 )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_the_report_names_nobody_and_nothing_is_left(host_dir: Path, tmp_path: P
     assert done.returncode == 1, done.stderr
     assert [line[:9].strip() for line in lines[1:-1]] == ["passed", "passed", "failed", "passed"], done.stdout
     assert "device: cpu" in lines[2] and "FileNotFoundError" in lines[3]
-    assert re.fullmatch(r"3 passed, 1 failed, 0 not there, in \d+ s\. These lines .*", lines[-1])
+    assert re.fullmatch(r"3 passed, 1 failed, 0 not there, in \d+ s\. Known names .*", lines[-1])
     assert [place for place in (str(tmp_path), str(host_dir), str(Path.home())) if place in done.stdout] == []
     assert PREFIX not in done.stdout
     assert os.listdir(tmp_path / "output") == [] and sorted(os.listdir(host_dir)) == listed

@@ -20,7 +20,7 @@ from check.outcome import FAILED, NOT_THERE, PASSED, Check, FailedError, result_
 from check.private import Privacy, privacy
 from environment import say
 
-CAN_BE_POSTED = "These lines hold no name and no folder of yours: they can be posted as they are."
+CAN_BE_POSTED = "Known names and folders are taken out of these lines. Look them over before you post them."
 
 
 def main(comfyui: str | None, arguments: Sequence[str], pack: Path) -> int:

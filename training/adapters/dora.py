@@ -1,5 +1,6 @@
 """DoRA: weight-decomposed low-rank adaptation (Liu et al., arXiv:2402.09353)."""
 
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
@@ -31,8 +32,8 @@ class DoRA(LoRA):
     def __init__(self, down: Tensor, up: Tensor, magnitude: Tensor, alpha: float):
         super().__init__(down, up, alpha)
         self.magnitude = nn.Parameter(magnitude)
-        self._squares: Tensor | None = None
-        """of the layer's columns, which are frozen"""
+        self._squares: tuple[weakref.ref[nn.Module], Tensor] | None = None
+        """a layer, and the `square_sums` of its weight, which is frozen"""
 
     @classmethod
     def new(cls, layer: nn.Module, rank: int, alpha: float, generator: torch.Generator, factor: int = -1) -> Adapter:
@@ -63,10 +64,12 @@ class DoRA(LoRA):
         In float32: in bf16 the factors would change in steps of 0.4 %.
         """
         weight = dense(layer.weight).detach()  # pyright: ignore
+        if weight.dtype.itemsize < 2:  # 8-bit numbers cannot be multiplied
+            weight = weight.to(self.up.dtype)
         with torch.no_grad():
-            if self._squares is None:
-                self._squares = square_sums(weight.to(self.up.dtype))
-            norms = column_norms(weight, self.down, self.up * self.scale, self._squares) + EPS
+            if self._squares is None or self._squares[0]() is not layer:
+                self._squares = weakref.ref(layer), square_sums(weight.to(self.up.dtype))
+            norms = column_norms(weight, self.down, self.up * self.scale, self._squares[1]) + EPS
         return (x * _along_channels(self.magnitude / norms, layer)).to(x.dtype)
 
     def _adapted_by_rows(self, layer: nn.Module, base: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -65,6 +65,8 @@ class OptimizerKind:
     takes_flat_parameters: bool = False
     """It moves every number by itself, or by sums over all of them, so one flat tensor a learning rate serves it.
     Checkpoints have the parameters in this form."""
+    memory: int = 2
+    """Tensors as long as all parameters that its first step takes, what it keeps and what it needs for a moment."""
     module_on_device: str = ""
     """Module of `learning` whose class of the same name makes the same steps without waiting for the device."""
     takes_fused: bool = False
@@ -145,6 +147,7 @@ ADAFACTOR = OptimizerKind(
     # By default it scales the rate by the size of the weights, and those of an adapter begin at zero.
     defaults={"scale_parameter": False, "relative_step": False, "warmup_init": False},
     foreign_names={"adafactor": SAME, "torchadafactor": SAME},
+    memory=4,
     module_on_device="adafactor",
 )
 LION = OptimizerKind(
@@ -157,6 +160,7 @@ LION = OptimizerKind(
     arguments=("betas",),
     foreign_names={"lion": SAME, **dict.fromkeys(IN_32_BIT_LION, IN_32_BIT), "bnblion": SAME, "optimilion": SAME},
     takes_flat_parameters=True,
+    memory=4,
 )
 PRODIGY = OptimizerKind(
     name="prodigy",
@@ -181,6 +185,7 @@ PRODIGY = OptimizerKind(
     },
     finds_rate=True,
     takes_flat_parameters=True,
+    memory=8,
     module_on_device="prodigy",
 )
 SCHEDULE_FREE = OptimizerKind(
@@ -202,6 +207,7 @@ SCHEDULE_FREE = OptimizerKind(
     scheduler="constant",
     averages_weights=True,
     takes_flat_parameters=True,
+    memory=6,
 )
 
 OPTIMIZERS: dict[str, OptimizerKind] = {

@@ -65,9 +65,9 @@ def working(
     for index, backend in enumerate(backends[:-1]):
         try:
             trial(backends[index:])
-        except torch.OutOfMemoryError:  # says nothing about later calls
-            raise
         except RuntimeError as error:
+            if is_device_full(error):  # says nothing about later calls
+                raise
             name = backend.name.lower().replace("_", " ")
             say(f"Attention goes without {name} for some shapes, which is slower: {first_line(error)}")
         else:
@@ -81,7 +81,9 @@ def _backends(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[SDPBack
     if key not in _known and not torch.cuda.is_current_stream_capturing():
         try:
             _known[key] = working(FASTEST_FIRST, functools.partial(_try_backends, q, k, v), _say_once)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_device_full(error):
+                raise
             return FASTEST_FIRST
     return _known.get(key, FASTEST_FIRST)
 

@@ -45,8 +45,8 @@ def bounded_memory(device: torch.device) -> Iterator[None]:
     cudaMallocAsync counts the tensors' bytes alone: not the gaps between them, nor the memory that recorded CUDA graphs
     take when they are replayed. Neither counts memory of other libraries and of other programs.
 
-    On exit the bound is as before. Where there was none, cudaMallocAsync keeps one at the GPU's whole memory, since
-    PyTorch cannot take it off.
+    On exit the bound is as before. Where there was none, cudaMallocAsync, and the native allocator of older versions of
+    PyTorch, keep one at the GPU's whole memory, since PyTorch cannot take it off.
     """
     if device.type != "cuda" or not overflows():
         yield
@@ -63,6 +63,6 @@ def bounded_memory(device: torch.device) -> Iterator[None]:
 
 def _fraction(device: torch.device) -> float:
     """The bound that is set; cudaMallocAsync tells a number far above 1 where none is."""
-    if not hasattr(torch.cuda, "get_per_process_memory_fraction"):  # PyTorch before 2.8
+    if not hasattr(torch.cuda, "get_per_process_memory_fraction"):  # an older PyTorch
         return 1.0
     return min(1.0, torch.cuda.get_per_process_memory_fraction(device))

@@ -116,7 +116,7 @@ def step_unless(
     Args:
         parameters: those of the optimizer, or the flat parameters that they are views of.
         goes_on: steps may follow a failed one. If not, nothing waits for the device: a failed step leaves the
-            parameters as they are, but not what the optimizer has gathered, which is of no use any more.
+            parameters and their averages as they are, but not what else the optimizer has gathered.
     """
     if is_capturable(optimizer):
         optimizer.found_inf = failed  # what torch's GradScaler sets
@@ -133,12 +133,13 @@ def _step_or_undo(
     optimizer: torch.optim.Optimizer, failed: torch.Tensor, parameters: Sequence[torch.nn.Parameter]
 ) -> None:
     has_failed = {device: (failed > 0).to(device) for device in {each.device for each in parameters}}
-    before = [each.detach().clone() for each in parameters]
+    averaged = [state["z"] for state in optimizer.state.values() if "z" in state]  # Schedule-Free's
+    before = [each.detach().clone() for each in (*parameters, *averaged)]
     for each in parameters:  # not a number may reach the optimizer's averages
         if each.grad is not None:
             each.grad.masked_fill_(has_failed[each.device], 0.0)
     optimizer.step()
-    for each, old in zip(parameters, before, strict=True):
+    for each, old in zip((*parameters, *averaged), before, strict=True):
         each.copy_(torch.where(has_failed[each.device], old, each))
 
 

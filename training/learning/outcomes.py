@@ -88,15 +88,23 @@ class Outcomes:
 
 @contextlib.contextmanager
 def reported(outcomes: Outcomes, on_step: Callable[[int, float, float], None]) -> Iterator[Outcomes]:
-    """Reports the outcomes still pending to `on_step` when the context ends, also by an exception."""
+    """Reports the outcomes still pending to `on_step` when the context ends, also by an exception.
+
+    Raises:
+        Diverged: one of them is not finite, whatever has ended the context.
+    """
     try:
         yield outcomes
         for outcome in outcomes.read(wait=True):
             on_step(*outcome)
     except Diverged:  # the steps after it do not count
         raise
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # the exception that ends the run is the one to raise
+    except BaseException as error:
+        try:
             for outcome in outcomes.read(wait=True):
                 on_step(*outcome)
+        except Diverged as diverged:  # what the steps after it have left must not be taken for a state to go on from
+            raise diverged from error
+        except RuntimeError:  # the exception that ends the run is the one to raise
+            pass
         raise

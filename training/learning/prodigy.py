@@ -24,12 +24,12 @@ class Prodigy(pytorch_optimizer.Prodigy):
             with torch.enable_grad():
                 loss = closure()
         first = self.param_groups[0]
-        device = self.get_device_from_param_groups(self.param_groups)
+        device = first["params"][0].device
         beta1, beta2 = first["betas"]
         beta3: float = math.sqrt(beta2) if first["beta3"] is None else first["beta3"]
         correction = 1.0
         if first["bias_correction"]:
-            correction = self.debias(beta1, first["step"]) / math.sqrt(self.debias(beta2, first["step"]))
+            correction = (1.0 - beta1 ** first["step"]) / math.sqrt(1.0 - beta2 ** first["step"])
         dtype = torch.float64 if has_float64(device) else torch.float32
         d, d_max = (torch.as_tensor(first[name], dtype=dtype, device=device) for name in ("d", "d_max"))
         rate = d * (first["lr"] / correction)

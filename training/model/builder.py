@@ -18,8 +18,6 @@ from .assembly import make_learner
 from .learner import Learner
 from .networks import Networks, Setup, make_networks, targets_of
 
-MOMENTS = 2
-"""Tensors as long as the parameters that an optimizer allocates at its first step."""
 RESERVE = 128 * 2**20
 """Bytes that a run may need beyond its largest pass: the update, workspaces of kernels, fragmentation."""
 
@@ -143,7 +141,8 @@ class Builder:
         """
         learner = self._placed(placement, stack)
         networks = learner.networks
-        held = [torch.empty_like(flat.values) for flat in learner.flats for _ in range(MOMENTS)]
+        lengths = range(self.setup.config.optimization.optimizer_kind.memory)
+        held = [torch.empty_like(flat.values) for flat in learner.flats for _ in lengths]
         held.append(torch.empty(RESERVE, dtype=torch.uint8, device=self.setup.device))
         with watched(networks.forwards.values()) as readers:
             try_out(learner, placement)

@@ -118,6 +118,27 @@ def test_a_quantised_weight_is_dequantised(generator: torch.Generator) -> None:
     assert torch.equal(ours.magnitude, reference.magnitude)
 
 
+def test_norms_of_a_plain_8_bit_weight_are_not_computed_in_8_bit(generator: torch.Generator) -> None:
+    layer = nn.Linear(32, 16).bfloat16()
+    weight = torch.randn(16, 32, generator=generator).to(torch.float8_e4m3fn)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    adapter = new_adapter("dora", layer, RANK, ALPHA, generator)
+    adapter.up.data = 1e-2 * torch.randn(adapter.up.shape, generator=generator)
+    norms = column_norms(weight.float(), adapter.down, adapter.up * adapter.scale).flatten()
+    scaled = adapter._scaled(layer, torch.ones(1, 32))
+    torch.testing.assert_close(scaled.flatten(), adapter.magnitude.flatten() / norms, rtol=1e-5, atol=0.0)
+
+
+def test_norms_are_those_of_the_layer_at_hand(generator: torch.Generator) -> None:
+    first, second = (nn.Linear(32, 16).requires_grad_(False) for _ in range(2))
+    adapter = new_adapter("dora", first, RANK, ALPHA, generator)
+    fresh = new_adapter("dora", first, RANK, ALPHA, torch.Generator().manual_seed(0))
+    fresh.load_state_dict(adapter.state_dict())
+    x = torch.randn(3, 32, generator=generator)
+    adapter(first, first, x)
+    torch.testing.assert_close(adapter(second, second, x), fresh(second, second, x))
+
+
 def test_magnitudes_are_not_rounded_to_bf16(generator: torch.Generator) -> None:
     layer = nn.Linear(64, 64).bfloat16().requires_grad_(False)
     adapter = new_adapter("dora", layer, RANK, ALPHA, generator)

@@ -1,5 +1,6 @@
 """The loop, with a two-layer net in place of a diffusion model."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -167,6 +168,25 @@ def test_the_loss_falls_with_every_optimizer(optimizer: str, learning_rate: floa
 def test_prodigys_rate_is_told_as_it_takes_effect() -> None:
     rates = [rate for *_, rate in run(Net(), optimizer="prodigy", learning_rate=1.0, scheduler="linear")]
     assert rates[0] == pytest.approx(1e-6) and max(rates) > 1e-4
+
+
+def test_a_stop_does_not_hide_that_a_step_before_it_was_no_number() -> None:
+    """Its state is not one to go on from."""
+    net, config = Net(), LoRAConfig.of(**RECIPE)
+    optimizer = make_optimizer(config.optimization, [{"params": list(net.parameters()), "learning_rate": 0.01}])
+
+    def batches(step: int, micro: int) -> Batch:
+        batch = batch_at(step, micro)
+        return replace(batch, cond=batch.cond + math.nan) if step == 2 else batch
+
+    def stop(step: int) -> bool:
+        if step == 3:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(Diverged, match="at step 3") as ended:
+        train(engine_of(net, config, optimizer), batches, config.optimization, 5, lambda *_: None, pauses_at=stop)
+    assert isinstance(ended.value.__cause__, KeyboardInterrupt)
 
 
 SETTINGS = [

@@ -12,7 +12,7 @@ import comfy.utils
 import pytest
 from lora_kiln.nodes import train_lora as node
 from lora_kiln.training import host
-from lora_kiln.training.learning import loop
+from lora_kiln.training.learning import step
 from lora_kiln.training.learning.picture_losses import PictureLosses
 from lora_kiln.training.run import live, run_recorder, trainer
 from lora_kiln.training.run.folder import read_metrics
@@ -107,7 +107,7 @@ def test_a_run_that_cannot_tell_how_it_goes_gives_its_lora_and_says_so_once(faul
 
 
 def test_a_rate_that_is_no_number_is_left_out_and_hides_nothing_else(monkeypatch, host_server):
-    monkeypatch.setattr(loop, "rate_factor", lambda _: math.inf)
+    monkeypatch.setattr(step, "rate_factor", lambda _: math.inf)
     trained = run(CONFIG)
     history = live.histories()[-1]
     assert [point[2] for point in history["points"]] == [None] * STEPS and history["learning_rate"] is None

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from ..basics.disk_errors import told_by_library
 from ..basics.files import atomic_write, delete, delete_folder, patiently, read, sync
-from ..basics.paths import leads_out, raise_if_leading_out
+from ..basics.paths import LinkLeadsOut, leads_out, raise_if_leading_out
 from ..basics.tensor_files import load_tensors
 from ..model.state import Damaged
 
@@ -35,6 +35,8 @@ FORGOTTEN = "forgotten"
 FORMAT = 2
 NAME = re.compile(r"step(\d{6,12})(?:-(\d{1,9}))?")
 LARGEST_FACTS = 64 * 2**20
+INCOMPLETE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, LinkLeadsOut)
+"""errors of a checkpoint that lacks a file; any other says nothing about it: a program or the network is in the way"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def read_state(path: Path) -> State:
 
     Raises:
         Damaged: it is incomplete, was changed, or has another format.
+        OSError: it cannot be read now: another program holds it, its disk is away ...
     """
     try:
         for each in (path / TENSORS, path / FACTS):
@@ -133,7 +136,7 @@ def read_state(path: Path) -> State:
         return State(step, load_tensors(path / TENSORS), facts)
     except Damaged:
         raise
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+    except (*INCOMPLETE, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
 
 
@@ -155,7 +158,11 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
-    """(the last complete checkpoint of a step below `before`, what is wrong with each later one)."""
+    """(the last complete checkpoint of a step below `before`, what is wrong with each later one).
+
+    Raises:
+        OSError: one that may be whole cannot be read now; an earlier one must not take its place.
+    """
     if leads_out(folder, [folder.parent]):
         return None, [f"{folder} is a link out of the run's folder, which is not followed: this run starts anew."]
     damage = []

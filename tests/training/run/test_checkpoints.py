@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from lora_kiln.training.basics import files
-from lora_kiln.training.run import checkpoints
+from lora_kiln.training.basics import files, tensor_files
+from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.run import checkpoints, resume
 from lora_kiln.training.run.checkpoints import FACTS, FORGOTTEN, TENSORS, State, newest_state, prune, write_state
+from lora_kiln.training.run.origin import Origin
+from safetensors import SafetensorError
 
+from training_runs import changed
 from windows_files import WindowsFiles, mapped_below
 
 
@@ -70,6 +76,44 @@ def test_a_checkpoint_that_cannot_be_deleted_is_none_all_the_same(
     holder.left = 0
     prune(write_state(tmp_path, state(4)), keep=1)
     assert names(tmp_path) == ["step000004"]
+
+
+@pytest.mark.parametrize("name", [TENSORS, FACTS])
+def test_a_checkpoint_that_is_held_is_not_passed_over(
+    name: str, tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that began from an earlier one would delete it."""
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    for step in (1, 2):
+        write_state(tmp_path, state(step))
+    holder = windows_files.hold(f"*/step000002/{name}", and_read=True)
+    with pytest.raises(PermissionError):
+        newest_state(tmp_path)
+    holder.left = 0
+    assert newest_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_now_stops_a_run_that_would_go_on(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    origin = Origin(changed(), {}, {})
+    folder = resume.open_run(tmp_path, "anna", origin, resume.CONTINUE).folder
+    with closing(folder):
+        folder.record({**origin.plain(), "name": "anna", "state": "interrupted"})
+        folder.checkpoint(state(1), 1)
+
+    def refused(path: Path) -> None:
+        raise SafetensorError(f"I/O error: no luck (os error {code})")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tensor_files, "load_file", refused)
+        with pytest.raises(InputError, match="cannot be read .*no luck.* Then queue again"):
+            resume.open_run(tmp_path, "anna", origin, resume.CONTINUE)
+    opened = resume.open_run(tmp_path, "anna", origin, resume.CONTINUE)
+    assert opened.state is not None and opened.folder.path == folder.path
+    opened.folder.close()
 
 
 def test_nothing_of_a_checkpoint_stays_mapped(tmp_path: Path, windows_files: WindowsFiles):

@@ -61,24 +61,33 @@ class State:
         return {**self.facts, **self.tensors, "step": self.step}
 
 
-def delete_from(folder: Path, step: int) -> None:
-    """Deletes the checkpoints of a step and of later steps."""
-    for path in checkpoints(folder):
-        if _order(path)[0] >= step:
-            forget(path)
+def delete_from(folder: Path, step: int) -> list[Path]:
+    """Deletes the checkpoints of a step and of later steps. Returns those that stay, since `forget` failed.
+
+    Raises:
+        OSError: the folder cannot be listed now.
+    """
+    return [path for path in checkpoints(folder) if _order(path)[0] >= step and not forget(path)]
 
 
-def forget(path: Path) -> None:
-    """Deletes a checkpoint. Where other programs hold a part of it, what is left is no checkpoint any more."""
+def forget(path: Path) -> bool:
+    """Deletes a checkpoint. Where other programs hold a part of it, what is left is no checkpoint any more.
+
+    Returns:
+        False: it stays, since neither its facts could be deleted nor a mark be put there.
+    """
     if path.is_symlink():
-        return
+        return True
     try:
         delete(path / FACTS)
     except OSError:
-        with suppress(OSError):
+        try:
             (path / FORGOTTEN).touch()
+        except OSError:
+            return False
     else:
         delete_folder(path)
+    return True
 
 
 def write_state(folder: Path, state: State) -> Path:
@@ -89,7 +98,6 @@ def write_state(folder: Path, state: State) -> Path:
     """
     raise_if_leading_out(folder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
     left = [path for path in _folders(folder) if _order(path)[0] == state.step]
     path = folder / (f"step{state.step:06}" + (f"-{_order(left[-1])[1] + 1}" if left else ""))
     patiently(path.mkdir)
@@ -110,6 +118,7 @@ def write_state(folder: Path, state: State) -> Path:
         raise
     for each in left:
         forget(each)
+    _sweep(folder)
     return path
 
 
@@ -141,19 +150,33 @@ def read_state(path: Path) -> State:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folder's checkpoints by step, the lowest first; without those that were not written or deleted to the end."""
+    """The folder's checkpoints by step, the lowest first; without those that were not written or deleted to the end.
+
+    Raises:
+        OSError: the folder cannot be listed now.
+    """
     return [path for path in _folders(folder) if _is_whole(path)]
 
 
 def _is_whole(path: Path) -> bool:
-    return os.path.lexists(path / FACTS) and not os.path.lexists(path / FORGOTTEN)
+    """True, too, where the system does not tell now: it is never deleted for that."""
+    try:
+        os.lstat(path / FACTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return not os.path.lexists(path / FORGOTTEN)
 
 
 def _folders(folder: Path) -> list[Path]:
     """The folders of checkpoints, also of those that are not whole."""
     if leads_out(folder, [folder.parent]):
         return []
-    found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
+    try:
+        found = [folder / name for name in os.listdir(folder) if NAME.fullmatch(name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted((path for path in found if not leads_out(path, [folder])), key=_order)
 
 

@@ -179,7 +179,8 @@ class RunFolder:
         self._try("a checkpoint", lambda: path.append(checkpoints.write_state(self.checkpoints, state)))
         if not path:
             return None
-        checkpoints.prune(path[0], max(1, keep))
+        with contextlib.suppress(OSError):  # they are deleted after the next one
+            checkpoints.prune(path[0], max(1, keep))
         return path[0]
 
     def write_picture(self, name: str, pixels: torch.Tensor) -> Path | None:

@@ -251,7 +251,15 @@ class RunRecorder:
     def step_back(self, learner: Learner, error: Diverged) -> bool:
         """Goes back to a checkpoint of this run and halves the learning rate; deletes everything after its step."""
         folder, progress, controls = self.folder, self.progress, self.controls
-        delete_from(folder.checkpoints, error.spoilt)
+        try:
+            left = delete_from(folder.checkpoints, error.spoilt)
+        except OSError:
+            left = [folder.checkpoints]
+        for path in left:
+            self.notes.add(
+                f"{path} may hold a diverged state and cannot be deleted: close the program that holds it, and delete "
+                f"what is of step {error.spoilt} or later."
+            )
         if self.config.run.on_divergence != "step back" or progress.steps_back >= MOST_STEPS_BACK:
             return False
         # From the step just before, the same step would follow: the learning rate does not change its gradients.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from lora_kiln.training.run.checkpoints import FACTS, FORGOTTEN, TENSORS, State,
 from lora_kiln.training.run.origin import Origin
 from safetensors import SafetensorError
 
+from disk import Writes
 from training_runs import changed
 from windows_files import WindowsFiles, mapped_below
 
@@ -116,6 +118,54 @@ def test_a_checkpoint_that_cannot_be_read_now_stops_a_run_that_would_go_on(
     opened.folder.close()
 
 
+@pytest.mark.parametrize("what", ["the folder", "a checkpoint"])
+def test_checkpoints_that_the_system_does_not_show_now_are_not_deleted(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for step in (1, 2):
+        write_state(tmp_path, state(step))
+
+    def away(call):
+        def refused(path, *rest, **named):
+            if str(path).startswith(str(tmp_path / "step000002") if what == "a checkpoint" else str(tmp_path)):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return call(path, *rest, **named)
+
+        return refused
+
+    with monkeypatch.context() as broken:
+        for name in ("lstat", "stat", "listdir", "scandir"):
+            broken.setattr(os, name, away(getattr(os, name)))
+        with pytest.raises(OSError, match="error"):
+            newest_state(tmp_path)
+        if what == "a checkpoint":
+            write_state(tmp_path, state(3))
+    assert (tmp_path / "step000002" / FACTS).exists() and (tmp_path / "step000002" / TENSORS).exists()
+
+
+def test_what_a_kill_has_left_stays_until_the_next_checkpoint_is_whole(tmp_path: Path):
+    write_state(tmp_path, state(1))
+    (tmp_path / "step000001" / FORGOTTEN).touch()
+    with Writes(tmp_path, 1), pytest.raises(OSError, match="space"):
+        write_state(tmp_path, state(2))
+    assert names(tmp_path) == ["step000001"]
+    write_state(tmp_path, state(2))
+    assert names(tmp_path) == ["step000002"]
+
+
+def test_a_checkpoint_that_can_be_neither_deleted_nor_marked_is_told(
+    tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    for step in (1, 2, 3):
+        write_state(tmp_path, state(step))
+    windows_files.hold(f"*/step000002/{FACTS}")
+    with Writes(tmp_path, 0):
+        assert checkpoints.delete_from(tmp_path, 2) == [tmp_path / "step000002"]
+    assert names(tmp_path) == ["step000001", "step000002"] and newest_step(tmp_path) == 2
+    assert checkpoints.delete_from(tmp_path, 2) == [] and newest_step(tmp_path) == 1
+
+
 def test_nothing_of_a_checkpoint_stays_mapped(tmp_path: Path, windows_files: WindowsFiles):
     found = checkpoints.read_state(write_state(tmp_path, state(1)))
     assert mapped_below(tmp_path) == set()
@@ -136,4 +186,4 @@ def test_what_a_kill_has_left_is_no_checkpoint_and_goes_with_the_next(step: str,
         (tmp_path / step / left).write_bytes(b"half")
     assert newest_step(tmp_path) == 1
     prune(write_state(tmp_path, state(2)), keep=2)
-    assert names(tmp_path) == ["step000001", "step000002"] and newest_step(tmp_path) == 2
+    assert [name[:10] for name in names(tmp_path)] == ["step000001", "step000002"] and newest_step(tmp_path) == 2

@@ -152,7 +152,11 @@ class RunFolder:
         """Adds facts to run.json, or replaces them there; entries that this version does not know stay.
 
         Facts that cannot be written now are written by the next call of it or of `flush`.
+
+        Raises:
+            TypeError, ValueError: the facts are no JSON, or no text; none of them is kept.
         """
+        _bytes(facts)
         self._unrecorded.update(facts)
 
         def write() -> None:
@@ -234,8 +238,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Writes what is not written yet, and unlocks the folder."""
-        self.flush()
-        self._lock.release()
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
 
     def write_owner(self, facts: Mapping[str, Any]) -> None:
         """Writes which process has locked the folder: pid, host, since."""
@@ -243,7 +249,7 @@ class RunFolder:
 
     def _replace(self, name: str, facts: Mapping[str, Any]) -> None:
         with atomic_write(self.path / name) as unfinished:
-            unfinished.write_text(_text(facts), encoding="utf-8")
+            unfinished.write_bytes(_bytes(facts))
 
     def _try(self, what: str, write: Callable[[], Any]) -> None:
         """Calls `write`. An OSError becomes a note and training goes on.
@@ -258,7 +264,8 @@ class RunFolder:
 
     def _note(self, what: str, error: OSError) -> None:
         to_do = "remove that link" if isinstance(error, LinkLeadsOut) else remedy(error, self.path)
-        note = f"{what} could not be written ({error}): {to_do}."
+        # The names of unfinished files, which the error's text has, are other ones each time.
+        note = f"{what} could not be written ({error.strerror or error}): {to_do}."
         if note not in self.notes:
             self.notes.append(note)
 
@@ -288,6 +295,7 @@ def _entries(path: Path) -> dict[str, Any]:
         raise_if_leading_out(path / RECORD, path)
         is_small = (path / RECORD).stat().st_size <= LARGEST_RECORD
         found = json.loads(read(path / RECORD), parse_constant=lambda _: None) if is_small else None
+        _bytes(found)
     except (FileNotFoundError, LinkLeadsOut, ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else {"format": FORMAT}
@@ -458,6 +466,10 @@ def _owner(path: Path) -> str:
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _bytes(value: Any) -> bytes:
+    return _text(value).encode()
 
 
 def _text(value: Any) -> str:

@@ -26,6 +26,8 @@ from lora_kiln.training.run.folder import (
     read_record,
 )
 
+from disk import Writes
+
 
 @pytest.fixture
 def folder(tmp_path: Path):
@@ -54,6 +56,31 @@ def test_a_record_that_cannot_be_read_begins_anew(folder: RunFolder, text: str) 
     (folder.path / RECORD).write_text(text, "utf-8")
     folder.record({"state": "running"})
     assert json.loads((folder.path / RECORD).read_text("utf-8")) == {"format": 1, "state": "running"}
+
+
+@pytest.mark.parametrize("fact", ["\ud800", float("nan"), {1}])
+def test_facts_that_cannot_be_written_are_refused_once(fact: object, tmp_path: Path) -> None:
+    opened = RunFolder(make_run(tmp_path / "anna" / "1"), tmp_path)
+    with pytest.raises((ValueError, TypeError)):
+        opened.record({"name": fact})
+    opened.record({"state": "finished"})
+    opened.close()
+    assert json.loads((opened.path / RECORD).read_text("utf-8")) == {"format": 1, "state": "finished"}
+    assert open_in(opened.path) is None
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', "1e999"])
+def test_a_record_with_an_entry_that_cannot_be_written_again_begins_anew(folder: RunFolder, text: str) -> None:
+    (folder.path / RECORD).write_text(f'{{{{"format": 1, "a": {text}}}}}', "utf-8")
+    folder.record({"state": "running"})
+    assert read_record(folder.path) == {"format": 1, "state": "running"}
+
+
+def test_a_record_that_cannot_be_written_is_noted_once(folder: RunFolder) -> None:
+    with Writes(folder.path, 0):
+        folder.record({"state": "running"})
+        folder.record({"state": "finished"})
+    assert len(folder.notes) == 1 and "No space left" in folder.notes[0]
 
 
 # ---------------------------------------------------------------- names: a person renames folders as they like

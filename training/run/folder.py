@@ -133,6 +133,8 @@ class RunFolder:
         self.notes: list[str] = []
         """files that could not be written, and why"""
         self._log = LineLog(path / METRICS)
+        self._cut: int | None = None
+        """lines of later steps are to be deleted from metrics.jsonl, which cannot be read yet, before it is written"""
         self._flushed = time.monotonic()
         self._unrecorded: dict[str, Any] = {}
         """facts that could not be written into run.json yet"""
@@ -214,25 +216,43 @@ class RunFolder:
             return None
 
     def cut_metrics(self, step: int) -> list[MetricsLine]:
-        """Deletes lines of later steps and incomplete lines from metrics.jsonl. Returns the others."""
+        """Deletes lines of later steps and incomplete lines from metrics.jsonl. Returns the others.
+
+        While the file cannot be read, only those that are not written yet are returned.
+        """
         self.flush()
+        if not self._log.is_anew:
+            self._cut = step
+        elif self._cut is not None:
+            self._cut = min(step, self._cut)
+        unwritten = _valid_lines(self._log.unwritten)
+        self._log.begin_anew(_text(line) for line in unwritten if line["step"] <= step)
+        self._try(METRICS, self._join_earlier)
+        lines = _valid_lines(self._log.unwritten)
+        if self._cut is None:
+            self.flush()
+        return lines
+
+    def _join_earlier(self) -> None:
+        """Puts what a cut leaves of metrics.jsonl before the unwritten lines, if that could not be done yet."""
+        if self._cut is None:
+            return
         try:
-            blocks = [] if self._log.is_anew else list(_metrics_blocks(self.path))
+            blocks = list(_metrics_blocks(self.path))
         except (FileNotFoundError, LinkLeadsOut):
             blocks = []
-        except OSError as error:  # it stays as it is
-            self._note(METRICS, error)
-            return []
-        found = [line for lines in (*blocks, _valid_lines(self._log.unwritten)) for line in lines]
-        lines = [line for line in found if line["step"] <= step]
-        self._log.begin_anew(map(_text, lines))
-        self.flush()
-        return lines
+        earlier = [line for lines in blocks for line in lines if line["step"] <= self._cut]
+        self._log.begin_anew(map(_text, [*earlier, *_valid_lines(self._log.unwritten)]))
+        self._cut = None
+
+    def _write_log(self) -> None:
+        self._join_earlier()
+        self._log.write()
 
     def flush(self) -> None:
         """Writes the lines of metrics.jsonl, and the facts of run.json, that are not written yet."""
         self._flushed = time.monotonic()
-        self._try(METRICS, self._log.write)
+        self._try(METRICS, self._write_log)
         if self._unrecorded:
             self.record({})
 

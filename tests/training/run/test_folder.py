@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from lora_kiln.training.basics import locks
+from lora_kiln.training.basics import files, locks
 from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.run import folder as run_folders
 from lora_kiln.training.run.checkpoints import State, delete_from, newest_state, prune, write_state
 from lora_kiln.training.run.folder import (
     METRICS,
@@ -27,6 +28,7 @@ from lora_kiln.training.run.folder import (
 )
 
 from disk import Writes
+from windows_files import WindowsFiles
 
 
 @pytest.fixture
@@ -81,6 +83,26 @@ def test_a_record_that_cannot_be_written_is_noted_once(folder: RunFolder) -> Non
         folder.record({"state": "running"})
         folder.record({"state": "finished"})
     assert len(folder.notes) == 1 and "No space left" in folder.notes[0]
+
+
+def test_lines_that_are_to_be_cut_go_once_their_file_can_be_read(
+    folder: RunFolder, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(run_folders, "FLUSH_SECONDS", 0.0)
+    for step in (1, 2, 3, 4):
+        folder.log({"step": step, "loss": 1.0})
+    folder.flush()
+    holder = windows_files.hold("*/metrics.jsonl", and_read=True)
+    assert folder.cut_metrics(3) == []
+    folder.log({"step": 4, "loss": 2.0})
+    assert [line["step"] for line in folder.cut_metrics(2)] == []
+    folder.log({"step": 3, "loss": 2.0})
+    holder.left = 0
+    folder.log({"step": 4, "loss": 2.0})
+    folder.flush()
+    losses = [(line["step"], line.get("loss")) for line in read_metrics(folder.path)]
+    assert losses == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
 # ---------------------------------------------------------------- names: a person renames folders as they like

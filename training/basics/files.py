@@ -12,6 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,20 +40,40 @@ SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
 Result = TypeVar("Result")
 
 
+@dataclass
+class _Patience:
+    left: float
+    """seconds"""
+
+
+_shared: ContextVar[_Patience | None] = ContextVar("_shared", default=None)
+
+
+@contextmanager
+def one_patience() -> Iterator[None]:
+    """All files within are waited for no longer, taken together, than one file alone would be."""
+    token = _shared.set(_Patience(PATIENCE_SECONDS))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def patiently(act: Callable[[], Result]) -> Result:
     """Calls `act`, again and again for some seconds while a file that it needs is held by another program.
 
     Raises:
         OSError: it is still held; or, at once, whatever else `act` raises.
     """
-    deadline, wait = time.monotonic() + PATIENCE_SECONDS, SHORTEST_WAIT
+    patience, wait = _shared.get() or _Patience(PATIENCE_SECONDS), SHORTEST_WAIT
     while True:
         try:
             return act()
         except OSError as error:
-            if not is_held(error) or time.monotonic() + wait > deadline:
+            if not is_held(error) or wait > patience.left:
                 raise
         time.sleep(wait)
+        patience.left -= wait
         wait = min(2 * wait, LONGEST_WAIT)
 
 

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import Required, TypedDict
 
 from ..basics.disk_errors import is_held, remedy
-from ..basics.errors import raise_if_any
+from ..basics.errors import InputError, raise_if_any
 from ..basics.files import atomic_write, patiently, read, sweep_unfinished
 from ..basics.locks import Held, lock_file
 from ..basics.long_paths import TooLong, try_length
@@ -34,6 +34,8 @@ from .progress import SampleFile, Step
 
 FORMAT = 1
 RECORD, METRICS, OWNER = "run.json", "metrics.jsonl", "owner.json"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, LinkLeadsOut)
+"""errors of a file that is not there; after any other it may be whole"""
 LARGEST_RECORD = 16 * 2**20
 LONGEST_LINE = 2**18
 BLOCK = 2**16
@@ -237,11 +239,7 @@ class RunFolder:
         """Puts what a cut leaves of metrics.jsonl before the unwritten lines, if that could not be done yet."""
         if self._cut is None:
             return
-        try:
-            blocks = list(_metrics_blocks(self.path))
-        except (FileNotFoundError, LinkLeadsOut):
-            blocks = []
-        earlier = [line for lines in blocks for line in lines if line["step"] <= self._cut]
+        earlier = [line for lines in metrics_blocks(self.path) for line in lines if line["step"] <= self._cut]
         self._log.begin_anew(map(_text, [*earlier, *_valid_lines(self._log.unwritten)]))
         self._cut = None
 
@@ -294,14 +292,15 @@ def read_record(path: Path) -> Record:
     """Reads a run's run.json.
 
     Raises:
-        ValueError: it is missing, unreadable, too large, or an entry has another type than `Record` says.
+        ValueError: it is missing, too large, or an entry has another type than `Record` says.
+        OSError: it cannot be read now: another program holds it, its disk is away ...
     """
     try:
         raise_if_leading_out(path / RECORD, path)
         if (path / RECORD).stat().st_size > LARGEST_RECORD:
             raise ValueError("it is too large")
         return _RECORD.validate_json(read(path / RECORD), strict=True)
-    except (OSError, ValueError) as error:
+    except (*MISSING, ValueError) as error:
         raise ValueError(f"{path / RECORD} cannot be read: {error}") from error
 
 
@@ -322,26 +321,25 @@ def _entries(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """The complete and valid lines of a run's metrics.jsonl."""
+    """The complete and valid lines of a run's metrics.jsonl.
+
+    Raises:
+        OSError: see `metrics_blocks`.
+    """
     return [line for lines in metrics_blocks(path) for line in lines]
 
 
 def metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
-    """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it."""
-    with contextlib.suppress(OSError):
-        yield from _metrics_blocks(path)
-
-
-def _metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
-    """`metrics_blocks`.
+    """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it.
 
     Raises:
-        OSError: the file is missing, or cannot be read.
+        OSError: the file is there, but cannot be read now.
     """
-    raise_if_leading_out(path / METRICS, path)
-    with patiently(lambda: (path / METRICS).open("rb")) as file:
-        while block := file.read(BLOCK):
-            yield _valid_lines(block + file.readline(LONGEST_LINE))
+    with contextlib.suppress(*MISSING):
+        raise_if_leading_out(path / METRICS, path)
+        with patiently(lambda: (path / METRICS).open("rb")) as file:
+            while block := file.read(BLOCK):
+                yield _valid_lines(block + file.readline(LONGEST_LINE))
 
 
 def _valid_lines(block: bytes) -> list[MetricsLine]:
@@ -393,7 +391,11 @@ def namesake(root: Path, name: str) -> str | None:
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """The runs below a LoRA's folder whose record can be read, the newest first."""
+    """The runs below a LoRA's folder whose record is one, the newest first.
+
+    Raises:
+        InputError: a record cannot be read now; the run must not be passed over.
+    """
     try:
         found = [path for path in folder.iterdir() if (path / RECORD).is_file()]
     except OSError:
@@ -403,6 +405,12 @@ def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
             record = read_record(path)
         except ValueError:
             continue
+        except OSError as error:
+            problem = (
+                f"previous_run: {path / RECORD} cannot be read ({error.strerror or error}): {remedy(error, path)}. "
+                "Then queue again, or choose to start anew."
+            )
+            raise InputError("Train LoRA", [problem]) from error
         yield path, record
 
 

@@ -53,9 +53,9 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     """
     if previous not in PREVIOUS:
         raise_if_any("Train LoRA", [f"previous_run is {previous!r}; choose one of: {', '.join(PREVIOUS)}."])
-    other = namesake(root, name)
-    opened = _opened(root, name, origin, previous)
-    if other is not None:
+    others = {other for other in [namesake(root, name)] if other is not None}
+    opened = _opened(root, name, origin, previous, others)
+    for other in sorted(others):
         opened.notes.append(
             f"There are runs of {other} too, whose name differs from {name} in case or Unicode form alone: Windows and "
             "macOS take both for one folder. To go on with one of those, write the name as they do."
@@ -63,11 +63,17 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     return opened
 
 
-def _opened(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
+def _opened(root: Path, name: str, origin: Origin, previous: str, others: set[str]) -> OpenedRun:
+    """Does what `open_run` says.
+
+    Args:
+        others: gets the names of runs that are passed over, since they differ in case or Unicode form only.
+    """
     newest: tuple[Path, Record, str] | None = None
     notes: list[str] = []
     for path, record in earlier_runs(root / name) if previous != ANEW else ():
         if (known := record.get("name", name)) != name and folded(known) == folded(name):
+            others.add(known)
             continue
         changed = "; ".join(differences(record, origin.plain()))
         newest = newest or (path, record, changed)

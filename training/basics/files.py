@@ -138,7 +138,8 @@ def sweep_unfinished(folder: Path) -> None:
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Yields a new folder in `parent`, which is deleted at the end.
 
-    What cannot be deleted then, and what a crash leaves, is deleted by `sweep_scratch_folders`.
+    What cannot be deleted then, and what a crash leaves, is deleted by `sweep_scratch_folders`. Nothing is waited for:
+    it is entered where the server answers requests.
 
     Raises:
         OSError: the disk is full, `parent` read-only ...
@@ -146,7 +147,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     folder, lock = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), None
     try:
         with suppress(OSError, NotImplementedError):  # a file system without locks
-            lock = lock_file(folder / "lock", patience=1.0)
+            lock = lock_file(folder / "lock", patience=0.0)
         yield folder
     finally:
         with suppress(OSError):

@@ -114,7 +114,6 @@ class RunFolder:
     def __init__(self, path: Path, root: Path):
         self.path = path
         self.id = path.relative_to(root).as_posix()
-        _check_length(path)
         try:
             self._lock = lock_file(path / "lock")
         except Held:
@@ -132,6 +131,12 @@ class RunFolder:
             raise_if_any("Train LoRA", [problem])
         except OSError as error:
             raise_if_any("Train LoRA", [_unwritable(path, error)])
+        try:
+            if not self._has_checkpoint():
+                _check_length(path)
+        except InputError:
+            self._lock.release()
+            raise
         self.notes: list[str] = []
         """files that could not be written, and why"""
         self._log = LineLog(path / METRICS)
@@ -151,6 +156,13 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def _has_checkpoint(self) -> bool:
+        """Whether checkpoints can be written here, for one was; True, too, where they cannot be listed now."""
+        try:
+            return bool(checkpoints.checkpoints(self.checkpoints))
+        except OSError:
+            return True
 
     def record(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to run.json, or replaces them there; entries that this version does not know stay.

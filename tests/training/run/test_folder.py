@@ -27,7 +27,7 @@ from lora_kiln.training.run.folder import (
     read_record,
 )
 
-from disk import Writes
+from disk import ShortPaths, Writes
 from windows_files import WindowsFiles
 
 
@@ -155,6 +155,19 @@ def test_files_that_a_kill_has_left_half_written_go_when_the_run_is_opened(tmp_p
         os.utime(tmp_path / "anna" / name, (1e9, 1e9))
     with closing(RunFolder(tmp_path / "anna", tmp_path)) as opened:
         assert not list(opened.path.glob(".*.writing")) and (opened.path / "run.json").exists()
+
+
+def test_the_length_of_a_runs_path_is_tried_where_no_checkpoint_was_written_yet(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 90) / ("b" * 90) / "20261129-000000"
+    path.mkdir(parents=True)
+    with ShortPaths(tmp_path, len(str(path)) + 10):
+        for _ in range(2):
+            with pytest.raises(InputError, match="writes longer paths"):
+                RunFolder(path, tmp_path)
+            assert open_in(path) is None
+    write_state(path / "checkpoints", STATE)
+    with ShortPaths(tmp_path, len(str(path)) + 10), closing(RunFolder(path, tmp_path)) as opened:
+        assert newest_state(opened.checkpoints)[1] == []
 
 
 def test_who_has_a_run_open_is_told(folder: RunFolder) -> None:

@@ -138,6 +138,18 @@ def test_a_renamed_run_counts_by_the_time_when_it_began(tmp_path: Path) -> None:
     assert [path for path, _ in earlier_runs(tmp_path)] == [latest, later, earlier, unknown]
 
 
+def test_a_run_whose_record_is_held_is_not_passed_over(
+    tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    older, newer = (make_run(tmp_path / f"20261129-00000{number}") for number in (1, 2))
+    holder = windows_files.hold(f"{newer}/run.json", and_read=True)
+    with pytest.raises(InputError, match="cannot be read .*another program.* Then queue again"):
+        next(earlier_runs(tmp_path))
+    holder.left = 0
+    assert [path for path, _ in earlier_runs(tmp_path)] == [newer, older]
+
+
 @pytest.mark.parametrize("what", ["a file", "a link to nothing"])
 def test_a_name_that_is_no_folder_is_said(what: str, tmp_path: Path) -> None:
     if what == "a file":

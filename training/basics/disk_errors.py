@@ -27,7 +27,9 @@ class Kind:
 
 HELD = Kind(
     (errno.EBUSY, errno.ETXTBSY),
-    (5, 32, 33, 1224),  # access denied, sharing violation, lock violation, user-mapped file
+    # access denied, sharing and lock violation, folder not empty and deletion pending (of what is held), cloud file in
+    # use, user-mapped file
+    (5, 32, 33, 145, 303, 391, 1224),
     "another program, such as an antivirus or OneDrive, holds it: close that program or let it leave out {place}; "
     "if there is none, make {place} writable",
 )

@@ -12,6 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,20 +40,40 @@ SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
 Result = TypeVar("Result")
 
 
+@dataclass
+class _Patience:
+    left: float
+    """seconds"""
+
+
+_shared: ContextVar[_Patience | None] = ContextVar("_shared", default=None)
+
+
+@contextmanager
+def one_patience() -> Iterator[None]:
+    """All files within are waited for no longer, taken together, than one file alone would be."""
+    token = _shared.set(_Patience(PATIENCE_SECONDS))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def patiently(act: Callable[[], Result]) -> Result:
     """Calls `act`, again and again for some seconds while a file that it needs is held by another program.
 
     Raises:
         OSError: it is still held; or, at once, whatever else `act` raises.
     """
-    deadline, wait = time.monotonic() + PATIENCE_SECONDS, SHORTEST_WAIT
+    patience, wait = _shared.get() or _Patience(PATIENCE_SECONDS), SHORTEST_WAIT
     while True:
         try:
             return act()
         except OSError as error:
-            if not is_held(error) or time.monotonic() + wait > deadline:
+            if not is_held(error) or wait > patience.left:
                 raise
         time.sleep(wait)
+        patience.left -= wait
         wait = min(2 * wait, LONGEST_WAIT)
 
 
@@ -116,7 +138,8 @@ def sweep_unfinished(folder: Path) -> None:
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Yields a new folder in `parent`, which is deleted at the end.
 
-    What cannot be deleted then, and what a crash leaves, is deleted by `sweep_scratch_folders`.
+    What cannot be deleted then, and what a crash leaves, is deleted by `sweep_scratch_folders`. Nothing is waited for:
+    it is entered where the server answers requests.
 
     Raises:
         OSError: the disk is full, `parent` read-only ...
@@ -124,7 +147,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     folder, lock = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), None
     try:
         with suppress(OSError, NotImplementedError):  # a file system without locks
-            lock = lock_file(folder / "lock", patience=1.0)
+            lock = lock_file(folder / "lock", patience=0.0)
         yield folder
     finally:
         with suppress(OSError):

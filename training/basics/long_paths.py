@@ -47,7 +47,7 @@ def try_length(path: Path) -> None:
     if len(str(path)) <= SHORT and all(len(os.fsencode(part)) <= SHORT_PART for part in path.parts):
         return
     missing = [folder for folder in path.parents if not os.path.exists(folder)]
-    trial = path.with_name(f".{path.name[:-8]}.writing")
+    trial = path.with_name(f".{path.name[:-9]}.writing")
     try:
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)

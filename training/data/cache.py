@@ -198,7 +198,7 @@ class Cache:
                 self._rename_damaged(error)
 
     def _connected(self) -> sqlite3.Connection:
-        try_length(self.path.absolute().with_name(f"{self.path.name}.damaged-wal"))
+        try_length(self.path.absolute().with_name(f"{self.path.name}-wal"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         try:

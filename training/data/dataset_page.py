@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from .. import host
 from ..basics.disk_errors import remedy
 from ..basics.errors import InputError, Refusal, problems_of, raise_if_any
-from ..basics.files import sweep_unfinished
+from ..basics.files import one_patience, sweep_unfinished
 from ..basics.folders import file_state, files_below, is_stable
 from ..basics.paths import visible_parts
 from .buckets import Fit
@@ -165,7 +165,7 @@ def save_captions(request: dict[str, Any]) -> dict[str, Any]:
     locked = _why_locked(folder)
     raise_if_any(SUBJECT, [locked] if locked else [])
     saved, failed = [], {}
-    with _saving:
+    with _saving, one_patience():
         current = current_captions(folder)
         missing = [
             f"{edit.name!r:.200} is no picture of this folder any more: look again."

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from ..basics.disk_errors import told_by_library
 from ..basics.files import atomic_write, delete, delete_folder, patiently, read, sync
-from ..basics.paths import leads_out, raise_if_leading_out
+from ..basics.paths import LinkLeadsOut, leads_out, raise_if_leading_out
 from ..basics.tensor_files import load_tensors
 from ..model.state import Damaged
 
@@ -35,6 +35,8 @@ FORGOTTEN = "forgotten"
 FORMAT = 2
 NAME = re.compile(r"step(\d{6,12})(?:-(\d{1,9}))?")
 LARGEST_FACTS = 64 * 2**20
+INCOMPLETE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, LinkLeadsOut)
+"""errors of a checkpoint that lacks a file; any other says nothing about it: a program or the network is in the way"""
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,33 @@ class State:
         return {**self.facts, **self.tensors, "step": self.step}
 
 
-def delete_from(folder: Path, step: int) -> None:
-    """Deletes the checkpoints of a step and of later steps."""
-    for path in checkpoints(folder):
-        if _order(path)[0] >= step:
-            forget(path)
+def delete_from(folder: Path, step: int) -> list[Path]:
+    """Deletes the checkpoints of a step and of later steps. Returns those that stay, since `forget` failed.
+
+    Raises:
+        OSError: the folder cannot be listed now.
+    """
+    return [path for path in checkpoints(folder) if _order(path)[0] >= step and not forget(path)]
 
 
-def forget(path: Path) -> None:
-    """Deletes a checkpoint. Where other programs hold a part of it, what is left is no checkpoint any more."""
+def forget(path: Path) -> bool:
+    """Deletes a checkpoint. Where other programs hold a part of it, what is left is no checkpoint any more.
+
+    Returns:
+        False: it stays, since neither its facts could be deleted nor a mark be put there.
+    """
     if path.is_symlink():
-        return
+        return True
     try:
         delete(path / FACTS)
     except OSError:
-        with suppress(OSError):
+        try:
             (path / FORGOTTEN).touch()
+        except OSError:
+            return False
     else:
         delete_folder(path)
+    return True
 
 
 def write_state(folder: Path, state: State) -> Path:
@@ -87,7 +98,6 @@ def write_state(folder: Path, state: State) -> Path:
     """
     raise_if_leading_out(folder, folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
     left = [path for path in _folders(folder) if _order(path)[0] == state.step]
     path = folder / (f"step{state.step:06}" + (f"-{_order(left[-1])[1] + 1}" if left else ""))
     patiently(path.mkdir)
@@ -108,6 +118,7 @@ def write_state(folder: Path, state: State) -> Path:
         raise
     for each in left:
         forget(each)
+    _sweep(folder)
     return path
 
 
@@ -116,6 +127,7 @@ def read_state(path: Path) -> State:
 
     Raises:
         Damaged: it is incomplete, was changed, or has another format.
+        OSError: it cannot be read now: another program holds it, its disk is away ...
     """
     try:
         for each in (path / TENSORS, path / FACTS):
@@ -133,29 +145,47 @@ def read_state(path: Path) -> State:
         return State(step, load_tensors(path / TENSORS), facts)
     except Damaged:
         raise
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+    except (*INCOMPLETE, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folder's checkpoints by step, the lowest first; without those that were not written or deleted to the end."""
+    """The folder's checkpoints by step, the lowest first; without those that were not written or deleted to the end.
+
+    Raises:
+        OSError: the folder cannot be listed now.
+    """
     return [path for path in _folders(folder) if _is_whole(path)]
 
 
 def _is_whole(path: Path) -> bool:
-    return os.path.lexists(path / FACTS) and not os.path.lexists(path / FORGOTTEN)
+    """True, too, where the system does not tell now: it is never deleted for that."""
+    try:
+        os.lstat(path / FACTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return not os.path.lexists(path / FORGOTTEN)
 
 
 def _folders(folder: Path) -> list[Path]:
     """The folders of checkpoints, also of those that are not whole."""
     if leads_out(folder, [folder.parent]):
         return []
-    found = [path for path in folder.glob("step*") if NAME.fullmatch(path.name) and path.is_dir()]
+    try:
+        found = [folder / name for name in os.listdir(folder) if NAME.fullmatch(name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted((path for path in found if not leads_out(path, [folder])), key=_order)
 
 
 def newest_state(folder: Path, before: float = math.inf) -> tuple[State | None, list[str]]:
-    """(the last complete checkpoint of a step below `before`, what is wrong with each later one)."""
+    """(the last complete checkpoint of a step below `before`, what is wrong with each later one).
+
+    Raises:
+        OSError: one that may be whole cannot be read now; an earlier one must not take its place.
+    """
     if leads_out(folder, [folder.parent]):
         return None, [f"{folder} is a link out of the run's folder, which is not followed: this run starts anew."]
     damage = []

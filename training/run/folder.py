@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import Required, TypedDict
 
 from ..basics.disk_errors import is_held, remedy
-from ..basics.errors import raise_if_any
+from ..basics.errors import InputError, raise_if_any
 from ..basics.files import atomic_write, patiently, read, sweep_unfinished
 from ..basics.locks import Held, lock_file
 from ..basics.long_paths import TooLong, try_length
@@ -34,6 +34,8 @@ from .progress import SampleFile, Step
 
 FORMAT = 1
 RECORD, METRICS, OWNER = "run.json", "metrics.jsonl", "owner.json"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, LinkLeadsOut)
+"""errors of a file that is not there; after any other it may be whole"""
 LARGEST_RECORD = 16 * 2**20
 LONGEST_LINE = 2**18
 BLOCK = 2**16
@@ -112,7 +114,6 @@ class RunFolder:
     def __init__(self, path: Path, root: Path):
         self.path = path
         self.id = path.relative_to(root).as_posix()
-        _check_length(path)
         try:
             self._lock = lock_file(path / "lock")
         except Held:
@@ -130,9 +131,17 @@ class RunFolder:
             raise_if_any("Train LoRA", [problem])
         except OSError as error:
             raise_if_any("Train LoRA", [_unwritable(path, error)])
+        try:
+            if not self._has_checkpoint():
+                _check_length(path)
+        except InputError:
+            self._lock.release()
+            raise
         self.notes: list[str] = []
         """files that could not be written, and why"""
         self._log = LineLog(path / METRICS)
+        self._cut: int | None = None
+        """lines of later steps are to be deleted from metrics.jsonl, which cannot be read yet, before it is written"""
         self._flushed = time.monotonic()
         self._unrecorded: dict[str, Any] = {}
         """facts that could not be written into run.json yet"""
@@ -148,11 +157,22 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def _has_checkpoint(self) -> bool:
+        """Whether checkpoints can be written here, for one was; True, too, where they cannot be listed now."""
+        try:
+            return bool(checkpoints.checkpoints(self.checkpoints))
+        except OSError:
+            return True
+
     def record(self, facts: Mapping[str, Any]) -> None:
         """Adds facts to run.json, or replaces them there; entries that this version does not know stay.
 
         Facts that cannot be written now are written by the next call of it or of `flush`.
+
+        Raises:
+            TypeError, ValueError: the facts are no JSON, or no text; none of them is kept.
         """
+        _bytes(facts)
         self._unrecorded.update(facts)
 
         def write() -> None:
@@ -179,7 +199,8 @@ class RunFolder:
         self._try("a checkpoint", lambda: path.append(checkpoints.write_state(self.checkpoints, state)))
         if not path:
             return None
-        checkpoints.prune(path[0], max(1, keep))
+        with contextlib.suppress(OSError):  # they are deleted after the next one
+            checkpoints.prune(path[0], max(1, keep))
         return path[0]
 
     def write_picture(self, name: str, pixels: torch.Tensor) -> Path | None:
@@ -209,32 +230,48 @@ class RunFolder:
             return None
 
     def cut_metrics(self, step: int) -> list[MetricsLine]:
-        """Deletes lines of later steps and incomplete lines from metrics.jsonl. Returns the others."""
+        """Deletes lines of later steps and incomplete lines from metrics.jsonl. Returns the others.
+
+        While the file cannot be read, only those that are not written yet are returned.
+        """
         self.flush()
-        try:
-            blocks = [] if self._log.is_anew else list(_metrics_blocks(self.path))
-        except (FileNotFoundError, LinkLeadsOut):
-            blocks = []
-        except OSError as error:  # it stays as it is
-            self._note(METRICS, error)
-            return []
-        found = [line for lines in (*blocks, _valid_lines(self._log.unwritten)) for line in lines]
-        lines = [line for line in found if line["step"] <= step]
-        self._log.begin_anew(map(_text, lines))
-        self.flush()
+        if not self._log.is_anew:
+            self._cut = step
+        elif self._cut is not None:
+            self._cut = min(step, self._cut)
+        unwritten = _valid_lines(self._log.unwritten)
+        self._log.begin_anew(_text(line) for line in unwritten if line["step"] <= step)
+        self._try(METRICS, self._join_earlier)
+        lines = _valid_lines(self._log.unwritten)
+        if self._cut is None:
+            self.flush()
         return lines
+
+    def _join_earlier(self) -> None:
+        """Puts what a cut leaves of metrics.jsonl before the unwritten lines, if that could not be done yet."""
+        if self._cut is None:
+            return
+        earlier = [line for lines in metrics_blocks(self.path) for line in lines if line["step"] <= self._cut]
+        self._log.begin_anew(map(_text, [*earlier, *_valid_lines(self._log.unwritten)]))
+        self._cut = None
+
+    def _write_log(self) -> None:
+        self._join_earlier()
+        self._log.write()
 
     def flush(self) -> None:
         """Writes the lines of metrics.jsonl, and the facts of run.json, that are not written yet."""
         self._flushed = time.monotonic()
-        self._try(METRICS, self._log.write)
+        self._try(METRICS, self._write_log)
         if self._unrecorded:
             self.record({})
 
     def close(self) -> None:
         """Writes what is not written yet, and unlocks the folder."""
-        self.flush()
-        self._lock.release()
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
 
     def write_owner(self, facts: Mapping[str, Any]) -> None:
         """Writes which process has locked the folder: pid, host, since."""
@@ -242,7 +279,7 @@ class RunFolder:
 
     def _replace(self, name: str, facts: Mapping[str, Any]) -> None:
         with atomic_write(self.path / name) as unfinished:
-            unfinished.write_text(_text(facts), encoding="utf-8")
+            unfinished.write_bytes(_bytes(facts))
 
     def _try(self, what: str, write: Callable[[], Any]) -> None:
         """Calls `write`. An OSError becomes a note and training goes on.
@@ -257,7 +294,8 @@ class RunFolder:
 
     def _note(self, what: str, error: OSError) -> None:
         to_do = "remove that link" if isinstance(error, LinkLeadsOut) else remedy(error, self.path)
-        note = f"{what} could not be written ({error}): {to_do}."
+        # The names of unfinished files, which the error's text has, are other ones each time.
+        note = f"{what} could not be written ({error.strerror or error}): {to_do}."
         if note not in self.notes:
             self.notes.append(note)
 
@@ -266,14 +304,15 @@ def read_record(path: Path) -> Record:
     """Reads a run's run.json.
 
     Raises:
-        ValueError: it is missing, unreadable, too large, or an entry has another type than `Record` says.
+        ValueError: it is missing, too large, or an entry has another type than `Record` says.
+        OSError: it cannot be read now: another program holds it, its disk is away ...
     """
     try:
         raise_if_leading_out(path / RECORD, path)
         if (path / RECORD).stat().st_size > LARGEST_RECORD:
             raise ValueError("it is too large")
         return _RECORD.validate_json(read(path / RECORD), strict=True)
-    except (OSError, ValueError) as error:
+    except (*MISSING, ValueError) as error:
         raise ValueError(f"{path / RECORD} cannot be read: {error}") from error
 
 
@@ -287,32 +326,32 @@ def _entries(path: Path) -> dict[str, Any]:
         raise_if_leading_out(path / RECORD, path)
         is_small = (path / RECORD).stat().st_size <= LARGEST_RECORD
         found = json.loads(read(path / RECORD), parse_constant=lambda _: None) if is_small else None
+        _bytes(found)
     except (FileNotFoundError, LinkLeadsOut, ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else {"format": FORMAT}
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """The complete and valid lines of a run's metrics.jsonl."""
+    """The complete and valid lines of a run's metrics.jsonl.
+
+    Raises:
+        OSError: see `metrics_blocks`.
+    """
     return [line for lines in metrics_blocks(path) for line in lines]
 
 
 def metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
-    """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it."""
-    with contextlib.suppress(OSError):
-        yield from _metrics_blocks(path)
-
-
-def _metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
-    """`metrics_blocks`.
+    """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it.
 
     Raises:
-        OSError: the file is missing, or cannot be read.
+        OSError: the file is there, but cannot be read now.
     """
-    raise_if_leading_out(path / METRICS, path)
-    with patiently(lambda: (path / METRICS).open("rb")) as file:
-        while block := file.read(BLOCK):
-            yield _valid_lines(block + file.readline(LONGEST_LINE))
+    with contextlib.suppress(*MISSING):
+        raise_if_leading_out(path / METRICS, path)
+        with patiently(lambda: (path / METRICS).open("rb")) as file:
+            while block := file.read(BLOCK):
+                yield _valid_lines(block + file.readline(LONGEST_LINE))
 
 
 def _valid_lines(block: bytes) -> list[MetricsLine]:
@@ -364,7 +403,11 @@ def namesake(root: Path, name: str) -> str | None:
 
 
 def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """The runs below a LoRA's folder whose record can be read, the newest first."""
+    """The runs below a LoRA's folder whose record is one, the newest first.
+
+    Raises:
+        InputError: a record cannot be read now; the run must not be passed over.
+    """
     try:
         found = [path for path in folder.iterdir() if (path / RECORD).is_file()]
     except OSError:
@@ -374,6 +417,12 @@ def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
             record = read_record(path)
         except ValueError:
             continue
+        except OSError as error:
+            problem = (
+                f"previous_run: {path / RECORD} cannot be read ({error.strerror or error}): {remedy(error, path)}. "
+                "Then queue again, or choose to start anew."
+            )
+            raise InputError("Train LoRA", [problem]) from error
         yield path, record
 
 
@@ -457,6 +506,10 @@ def _owner(path: Path) -> str:
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _bytes(value: Any) -> bytes:
+    return _text(value).encode()
 
 
 def _text(value: Any) -> str:

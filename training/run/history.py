@@ -41,6 +41,9 @@ def stored_history(path: Path, root: Path) -> dict[str, Any] | None:
     Args:
         path: of the run's folder.
         root: of all runs.
+
+    Raises:
+        OSError: its files cannot be read now: another program holds them ...
     """
     try:
         record = read_record(path)

@@ -1,6 +1,7 @@
 """A file of lines that grows: a line that cannot be written now is written later."""
 
 from collections.abc import Iterable
+from io import SEEK_END, FileIO
 from pathlib import Path
 
 from ..basics.files import atomic_write, patiently
@@ -19,6 +20,8 @@ class LineLog:
         self.is_anew = False
         """whether what is unwritten is to replace the file"""
         self._unwritten = bytearray()
+        self._torn_at: int | None = None
+        """bytes of the file before a line of which a part alone could be written; the line is still unwritten"""
 
     @property
     def unwritten(self) -> bytes:
@@ -47,14 +50,27 @@ class LineLog:
         if self.is_anew and waits:
             with atomic_write(self.path) as unfinished:
                 unfinished.write_bytes(self._unwritten)
-            self.is_anew = False
+            self.is_anew, self._torn_at = False, None
             self._unwritten.clear()
         if self._unwritten and not self.is_anew:
             raise_if_leading_out(self.path, self.path.parent)
             # Without a buffer, so that it is known what has been written when the disk is full.
             with patiently(self._opened) if waits else self._opened() as file:
-                while self._unwritten:
-                    del self._unwritten[: file.write(self._unwritten)]
+                if self._torn_at is not None and file.tell() > self._torn_at:
+                    file.truncate(self._torn_at)
+                self._torn_at = None
+                self._append(file)
 
-    def _opened(self):
+    def _append(self, file: FileIO) -> None:
+        begin, written = file.seek(0, SEEK_END), 0
+        try:
+            while written < len(self._unwritten):
+                written += file.write(self._unwritten[written:])
+        finally:
+            whole = self._unwritten.rfind(b"\n", 0, written) + 1
+            if written > whole:
+                self._torn_at = begin + whole
+            del self._unwritten[:whole]
+
+    def _opened(self) -> FileIO:
         return self.path.open("ab", buffering=0)

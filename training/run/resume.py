@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..basics.disk_errors import remedy
 from ..basics.errors import InputError, raise_if_any
 from ..basics.paths import folded
 from ..model.learner import Learner
@@ -47,13 +48,14 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
         previous: one of PREVIOUS.
 
     Raises:
-        InputError: the folder cannot be written, another process has locked it, or `previous` says to stop.
+        InputError: the folder cannot be written, another process has locked it, a checkpoint cannot be read now, or
+            `previous` says to stop.
     """
     if previous not in PREVIOUS:
         raise_if_any("Train LoRA", [f"previous_run is {previous!r}; choose one of: {', '.join(PREVIOUS)}."])
-    other = namesake(root, name)
-    opened = _opened(root, name, origin, previous)
-    if other is not None:
+    others = {other for other in [namesake(root, name)] if other is not None}
+    opened = _opened(root, name, origin, previous, others)
+    for other in sorted(others):
         opened.notes.append(
             f"There are runs of {other} too, whose name differs from {name} in case or Unicode form alone: Windows and "
             "macOS take both for one folder. To go on with one of those, write the name as they do."
@@ -61,17 +63,27 @@ def open_run(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     return opened
 
 
-def _opened(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
+def _opened(root: Path, name: str, origin: Origin, previous: str, others: set[str]) -> OpenedRun:
+    """Does what `open_run` says.
+
+    Args:
+        others: gets the names of runs that are passed over, since they differ in case or Unicode form only.
+    """
     newest: tuple[Path, Record, str] | None = None
     notes: list[str] = []
     for path, record in earlier_runs(root / name) if previous != ANEW else ():
         if (known := record.get("name", name)) != name and folded(known) == folded(name):
+            others.add(known)
             continue
         changed = "; ".join(differences(record, origin.plain()))
         newest = newest or (path, record, changed)
         if not changed:
             folder = RunFolder(path, root)  # locked first: what another process has open has not stopped
-            state, damage = newest_state(folder.checkpoints)
+            try:
+                state, damage = _newest(folder.checkpoints)
+            except InputError:
+                folder.close()
+                raise
             if state is not None:
                 return _resumed(folder, record, previous, state, damage)
             folder.close()
@@ -79,6 +91,22 @@ def _opened(root: Path, name: str, origin: Origin, previous: str) -> OpenedRun:
     if newest is None or not newest[2]:
         return OpenedRun(new_run(root, name), previous, notes=notes)
     return _after_another(root, name, newest, previous)
+
+
+def _newest(folder: Path) -> tuple[State | None, list[str]]:
+    """`newest_state`.
+
+    Raises:
+        InputError: a checkpoint cannot be read now.
+    """
+    try:
+        return newest_state(folder)
+    except OSError as error:
+        problem = (
+            f"previous_run: a checkpoint in {folder} cannot be read ({error}): {remedy(error, folder)}. Then queue "
+            f"again, and the run goes on from it; or choose {ANEW!r}."
+        )
+        raise InputError("Train LoRA", [problem]) from error
 
 
 def _resumed(folder: RunFolder, record: Record, previous: str, state: State, damage: list[str]) -> OpenedRun:
@@ -111,7 +139,8 @@ def _after_another(root: Path, name: str, newest: tuple[Path, Record, str], prev
         newest: folder and record of the newest run of this name, and what changed since.
 
     Raises:
-        InputError: `previous` says to stop, or to take over from a run that another process has open.
+        InputError: `previous` says to stop, or to take over from a run that another process has open; a checkpoint
+            cannot be read now.
     """
     path, record, changed = newest
     old, owner = path.relative_to(root).as_posix(), open_in(path)
@@ -129,7 +158,7 @@ def _after_another(root: Path, name: str, newest: tuple[Path, Record, str], prev
                 f"it has ended, stop it there, or choose {ANEW!r}."
             ],
         )
-    state, damage = newest_state(path / "checkpoints")
+    state, damage = _newest(path / "checkpoints")
     if state is None:
         return anew(*(damage or [f"The run {old} stopped before its first checkpoint: this one starts anew."]))
     steps, step, is_finished = record.get("steps", 0), state.step, record.get("state") == "finished"

@@ -251,11 +251,23 @@ class RunRecorder:
     def step_back(self, learner: Learner, error: Diverged) -> bool:
         """Goes back to a checkpoint of this run and halves the learning rate; deletes everything after its step."""
         folder, progress, controls = self.folder, self.progress, self.controls
-        delete_from(folder.checkpoints, error.spoilt)
+        try:
+            left = delete_from(folder.checkpoints, error.spoilt)
+        except OSError:
+            left = [folder.checkpoints]
+        for path in left:
+            self.notes.add(
+                f"{path} may hold a diverged state and cannot be deleted: close the program that holds it, and delete "
+                f"what is of step {error.spoilt} or later."
+            )
         if self.config.run.on_divergence != "step back" or progress.steps_back >= MOST_STEPS_BACK:
             return False
         # From the step just before, the same step would follow: the learning rate does not change its gradients.
-        state, _ = newest_state(folder.checkpoints, before=error.step - 1)
+        try:
+            state, _ = newest_state(folder.checkpoints, before=min(error.step - 1, error.spoilt))
+        except OSError as problem:
+            self.notes.add(f"There is no going back: a checkpoint cannot be read ({problem}).")
+            return False
         if state is None:
             return False
         self.learner = None  # half loaded, it must not be saved in place of the checkpoint
@@ -331,7 +343,10 @@ class RunRecorder:
 
     def _save_diverged(self) -> str:
         """Saves the LoRA alone: the run cannot go on from a diverged state. Returns sentences about it."""
-        state, _ = newest_state(self.folder.checkpoints)
+        try:
+            state, _ = newest_state(self.folder.checkpoints)
+        except OSError as error:
+            return f"Its last checkpoint cannot be read ({error})."
         if state is None:
             message = "No checkpoint is left to go on from: the next run starts anew."
         else:

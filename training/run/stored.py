@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import Required, TypedDict
 
-from ..basics.files import read
+from ..basics.files import one_patience, read
 from .folder import LARGEST_RECORD, METRICS, RECORD, Number, open_in, runs_below
 from .history import STOPPED, stored_history
 from .workflows import workflow_of
@@ -60,7 +60,7 @@ def stored_histories(root: Path, workflow: str, nodes: set[str]) -> list[dict[st
         root: of all runs.
         nodes: ids of nodes that are left out.
     """
-    with _lock:
+    with _lock, one_patience():
         shown: dict[str, dict[str, Any]] = {}
         for run in sorted(_runs_of(root, workflow), key=lambda run: (run.started_at, run.path.name), reverse=True):
             if len(shown) < MOST_SHOWN and run.node not in nodes and run.node not in shown:
@@ -78,7 +78,11 @@ def _runs_of(root: Path, workflow: str) -> Iterator[_Run]:
         stamp = _stamp(path / RECORD)
         known = _runs.get(path)
         if known is None or stamp != (known.stamp if isinstance(known, _Run) else known):
-            known = _runs[path] = _read(path, stamp) or stamp
+            try:
+                known = _runs[path] = _read(path, stamp) or stamp
+            except OSError:  # it is read again for the next answer
+                _runs.pop(path, None)
+                continue
         if isinstance(known, _Run) and known.workflow == workflow:
             yield known
 
@@ -88,7 +92,7 @@ def _read(path: Path, stamp: Stamp) -> _Run | None:
         return None
     try:
         facts = _FACTS.validate_json(read(path / RECORD), strict=True)
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return _Run(path, stamp, workflow_of(facts["workflow_id"]), facts["node_id"], facts.get("started_at", 0.0))
 
@@ -97,7 +101,10 @@ def _history(run: _Run, root: Path) -> dict[str, Any] | None:
     stamp = (*run.stamp, *_stamp(run.path / METRICS))
     known = _histories.pop(run.path, None)
     if known is None or known[0] != stamp:
-        known = stamp, stored_history(run.path, root)
+        try:
+            known = stamp, stored_history(run.path, root)
+        except OSError:  # it is read again for the next answer
+            return None
     _histories[run.path] = known
     while len(_histories) > MOST_KEPT:
         del _histories[next(iter(_histories))]

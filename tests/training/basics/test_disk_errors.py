@@ -30,7 +30,7 @@ KINDS = {
         error(errno.EACCES, 5),
         error(errno.EACCES, 32),
         error(errno.EACCES, 33),
-        error(errno.EINVAL, 1224),
+        *(error(errno.EINVAL, winerror) for winerror in (145, 303, 391, 1224)),
         error(errno.EBUSY),
     ],
     "the path is too long": [error(errno.ENAMETOOLONG), error(errno.ENOENT, 206)],

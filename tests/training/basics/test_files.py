@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lora_kiln.training.basics import files
+from lora_kiln.training.basics import files, locks
 from lora_kiln.training.basics.files import (
     atomic_write,
     claim_name,
@@ -74,6 +74,19 @@ def test_a_scratch_folder_goes_at_the_end(tmp_path: Path) -> None:
         assert folder.parent == tmp_path and folder.name.startswith(".x-")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_folder_whose_lock_is_held_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    waits: list[float] = []
+    with monkeypatch.context() as scanner:
+        scanner.setattr(os, "open", refused)
+        scanner.setattr(locks.time, "sleep", waits.append)
+        with scratch_folder(tmp_path, ".x-") as folder:
+            assert folder.is_dir()
+    assert waits == []
 
 
 def test_scratch_folders_of_dead_processes_are_swept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from lora_kiln.training.basics.files import atomic_write
-from lora_kiln.training.basics.long_paths import TooLong, try_length
+from lora_kiln.training.basics.long_paths import UNFINISHED, TooLong, try_length
 
 from disk import ShortPaths
 
@@ -38,6 +38,16 @@ def test_what_is_taken_can_be_written(tmp_path: Path, name: str) -> None:
             path.parent.rmdir()
             path.parent.parent.rmdir()
     assert taken == {True, False}
+
+
+@pytest.mark.parametrize("name", ["short.txt", f"{'c' * 60}.safetensors"])
+def test_what_just_fits_is_taken(tmp_path: Path, name: str) -> None:
+    path = tmp_path / DEEP / name
+    longest = max(len(str(path)), len(str(path.with_name(UNFINISHED))))
+    with ShortPaths(tmp_path, longest):
+        assert takes(path)
+    with ShortPaths(tmp_path, longest - 1):
+        assert not takes(path)
 
 
 def test_the_refusal_says_length_limit_and_remedy(tmp_path: Path) -> None:

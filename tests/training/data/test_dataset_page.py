@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 from lora_kiln.nodes.load_dataset import LoadDataset
+from lora_kiln.training.basics import files
 from lora_kiln.training.basics.errors import InputError, Refusal
 from lora_kiln.training.data import dataset_page
 from lora_kiln.training.data.dataset_page import describe, save_captions, thumbnail
 from PIL import Image
+
+from windows_files import WindowsFiles
 
 SETTINGS = dict(resolution="64", bucket_step="16", shortest_side="64", longest_side="128")
 
@@ -356,6 +360,19 @@ def test_a_name_that_no_file_has_is_answered_in_words(cats: Path, name: str) -> 
     for folder in (name, f"cats/{name}", str(cats / name)):
         with pytest.raises(InputError):
             describe({"folder": folder})
+
+
+def test_captions_that_are_held_are_waited_for_together(
+    cats: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for name in "abc":
+        draw(cats / f"{name}.png")
+        (cats / f"{name}.txt").write_text("held")
+    windows_files.hold("*.txt")
+    answer = save_all(*(entry(f"{name}.png", "new", "held") for name in "abc"))
+    assert len(answer["failed"]) == 3 and 0 < sum(waits) <= files.PATIENCE_SECONDS
 
 
 def test_saving_captions_sweeps_what_a_killed_save_left(cats: Path) -> None:

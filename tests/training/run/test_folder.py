@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from lora_kiln.training.basics import locks
+from lora_kiln.training.basics import files, locks
 from lora_kiln.training.basics.errors import InputError
+from lora_kiln.training.run import folder as run_folders
 from lora_kiln.training.run.checkpoints import State, delete_from, newest_state, prune, write_state
 from lora_kiln.training.run.folder import (
     METRICS,
@@ -25,6 +26,9 @@ from lora_kiln.training.run.folder import (
     read_metrics,
     read_record,
 )
+
+from disk import ShortPaths, Writes
+from windows_files import WindowsFiles
 
 
 @pytest.fixture
@@ -54,6 +58,51 @@ def test_a_record_that_cannot_be_read_begins_anew(folder: RunFolder, text: str) 
     (folder.path / RECORD).write_text(text, "utf-8")
     folder.record({"state": "running"})
     assert json.loads((folder.path / RECORD).read_text("utf-8")) == {"format": 1, "state": "running"}
+
+
+@pytest.mark.parametrize("fact", ["\ud800", float("nan"), {1}])
+def test_facts_that_cannot_be_written_are_refused_once(fact: object, tmp_path: Path) -> None:
+    opened = RunFolder(make_run(tmp_path / "anna" / "1"), tmp_path)
+    with pytest.raises((ValueError, TypeError)):
+        opened.record({"name": fact})
+    opened.record({"state": "finished"})
+    opened.close()
+    assert json.loads((opened.path / RECORD).read_text("utf-8")) == {"format": 1, "state": "finished"}
+    assert open_in(opened.path) is None
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', "1e999"])
+def test_a_record_with_an_entry_that_cannot_be_written_again_begins_anew(folder: RunFolder, text: str) -> None:
+    (folder.path / RECORD).write_text(f'{{{{"format": 1, "a": {text}}}}}', "utf-8")
+    folder.record({"state": "running"})
+    assert read_record(folder.path) == {"format": 1, "state": "running"}
+
+
+def test_a_record_that_cannot_be_written_is_noted_once(folder: RunFolder) -> None:
+    with Writes(folder.path, 0):
+        folder.record({"state": "running"})
+        folder.record({"state": "finished"})
+    assert len(folder.notes) == 1 and "No space left" in folder.notes[0]
+
+
+def test_lines_that_are_to_be_cut_go_once_their_file_can_be_read(
+    folder: RunFolder, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(run_folders, "FLUSH_SECONDS", 0.0)
+    for step in (1, 2, 3, 4):
+        folder.log({"step": step, "loss": 1.0})
+    folder.flush()
+    holder = windows_files.hold("*/metrics.jsonl", and_read=True)
+    assert folder.cut_metrics(3) == []
+    folder.log({"step": 4, "loss": 2.0})
+    assert [line["step"] for line in folder.cut_metrics(2)] == []
+    folder.log({"step": 3, "loss": 2.0})
+    holder.left = 0
+    folder.log({"step": 4, "loss": 2.0})
+    folder.flush()
+    losses = [(line["step"], line.get("loss")) for line in read_metrics(folder.path)]
+    assert losses == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
 # ---------------------------------------------------------------- names: a person renames folders as they like
@@ -89,6 +138,18 @@ def test_a_renamed_run_counts_by_the_time_when_it_began(tmp_path: Path) -> None:
     assert [path for path, _ in earlier_runs(tmp_path)] == [latest, later, earlier, unknown]
 
 
+def test_a_run_whose_record_is_held_is_not_passed_over(
+    tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    older, newer = (make_run(tmp_path / f"20261129-00000{number}") for number in (1, 2))
+    holder = windows_files.hold(f"{newer}/run.json", and_read=True)
+    with pytest.raises(InputError, match="cannot be read .*another program.* Then queue again"):
+        next(earlier_runs(tmp_path))
+    holder.left = 0
+    assert [path for path, _ in earlier_runs(tmp_path)] == [newer, older]
+
+
 @pytest.mark.parametrize("what", ["a file", "a link to nothing"])
 def test_a_name_that_is_no_folder_is_said(what: str, tmp_path: Path) -> None:
     if what == "a file":
@@ -106,6 +167,19 @@ def test_files_that_a_kill_has_left_half_written_go_when_the_run_is_opened(tmp_p
         os.utime(tmp_path / "anna" / name, (1e9, 1e9))
     with closing(RunFolder(tmp_path / "anna", tmp_path)) as opened:
         assert not list(opened.path.glob(".*.writing")) and (opened.path / "run.json").exists()
+
+
+def test_the_length_of_a_runs_path_is_tried_where_no_checkpoint_was_written_yet(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 90) / ("b" * 90) / "20261129-000000"
+    path.mkdir(parents=True)
+    with ShortPaths(tmp_path, len(str(path)) + 10):
+        for _ in range(2):
+            with pytest.raises(InputError, match="writes longer paths"):
+                RunFolder(path, tmp_path)
+            assert open_in(path) is None
+    write_state(path / "checkpoints", STATE)
+    with ShortPaths(tmp_path, len(str(path)) + 10), closing(RunFolder(path, tmp_path)) as opened:
+        assert newest_state(opened.checkpoints)[1] == []
 
 
 def test_who_has_a_run_open_is_told(folder: RunFolder) -> None:

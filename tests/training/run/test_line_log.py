@@ -26,6 +26,19 @@ def test_lines_that_a_full_disk_cuts_are_whole_once_there_is_room(tmp_path: Path
     assert log.path.read_text() == "first\nsecond\nthird\nfourth\n"
 
 
+def test_a_line_that_a_full_disk_cuts_is_kept_when_the_file_is_begun_anew(tmp_path: Path):
+    log = LineLog(tmp_path / "a")
+    log.add("first")
+    with files_of_at_most(3), pytest.raises(OSError):
+        log.write()
+    assert log.path.read_text() == "fir" and log.unwritten == b"first\n"
+    log.begin_anew([log.unwritten.decode().strip(), "second"])
+    log.write()
+    log.add("third")
+    log.write()
+    assert log.path.read_text() == "first\nsecond\nthird\n"
+
+
 def test_lines_of_a_file_that_cannot_be_begun_anew_wait(tmp_path: Path, windows_files: WindowsFiles):
     log = LineLog(tmp_path / "a")
     log.path.write_text("old\n")

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from lora_kiln.training.basics import files
 from lora_kiln.training.run import live, stored
 from lora_kiln.training.run.folder import BLOCK, LARGEST_RECORD, LONGEST_LINE, read_metrics, runs_below
 from lora_kiln.training.run.live import histories
 from lora_kiln.training.run.progress import Progress
+
+from windows_files import WindowsFiles
 
 NIL = "00000000-0000-0000-0000-000000000000"
 RECORD = {
@@ -64,6 +67,21 @@ def test_a_run_that_cannot_be_read_gives_way_to_the_one_before(tmp_path: Path) -
     with (make_run(tmp_path, "anna/4", started_at=4.0) / "run.json").open("a") as file:
         file.write(" " * LARGEST_RECORD)
     assert shown(tmp_path) == ["anna/1"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_runs_that_are_held_are_shown_once_they_are_free_and_waited_for_together(
+    name: str, tmp_path: Path, windows_files: WindowsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for number in range(1, 5):
+        make_run(tmp_path, f"anna/{number}", metrics_text(3), node_id=str(number))
+    holder = windows_files.hold(f"*/{name}", and_read=True)
+    assert shown(tmp_path) == [] and 0 < sum(waits) <= files.PATIENCE_SECONDS
+    holder.left = 0
+    found = sorted((run["run"], run["step"]) for run in histories(tmp_path, "w"))
+    assert found == [(f"anna/{n}", 3) for n in range(1, 5)]
 
 
 def test_a_run_that_another_process_has_open_goes_on(tmp_path: Path) -> None:

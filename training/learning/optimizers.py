@@ -185,9 +185,8 @@ def load_optimizer_state(
     fresh = optimizer.state_dict()
     if len(plain["groups"]) != len(fresh["param_groups"]):
         raise ValueError("the checkpoint's optimizer has other groups of parameters")
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(entries) for index, entries in plain["state"].items() if entries
-    }
+    kept = {int(index): dict(entries) for index, entries in plain["state"].items()}
+    state: dict[int, dict[str, Any]] = {index: entries for index, entries in kept.items() if entries}
     groups = [
         {**optimizer.defaults, **saved, **{key: own[key] for key in NOT_IN_CHECKPOINTS if key in own}}
         for own, saved in zip(fresh["param_groups"], plain["groups"], strict=True)

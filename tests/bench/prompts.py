@@ -127,7 +127,7 @@ def config_nodes(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[JS
     rest = dict(recipe)
     nodes: JSON = {}
     before: Link = []
-    for kind in CONFIG_NODES:
+    for kind in (each for each in CONFIG_NODES if each in info):
         own = {name: rest.pop(name) for name in list(rest) if name in inputs_of(info, kind)}
         if own or not before:
             nodes[kind] = filled(info, kind, **own, **({"config": before} if before else {}))

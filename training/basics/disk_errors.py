@@ -69,7 +69,7 @@ def remedy(error: OSError, place: Path | str) -> str:
         place: the file or folder, or a word for it.
     """
     kind = _kind(error)
-    return (kind.remedy if kind else OTHER).replace("{place}", place)
+    return (kind.remedy if kind else OTHER).replace("{place}", str(place))
 
 
 def told_by_library(error: Exception) -> OSError:

@@ -70,7 +70,7 @@ class Learner:
         Raises:
             Damaged: it is of another recipe or model.
         """
-        is_flat = self.optimizer.param_groups[0]["params"][0] is self.flats[0].values
+        is_flat = any(self.optimizer.param_groups[0]["params"][0] is flat.values for flat in self.flats)
         tensors = with_flats(tensors, self.flats, ("ema", "optimizer.state") if is_flat else ("ema",))
         tensors = self._rearranged(tensors, FlatParameters.as_laid)
         copy_into((flat.values for flat in self.flats), "values", tensors)

@@ -63,6 +63,8 @@ def make_workspace(workspace: Path, host_dir: Path, kit: Path | None = None) -> 
 
 def import_pack() -> None:
     """Makes the clone's root the package `lora_kiln`: ComfyUI loads it by path, so it has no name of its own."""
+    if "lora_kiln" in sys.modules:
+        return
     spec = importlib.util.spec_from_file_location(
         "lora_kiln", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
     )

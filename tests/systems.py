@@ -36,6 +36,13 @@ NEEDS = (
     Need(LINUX, "Triton, with its interpreter", ("training/test_kernels.py",)),
     Need(LINUX, "a bound on this process's memory", (), ("at_most_150_mb_more", "at_most_400_mb_more")),
     Need(
+        LINUX, "a copy of Python that reads a path file beside it",
+        (
+            "test_dev.py::test_a_portable_python_runs_our_programs",
+            "training/data/test_hub.py::test_a_portable_python_downloads_with_the_packages_of_this_process",
+        ),
+    ),
+    Need(
         LINUX, "names of files that are not Unicode",
         ("training/data/test_picture_folder.py::test_a_name_that_is_not_unicode_is_said",),
     ),

@@ -171,7 +171,7 @@ def portable(tmp_path: Path) -> Path:
     return python
 
 
-@pytest.mark.skipif(os.name == "nt" or sys.version_info < (3, 11), reason="this Python reads no path file here")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python reads no path file")
 def test_a_portable_python_runs_our_programs(portable: Path, tmp_path: Path):
     setup = environment.Setup(portable, tmp_path, None)
     answer = partial(subprocess.run, capture_output=True, text=True, env=setup.environ())

@@ -151,26 +151,6 @@ class Adapter(nn.Module, ABC):
     def from_tensors(cls, tensors: Mapping[str, Tensor], alpha: float | None) -> "Adapter | None":
         """The inverse of `tensors` for float32 tensors; None where they are of another parametrisation."""
 
-    def draw_dropout(
-        self,
-        generator: torch.Generator,
-        dropout: float = 0.0,
-        rank_dropout: float = 0.0,
-        is_left_out: bool = False,
-    ) -> None:
-        """Draws the dropout that holds until the next draw.
-
-        Args:
-            generator: on the CPU.
-            dropout: share of the inputs set to zero.
-            rank_dropout: share of the ranks set to zero.
-            is_left_out: whether the whole adapter is dropped.
-        """
-        seed, ranks = int(torch.randint(2**62, (), generator=generator)), None
-        if rank_dropout:
-            ranks = rank_factors(self.rank, rank_dropout, generator).to(next(self.parameters()).device)
-        self.dropped = Dropped(is_left_out, dropout, seed, ranks)
-
     def clear_dropout(self) -> None:
         """Turns dropout off, as samples and validation need it."""
         self.dropped = NOTHING
@@ -194,11 +174,6 @@ class AddedAdapter(Adapter):
     @abstractmethod
     def added(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The adapter's addend to the layer's output for the input x, in the number format of x."""
-
-
-def rank_factors(ranks: int, share: float, generator: torch.Generator) -> Tensor:
-    """(ranks,) float32 on the CPU: 0 for the share to drop, and what keeps the mean for the others."""
-    return (torch.rand(ranks, generator=generator) >= share) / (1 - share)
 
 
 def is_linear(layer: nn.Module) -> bool:

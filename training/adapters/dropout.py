@@ -9,7 +9,7 @@ from ..basics.errors import raise_if_any
 from ..basics.pinned import pinned
 from ..basics.randomness import tensor_generator
 from . import KINDS, Adapter
-from .base import Dropped, rank_factors
+from .base import Dropped
 from .settings import AdapterConfig
 
 
@@ -87,7 +87,7 @@ def _ranks(
     for adapter in adapters:
         places[adapter] = start, start + adapter.rank
         start += adapter.rank
-    factors = rank_factors(start, share, generator)
+    factors = (torch.rand(start, generator=generator) >= share) / (1 - share)  # the mean stays
     for adapter, place in places.items():
         if left_out[adapter] and adapter.is_off_without_ranks:
             factors[slice(*place)] = 0.0

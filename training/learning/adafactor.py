@@ -31,18 +31,13 @@ class Adafactor(transformers.optimization.Adafactor):
         self._batches = ()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Moves all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         if not self._batches or not all(batch.is_whole() for _, batches in self._batches for batch in batches):
             self._batches = [(group, list(self._batches_of(group))) for group in self.param_groups]
         for group, batches in self._batches:
             for batch in batches:
                 self._move(group, batch)
-        return loss
 
     def _batches_of(self, group: dict[str, Any]) -> Iterator[_Batch]:
         by_kind: dict[Any, list[nn.Parameter]] = {}

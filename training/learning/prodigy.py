@@ -17,12 +17,8 @@ class Prodigy(pytorch_optimizer.Prodigy):
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Moves all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         first = self.param_groups[0]
         device = first["params"][0].device
         beta1, beta2 = first["betas"]
@@ -68,7 +64,6 @@ class Prodigy(pytorch_optimizer.Prodigy):
                 else:
                     update = state["exp_avg"] / root.add_(own_d * group["eps"])
                 each.sub_(update.mul_(own_rate))
-        return loss
 
     def _moved(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """(parameter, gradient, state) of a group's parameters that have a gradient."""

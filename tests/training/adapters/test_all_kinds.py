@@ -10,7 +10,8 @@ from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy.weight_adapter.oft import OFTDiff
 from lora_kiln.training.adapters import EXACT, Adapter, adapter_from_tensors, new_adapter
 from lora_kiln.training.adapters.base import apply_weight
-from lora_kiln.training.config import ADAPTERS
+from lora_kiln.training.adapters.dropout import draw_dropout
+from lora_kiln.training.config import ADAPTERS, LoRAConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,6 +54,10 @@ def learned(kind: str, layer: nn.Module) -> Adapter:
     for parameter in adapter.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return adapter
+
+
+def draw(adapter: Adapter, step: int = 0, **shares: float) -> None:
+    draw_dropout({"it": adapter}, LoRAConfig.of(**shares).adapter, 1, step, 0)
 
 
 def output_with(layer: nn.Module, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -189,7 +194,7 @@ def test_recomputed_activations_see_the_same_dropout(kind: str, name: str, reent
     adapter = learned(kind, layer)
     p = 0.4 if adapter.has_input_dropout else 0.0
     q = 0.4 if adapter.has_rank_dropout else 0.0
-    adapter.draw_dropout(torch.Generator().manual_seed(3), p, q)
+    draw(adapter, dropout=p, rank_dropout=q)
     expected, gradients = {}, {}
     for how in ("plain", "recomputed"):
         adapter.zero_grad()
@@ -217,11 +222,11 @@ def test_dropout_keeps_the_mean(kind: str, dropout: float, rank_dropout: float) 
     adapter = learned(kind, layer)
     if rank_dropout and not adapter.has_rank_dropout:
         return
-    generator, draws = torch.Generator().manual_seed(5), 4000
+    draws = 4000
     with torch.no_grad():
         whole, total, square = adapter(layer, layer, x), torch.zeros(2, 5, 12), torch.zeros(2, 5, 12)
-        for _ in range(draws):
-            adapter.draw_dropout(generator, dropout, rank_dropout)
+        for step in range(draws):
+            draw(adapter, step, dropout=dropout, rank_dropout=rank_dropout)
             change = adapter(layer, layer, x) - whole
             total, square = total + change, square + change**2
     mean, deviation = total / draws, (square / draws).sqrt()
@@ -233,7 +238,7 @@ def test_dropout_keeps_the_mean(kind: str, dropout: float, rank_dropout: float) 
 def test_rank_dropout_leaves_whole_ranks_out(kind: str) -> None:
     layer, x = layer_and_input("linear")
     adapter = learned(kind, layer)
-    adapter.draw_dropout(torch.Generator().manual_seed(1), rank_dropout=0.5)
+    draw(adapter, rank_dropout=0.5)
     mask = adapter.dropped.ranks
     assert mask is not None and set(mask.tolist()) == {0.0, 2.0}
     (adapter(layer, layer, x) ** 2).sum().backward()
@@ -245,10 +250,14 @@ def test_rank_dropout_leaves_whole_ranks_out(kind: str) -> None:
 def test_a_layer_may_go_without_its_adapter(kind: str) -> None:
     layer, x = layer_and_input("linear")
     adapter = learned(kind, layer)
-    adapter.draw_dropout(torch.Generator().manual_seed(0), is_left_out=True)
-    assert torch.equal(adapter(layer, layer, x), layer(x))
-    adapter.clear_dropout()
-    assert not torch.allclose(adapter(layer, layer, x), layer(x))
+    with_it, settings = adapter(layer, layer, x), LoRAConfig.of(adapter=kind, module_dropout=0.5).adapter
+    is_left_out = []
+    for step in range(20):
+        draw_dropout({"it": adapter, "another": fresh(kind, layer)}, settings, 1, step, 0)
+        output = adapter(layer, layer, x)
+        is_left_out.append(torch.equal(output, layer(x)))
+        assert is_left_out[-1] or torch.equal(output, with_it)
+    assert 0 < sum(is_left_out) < 20 and not torch.allclose(with_it, layer(x))
 
 
 @all_kinds

@@ -6,7 +6,9 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import LoRA, init_lora
 from lora_kiln.training.adapters.base import AddedAdapter
+from lora_kiln.training.adapters.dropout import draw_dropout
 from lora_kiln.training.adapters.flat import FlatParameters
+from lora_kiln.training.config import LoRAConfig
 from lora_kiln.training.host.products import compute_quantised
 from lora_kiln.training.host.quantise import to_fp8
 from torch import nn
@@ -49,7 +51,7 @@ def results(
 ) -> list[torch.Tensor]:
     """Output, and gradients of x, down and up."""
     layer, adapter, x = made(name, dtype)
-    adapter.draw_dropout(torch.Generator().manual_seed(2), rank_dropout=rank_dropout)
+    draw_dropout({"it": adapter}, LoRAConfig.of(rank_dropout=rank_dropout).adapter, 1, 0, 0)
     flat = FlatParameters([adapter], CPU, dtype)
     output = adapter.fused(layer, x, host.PRODUCTS) if is_fused else AddedAdapter.adapted(adapter, layer, layer, x)
     assert output is not None
@@ -104,7 +106,7 @@ def without_places(layer, adapter, x):
 
 
 def with_dropout(layer, adapter, x):
-    adapter.draw_dropout(torch.Generator(), dropout=0.5)
+    draw_dropout({"it": adapter}, LoRAConfig.of(dropout=0.5).adapter, 1, 0, 0)
 
 
 def of_other_format(layer, adapter, x):

@@ -10,6 +10,7 @@ import torch
 from lora_kiln.training import host
 from lora_kiln.training.adapters import DoRA, LoRA, init_lora
 from lora_kiln.training.adapters.attach import attached, make_adapters
+from lora_kiln.training.adapters.dropout import draw_dropout
 from lora_kiln.training.adapters.flat import FlatParameters
 from lora_kiln.training.adapters.layer_rules import DIFFUSION_MODEL
 from lora_kiln.training.adapters.shared_input import LARGEST_GROUP, AdaptedForward, Readers, block_names, share, watched
@@ -185,13 +186,13 @@ class TestWhatIsTaken:
 
     def test_dropped_ranks_are_dropped_together_too(self) -> None:
         for forwards in (self.forwards, self.alone):
-            for seed, each in enumerate(forwards.values()):
-                each.adapter.draw_dropout(torch.Generator().manual_seed(seed), rank_dropout=0.5)
+            adapters = {name: forwards[name].adapter for name in "qkv"}
+            draw_dropout(adapters, LoRAConfig.of(rank_dropout=0.5).adapter, 1, 0, 0)
         self.check("q", self.x)
         assert self.shared.output(self.forwards["q"], self.x) is not None
 
     def test_a_dropout_on_one_is_left_to_the_plain_way(self) -> None:
-        self.forwards["k"].adapter.draw_dropout(torch.Generator(), rank_dropout=0.5)
+        draw_dropout({"k": self.forwards["k"].adapter}, LoRAConfig.of(rank_dropout=0.5).adapter, 1, 0, 0)
         assert self.shared.output(self.forwards["q"], self.x) is None
         self.check("q", self.x)
 

@@ -163,7 +163,7 @@ def portable_python(folder: Path) -> Path:
     return python
 
 
-@pytest.mark.skipif(os.name == "nt" or sys.version_info < (3, 11), reason="this Python reads no path file here")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python reads no path file")
 def test_a_portable_python_downloads_with_the_packages_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     python = portable_python(tmp_path / "portable")
     ask = [python, "-c", "import sys, importlib.util as u; print(sys.flags.isolated, u.find_spec('huggingface_hub'))"]

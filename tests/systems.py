@@ -33,6 +33,10 @@ class Need:
 NEEDS = (
     Need(LINUX, "mounts of a test's own, /proc", ("test_disk.py", "test_faults.py")),
     Need(LINUX, "open files are counted in /proc", ("training/run/test_leaks.py",)),
+    Need(
+        LINUX, "open and mapped files are found in /proc", ("test_windows_files.py", "training/run/test_held_files.py"),
+        ("windows_files",),
+    ),
     Need(LINUX, "Triton, with its interpreter", ("training/test_kernels.py",)),
     Need(LINUX, "a bound on this process's memory", (), ("at_most_150_mb_more", "at_most_400_mb_more")),
     Need(

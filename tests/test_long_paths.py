@@ -15,7 +15,8 @@ from lora_kiln.training.lora.run_files import LONGEST_END
 from lora_kiln.training.lora.save import check_name, save_lora
 from lora_kiln.training.run import checkpoints
 from lora_kiln.training.run.checkpoints import State
-from lora_kiln.training.run.folder import RunFolder, new_run
+from lora_kiln.training.run.folder import RunFolder
+from lora_kiln.training.run.runs import new_run
 from PIL import Image
 
 from disk import ShortPaths

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_kiln.training.run.folder import read_metrics, read_record
+from lora_kiln.training.run.records import read_metrics, read_record
 
 import old_runs
 from old_runs import RATE_FACTOR, RATE_STEP, STEPS, STOPPED_AT

@@ -18,7 +18,7 @@ FARTHEST = 0.05
 
 def whole(ground: Ground) -> str:
     """A run while another thread reads its files, as an open page does."""
-    from lora_kiln.training.run.folder import read_record
+    from lora_kiln.training.run.records import read_record
 
     import models
 

@@ -8,96 +8,30 @@ A link in it that leads out of the folder is not followed.
 import contextlib
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, TypeAdapter
-from typing_extensions import Required, TypedDict
 
 from ..basics.disk_errors import is_held, remedy
 from ..basics.errors import InputError, raise_if_any
-from ..basics.files import atomic_write, patiently, read, sweep_unfinished
+from ..basics.files import atomic_write, read, sweep_unfinished
 from ..basics.locks import Held, lock_file
 from ..basics.long_paths import TooLong, try_length
-from ..basics.paths import LinkLeadsOut, folded, raise_if_leading_out
+from ..basics.paths import LinkLeadsOut, raise_if_leading_out
 from . import checkpoints
 from .checkpoints import State
 from .line_log import LineLog
-from .progress import SampleFile, Step
+from .records import METRICS, RECORD, MetricsLine, as_bytes, as_text, entries, metrics_blocks, valid_lines
 
-FORMAT = 1
-RECORD, METRICS, OWNER = "run.json", "metrics.jsonl", "owner.json"
-MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, LinkLeadsOut)
-"""errors of a file that is not there; after any other it may be whole"""
-LARGEST_RECORD = 16 * 2**20
-LONGEST_LINE = 2**18
-BLOCK = 2**16
-"""bytes of metrics.jsonl that are read at a time: other threads wait meanwhile"""
-DEEPEST = 4
-"""levels of a run's folder below the root: a LoRA's name may have three parts"""
+OWNER = "owner.json"
 LONGEST_INSIDE = "checkpoints/step000000-000/state.safetensors"
 """the longest path that is written in a run's folder"""
-LARGEST_NUMBER = 1e300
 FLUSH_SECONDS = 2.0
-STAMP = "%Y%m%d-%H%M%S"
-STAMPED = re.compile(r"([0-9]{8}-[0-9]{6})(?:-([0-9]{3,200}))?")
-"""The names of runs: the time, and a number if there are several of that time. A person may have renamed others."""
-
-Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
-
-
-class Record(TypedDict, total=False):
-    """run.json."""
-
-    format: Required[Literal[1]]
-    run: str
-    name: str
-    workflow_id: str
-    prompt_id: str
-    node_id: str
-    state: str
-    """running, finished, interrupted or failed"""
-    message: str
-    notes: list[str]
-    steps: int
-    """of the whole run"""
-    epochs: int
-    epoch: int
-    """reached when the run ended; 0: it has not ended"""
-    started_at: Number
-    """seconds since 1970"""
-    elapsed: Number
-    """seconds"""
-    finished_by_hand: bool
-    trains_rest: bool
-    """whether a run that was finished by hand goes on to its last step"""
-    recipe: dict[str, Any]
-    """see `origin.Origin`, as are the next two"""
-    dataset: dict[str, Any]
-    models: dict[str, Any]
-    versions: dict[str, str]
-
-
-class MetricsLine(TypedDict, total=False):
-    """A line of metrics.jsonl: one of loss, validation_loss, mark and sample, and the step it belongs to."""
-
-    step: Required[Step]
-    loss: Number
-    learning_rate: Number
-    validation_loss: Number
-    mark: str
-    text: str
-    sample: SampleFile
-
-
-_RECORD, _LINE, _LINES = TypeAdapter(Record), TypeAdapter(MetricsLine), TypeAdapter(list[MetricsLine])
 
 
 class RunFolder:
@@ -130,10 +64,10 @@ class RunFolder:
             )
             raise_if_any("Train LoRA", [problem])
         except OSError as error:
-            raise_if_any("Train LoRA", [_unwritable(path, error)])
+            raise_if_any("Train LoRA", [unwritable(path, error)])
         try:
             if not self._has_checkpoint():
-                _check_length(path)
+                check_length(path)
         except InputError:
             self._lock.release()
             raise
@@ -172,18 +106,18 @@ class RunFolder:
         Raises:
             TypeError, ValueError: the facts are no JSON, or no text; none of them is kept.
         """
-        _bytes(facts)
+        as_bytes(facts)
         self._unrecorded.update(facts)
 
         def write() -> None:
-            self._replace(RECORD, {**_entries(self.path), **self._unrecorded})
+            self._replace(RECORD, {**entries(self.path), **self._unrecorded})
             self._unrecorded.clear()
 
         self._try(RECORD, write)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Appends a line to metrics.jsonl; it is written within seconds, or as soon as it can be."""
-        self._log.add(_text(line))
+        self._log.add(as_text(line))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flushed = time.monotonic()
             try:
@@ -239,10 +173,10 @@ class RunFolder:
             self._cut = step
         elif self._cut is not None:
             self._cut = min(step, self._cut)
-        unwritten = _valid_lines(self._log.unwritten)
-        self._log.begin_anew(_text(line) for line in unwritten if line["step"] <= step)
+        unwritten = valid_lines(self._log.unwritten)
+        self._log.begin_anew(as_text(line) for line in unwritten if line["step"] <= step)
         self._try(METRICS, self._join_earlier)
-        lines = _valid_lines(self._log.unwritten)
+        lines = valid_lines(self._log.unwritten)
         if self._cut is None:
             self.flush()
         return lines
@@ -252,7 +186,7 @@ class RunFolder:
         if self._cut is None:
             return
         earlier = [line for lines in metrics_blocks(self.path) for line in lines if line["step"] <= self._cut]
-        self._log.begin_anew(map(_text, [*earlier, *_valid_lines(self._log.unwritten)]))
+        self._log.begin_anew(map(as_text, [*earlier, *valid_lines(self._log.unwritten)]))
         self._cut = None
 
     def _write_log(self) -> None:
@@ -279,7 +213,7 @@ class RunFolder:
 
     def _replace(self, name: str, facts: Mapping[str, Any]) -> None:
         with atomic_write(self.path / name) as unfinished:
-            unfinished.write_bytes(_bytes(facts))
+            unfinished.write_bytes(as_bytes(facts))
 
     def _try(self, what: str, write: Callable[[], Any]) -> None:
         """Calls `write`. An OSError becomes a note and training goes on.
@@ -300,132 +234,6 @@ class RunFolder:
             self.notes.append(note)
 
 
-def read_record(path: Path) -> Record:
-    """Reads a run's run.json.
-
-    Raises:
-        ValueError: it is missing, too large, or an entry has another type than `Record` says.
-        OSError: it cannot be read now: another program holds it, its disk is away ...
-    """
-    try:
-        raise_if_leading_out(path / RECORD, path)
-        if (path / RECORD).stat().st_size > LARGEST_RECORD:
-            raise ValueError("it is too large")
-        return _RECORD.validate_json(read(path / RECORD), strict=True)
-    except (*MISSING, ValueError) as error:
-        raise ValueError(f"{path / RECORD} cannot be read: {error}") from error
-
-
-def _entries(path: Path) -> dict[str, Any]:
-    """All entries of a run's run.json as they stand; the format alone if the file is missing or no record.
-
-    Raises:
-        OSError: another program lets nobody read it.
-    """
-    try:
-        raise_if_leading_out(path / RECORD, path)
-        is_small = (path / RECORD).stat().st_size <= LARGEST_RECORD
-        found = json.loads(read(path / RECORD), parse_constant=lambda _: None) if is_small else None
-        _bytes(found)
-    except (FileNotFoundError, LinkLeadsOut, ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else {"format": FORMAT}
-
-
-def read_metrics(path: Path) -> list[MetricsLine]:
-    """The complete and valid lines of a run's metrics.jsonl.
-
-    Raises:
-        OSError: see `metrics_blocks`.
-    """
-    return [line for lines in metrics_blocks(path) for line in lines]
-
-
-def metrics_blocks(path: Path) -> Iterator[list[MetricsLine]]:
-    """The lines of `read_metrics`, some thousand at a time: a long file takes memory only for what is kept of it.
-
-    Raises:
-        OSError: the file is there, but cannot be read now.
-    """
-    with contextlib.suppress(*MISSING):
-        raise_if_leading_out(path / METRICS, path)
-        with patiently(lambda: (path / METRICS).open("rb")) as file:
-            while block := file.read(BLOCK):
-                yield _valid_lines(block + file.readline(LONGEST_LINE))
-
-
-def _valid_lines(block: bytes) -> list[MetricsLine]:
-    texts = [text for text in block.split(b"\n") if text]
-    with contextlib.suppress(ValueError):  # all at once takes a fourth of the time
-        lines = _LINES.validate_json(b"[" + b",".join(texts) + b"]", strict=True)
-        if len(lines) == len(texts):
-            return lines
-    lines = []
-    for text in texts:
-        with contextlib.suppress(ValueError):
-            lines.append(_LINE.validate_json(text, strict=True))
-    return lines
-
-
-def runs_below(root: Path) -> Iterator[Path]:
-    """The folders of all runs, the newest last."""
-    yield from sorted(_run_folders(root, DEEPEST), key=lambda path: (_order(path), path.name))
-
-
-def _run_folders(folder: Path, deeper: int) -> Iterator[Path]:
-    """The folders with a record below a folder; nothing below such a folder is looked at."""
-    try:
-        with os.scandir(folder) as entries:
-            found = list(entries)
-    except OSError:
-        return
-    if deeper < DEEPEST - 1 and any(entry.name == RECORD for entry in found):
-        yield folder
-    elif deeper:
-        for entry in found:
-            if entry.is_dir():
-                yield from _run_folders(folder / entry.name, deeper - 1)
-
-
-def namesake(root: Path, name: str) -> str | None:
-    """The folder of other runs whose name differs from this one in case or Unicode form only; None: there is none."""
-    folder, found = root, []
-    for part in name.split("/"):
-        try:
-            there = {each.name for each in folder.iterdir()}
-        except OSError:
-            return None
-        found.append(part if part in there else next((each for each in there if folded(each) == folded(part)), ""))
-        if not found[-1]:
-            return None
-        folder = folder / found[-1]
-    return None if found == name.split("/") else "/".join(found)
-
-
-def earlier_runs(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """The runs below a LoRA's folder whose record is one, the newest first.
-
-    Raises:
-        InputError: a record cannot be read now; the run must not be passed over.
-    """
-    try:
-        found = [path for path in folder.iterdir() if (path / RECORD).is_file()]
-    except OSError:
-        return
-    for path in sorted(found, key=_order, reverse=True):
-        try:
-            record = read_record(path)
-        except ValueError:
-            continue
-        except OSError as error:
-            problem = (
-                f"previous_run: {path / RECORD} cannot be read ({error.strerror or error}): {remedy(error, path)}. "
-                "Then queue again, or choose to start anew."
-            )
-            raise InputError("Train LoRA", [problem]) from error
-        yield path, record
-
-
 def open_in(path: Path, patience: float | None = None) -> str | None:
     """The process that has a run open, in words; None: no process has.
 
@@ -441,49 +249,7 @@ def open_in(path: Path, patience: float | None = None) -> str | None:
     return None
 
 
-def new_run(root: Path, name: str) -> RunFolder:
-    """A new folder for a run.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    folder = path = root / name
-    _check_length(folder / f"{time.strftime(STAMP)}-000")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        newest = max((_stamp(each.name) for each in folder.iterdir()), default=("", 0))
-        # Later runs must sort after earlier ones, even when the clock was set back.
-        now = time.strftime(STAMP)
-        stamp, first = (now, 1) if now > newest[0] else (newest[0], newest[1] + 1)
-        for number in count(first):
-            path = folder / (stamp if number == 1 else f"{stamp}-{number:03}")
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                continue
-    except OSError as error:
-        raise_if_any("Train LoRA", [_unwritable(path, error)])
-    return RunFolder(path, root)
-
-
-def _stamp(name: str) -> tuple[str, int]:
-    """(time, number) in a run's name; ("", 0) for another name."""
-    found = STAMPED.fullmatch(name)
-    return (found[1], int(found[2] or 1)) if found else ("", 0)
-
-
-def _order(path: Path) -> tuple[str, int]:
-    """The (time, number) of a run; of a renamed one the time when it began."""
-    if STAMPED.fullmatch(path.name):
-        return _stamp(path.name)
-    try:
-        return time.strftime(STAMP, time.localtime(read_record(path).get("started_at", 0.0))), 0
-    except (ValueError, OverflowError, OSError):
-        return "", 0
-
-
-def _check_length(path: Path) -> None:
+def check_length(path: Path) -> None:
     """Raises InputError if a run's folder lies so deep that its checkpoints could not be written."""
     try:
         try_length(Path(os.path.abspath(path / LONGEST_INSIDE)))
@@ -491,7 +257,7 @@ def _check_length(path: Path) -> None:
         raise_if_any("Train LoRA", [f"name: a run of this name writes longer paths than can be written: {error}"])
 
 
-def _unwritable(path: Path, error: OSError) -> str:
+def unwritable(path: Path, error: OSError) -> str:
     to_do = remedy(error, "ComfyUI's output folder")
     return (
         f"name: the run's folder {path} cannot be written ({error.strerror or error}). {to_do[0].upper()}{to_do[1:]}. "
@@ -506,11 +272,3 @@ def _owner(path: Path) -> str:
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-def _bytes(value: Any) -> bytes:
-    return _text(value).encode()
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)

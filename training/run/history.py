@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .folder import metrics_blocks, read_record
 from .progress import Progress
+from .records import metrics_blocks, read_record
 from .workflows import workflow_of
 
 MOST_POINTS = 4000

@@ -11,9 +11,11 @@ from ..basics.paths import folded
 from ..model.learner import Learner
 from ..model.state import Damaged
 from .checkpoints import State, newest_state
-from .folder import Record, RunFolder, earlier_runs, namesake, new_run, open_in
+from .folder import RunFolder, open_in
 from .origin import Origin, differences
 from .progress import Progress, SamplePicture
+from .records import Record
+from .runs import earlier_runs, namesake, new_run
 
 CONTINUE, CONTINUE_CHANGED, ANEW, REFUSE = (
     "continue it if nothing changed", "continue it even if changed", "start anew", "stop if something changed",

@@ -12,8 +12,10 @@ from pydantic import TypeAdapter
 from typing_extensions import Required, TypedDict
 
 from ..basics.files import one_patience, read
-from .folder import LARGEST_RECORD, METRICS, RECORD, Number, open_in, runs_below
+from .folder import open_in
 from .history import STOPPED, stored_history
+from .records import LARGEST_RECORD, METRICS, RECORD, Number
+from .runs import runs_below
 from .workflows import workflow_of
 
 MOST_RUNS = 20_000

@@ -35,8 +35,9 @@ from lora_kiln.training.model.state import Damaged
 from lora_kiln.training.run import checkpoints, trainer
 from lora_kiln.training.run import live as events
 from lora_kiln.training.run.checkpoints import State, newest_state, read_state, write_state
-from lora_kiln.training.run.folder import RunFolder, read_metrics
+from lora_kiln.training.run.folder import RunFolder
 from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.records import read_metrics
 from lora_kiln.training.run.resume import ANEW, CONTINUE_CHANGED
 from lora_kiln.training.run.run_recorder import RunRecorder
 from lora_kiln.training.run.trainer import Trained

@@ -20,7 +20,7 @@ from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.lora.files import read_lora_file
 from lora_kiln.training.lora.save import save_lora
 from lora_kiln.training.run import folder as run_folders
-from lora_kiln.training.run.folder import read_metrics, read_record
+from lora_kiln.training.run.records import read_metrics, read_record
 
 import models
 from training_runs import assert_same, assert_untouched, changed, run, stopped_at

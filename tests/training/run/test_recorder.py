@@ -14,8 +14,8 @@ from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.learning.loop import Diverged
 from lora_kiln.training.run import live as events
 from lora_kiln.training.run import pauses
-from lora_kiln.training.run.folder import read_metrics
 from lora_kiln.training.run.recorder import unrecorded
+from lora_kiln.training.run.records import read_metrics
 from lora_kiln.training.run.resume import ANEW, CONTINUE, CONTINUE_CHANGED, REFUSE
 from lora_kiln.training.run.run_recorder import RunRecorder
 from safetensors.torch import load_file

@@ -10,8 +10,9 @@ import pytest
 from lora_kiln.training import host
 from lora_kiln.training.basics.errors import InputError
 from lora_kiln.training.run import live
-from lora_kiln.training.run.folder import RECORD, RunFolder, read_record
+from lora_kiln.training.run.folder import RunFolder
 from lora_kiln.training.run.origin import Origin
+from lora_kiln.training.run.records import RECORD, read_record
 from lora_kiln.training.run.resume import CONTINUE, CONTINUE_CHANGED, REFUSE, open_run
 
 from training_runs import CONFIG, assert_same, changed, run, stopped_at

@@ -11,9 +11,10 @@ import pytest
 from filelock import FileLock
 from lora_kiln.training.basics import files
 from lora_kiln.training.run import live, stored
-from lora_kiln.training.run.folder import BLOCK, LARGEST_RECORD, LONGEST_LINE, read_metrics, runs_below
 from lora_kiln.training.run.live import histories
 from lora_kiln.training.run.progress import Progress
+from lora_kiln.training.run.records import BLOCK, LARGEST_RECORD, LONGEST_LINE, read_metrics
+from lora_kiln.training.run.runs import runs_below
 
 from windows_files import WindowsFiles
 

@@ -15,8 +15,8 @@ from lora_kiln.training import host
 from lora_kiln.training.learning import step
 from lora_kiln.training.learning.picture_losses import PictureLosses
 from lora_kiln.training.run import live, run_recorder, trainer
-from lora_kiln.training.run.folder import read_metrics
 from lora_kiln.training.run.recorder import Record
+from lora_kiln.training.run.records import read_metrics
 from lora_kiln.training.run.run_recorder import RunRecorder
 from server import PromptServer
 
